@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who hears of what: the protocol between bindings and invalidations of one file (rules 9, 14).
+//!
+//! Every event of a file, be it the beginning of an invalidation or the birth or death of a
+//! binding, takes the next tick of the file's clock, under the file's lock. Then
+//!
+//! * an invalidation calls exactly those bindings that were born before its tick and die after it
+//!   ([`Life::hears`]). Ticks do not change, so its end calls whom its start called: balance.
+//! * a birth is complete when the overlapping invalidations of earlier ticks are over: they do not
+//!   call the newcomer, so it must not map what they are taking away ([`Running::holds_up_birth`]).
+//! * a death is complete when the overlapping invalidations that still call the binding are over:
+//!   no callback after that ([`Running::holds_up_death`]). Younger ones pass it by, so a stream of
+//!   invalidations cannot keep a binding from dying.
+//!
+//! Nobody waits for anything younger than itself, hence no cycle among these waits.
+
+use super::range::Range;
+
+/// A moment of a file's life.
+pub(crate) type Tick = u64;
+
+/// Counts the events of one file.
+#[derive(Debug, Default)]
+pub(crate) struct Clock(Tick);
+
+impl Clock {
+    /// The next moment. At a billion a second, the last one is 584 years away.
+    pub(crate) fn tick(&mut self) -> Tick {
+        self.0 = self.0.saturating_add(1);
+        self.0
+    }
+}
+
+/// When a binding was born and when it dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    /// Tick of registration.
+    pub(crate) birth: Tick,
+    /// Tick of unregistration, [`Life::NEVER`] until then.
+    pub(crate) death: Tick,
+}
+
+impl Life {
+    /// The death of what lives.
+    pub(crate) const NEVER: Tick = Tick::MAX;
+
+    /// Does the binding take part in an invalidation that began at `seq`?
+    pub(crate) fn hears(self, seq: Tick) -> bool {
+        self.birth < seq && seq < self.death
+    }
+}
+
+/// An invalidation that has begun and not ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Running {
+    /// Tick of its beginning.
+    pub(crate) seq: Tick,
+    /// What it takes away.
+    pub(crate) pages: Range,
+}
+
+impl Running {
+    /// Must a binding of `pages`, born at `birth`, wait for this before it maps anything?
+    pub(crate) fn holds_up_birth(self, birth: Tick, pages: Range) -> bool {
+        self.seq < birth && self.pages.overlaps(pages)
+    }
+
+    /// Must a binding of `pages` with this `life` wait for this before it is gone?
+    pub(crate) fn holds_up_death(self, life: Life, pages: Range) -> bool {
+        life.hears(self.seq) && self.pages.overlaps(pages)
+    }
+}
+
+#[cfg_attr(CONFIG_KUNIT = "y", kernel::macros::kunit_tests(memfile_clock))]
+#[cfg(any(test, CONFIG_KUNIT = "y"))]
+mod tests {
+    use super::*;
+
+    const EIGHT: Range = Range::of(0, 8);
+
+    #[test]
+    fn ticks_rise() {
+        let mut clock = Clock::default();
+        let first = clock.tick();
+        assert!(first < clock.tick());
+    }
+
+    #[test]
+    fn an_invalidation_calls_those_alive_when_it_began() {
+        let life = Life { birth: 5, death: 9 };
+        assert!(!life.hears(4));
+        assert!(life.hears(6));
+        assert!(life.hears(8));
+        assert!(!life.hears(10));
+    }
+
+    #[test]
+    fn a_birth_waits_for_older_invalidations_of_its_pages_only() {
+        let running = Running { seq: 5, pages: EIGHT };
+        assert!(running.holds_up_birth(6, Range::of(7, 9)));
+        assert!(!running.holds_up_birth(6, Range::of(8, 9)));
+        assert!(!running.holds_up_birth(4, Range::of(7, 9)));
+    }
+
+    #[test]
+    fn a_death_waits_for_those_that_call_it_only() {
+        let running = Running { seq: 5, pages: EIGHT };
+        let first = Range::of(0, 1);
+        assert!(running.holds_up_death(Life { birth: 4, death: 6 }, first));
+        assert!(!running.holds_up_death(Life { birth: 4, death: 6 }, Range::of(8, 9)));
+        assert!(!running.holds_up_death(Life { birth: 6, death: 7 }, first));
+        assert!(!running.holds_up_death(Life { birth: 1, death: 4 }, first));
+    }
+
+    #[test]
+    fn nobody_waits_for_the_younger() {
+        for seq in 1..6 {
+            let running = Running { seq, pages: EIGHT };
+            for other in 1..6 {
+                let life = Life { birth: 0, death: other };
+                if running.holds_up_birth(other, EIGHT) || running.holds_up_death(life, EIGHT) {
+                    assert!(seq < other);
+                }
+            }
+        }
+    }
+}
