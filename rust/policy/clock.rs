@@ -97,7 +97,10 @@ mod tests {
 
     #[test]
     fn a_birth_waits_for_older_invalidations_of_its_pages_only() {
-        let running = Running { seq: 5, pages: EIGHT };
+        let running = Running {
+            seq: 5,
+            pages: EIGHT,
+        };
         assert!(running.holds_up_birth(6, Range::of(7, 9)));
         assert!(!running.holds_up_birth(6, Range::of(8, 9)));
         assert!(!running.holds_up_birth(4, Range::of(7, 9)));
@@ -105,7 +108,10 @@ mod tests {
 
     #[test]
     fn a_death_waits_for_those_that_call_it_only() {
-        let running = Running { seq: 5, pages: EIGHT };
+        let running = Running {
+            seq: 5,
+            pages: EIGHT,
+        };
         let first = Range::of(0, 1);
         assert!(running.holds_up_death(Life { birth: 4, death: 6 }, first));
         assert!(!running.holds_up_death(Life { birth: 4, death: 6 }, Range::of(8, 9)));
@@ -118,7 +124,10 @@ mod tests {
         for seq in 1..6 {
             let running = Running { seq, pages: EIGHT };
             for other in 1..6 {
-                let life = Life { birth: 0, death: other };
+                let life = Life {
+                    birth: 0,
+                    death: other,
+                };
                 if running.holds_up_birth(other, EIGHT) || running.holds_up_death(life, EIGHT) {
                     assert!(seq < other);
                 }

@@ -155,7 +155,10 @@ mod tests {
         assert_eq!(Range::from_bytes(4096, 1), Err(Refusal::Invalid));
         assert_eq!(Range::from_bytes(4096, 0), Err(Refusal::Invalid));
         let last = u64::MAX - (PAGE_SIZE - 1);
-        assert_eq!(Range::from_bytes(last, 2 * PAGE_SIZE), Err(Refusal::Invalid));
+        assert_eq!(
+            Range::from_bytes(last, 2 * PAGE_SIZE),
+            Err(Refusal::Invalid)
+        );
     }
 
     #[test]
@@ -171,7 +174,10 @@ mod tests {
         assert!(Binding::new(0, 4, 100, 4).is_ok());
         assert_eq!(Binding::new(1, 4, 100, 4), Err(Refusal::Invalid));
         assert_eq!(Binding::new(0, 0, 100, 4), Err(Refusal::Invalid));
-        assert_eq!(Binding::new(u64::MAX, 2, 0, u64::MAX), Err(Refusal::Invalid));
+        assert_eq!(
+            Binding::new(u64::MAX, 2, 0, u64::MAX),
+            Err(Refusal::Invalid)
+        );
         assert_eq!(Binding::new(0, 2, u64::MAX, 4), Err(Refusal::Invalid));
     }
 

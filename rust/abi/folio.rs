@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Folios of a memfile.
+//!
+//! C header: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
+
+use super::inode::Inode;
+use crate::bindings;
+use crate::policy::range::Range;
+use core::mem::ManuallyDrop;
+use core::ptr::NonNull;
+use kernel::error::{
+    code::*,
+    from_err_ptr,
+    to_result,
+    Result, //
+};
+
+/// A folio that is locked and in the page cache of its file.
+///
+/// Dropping it unlocks the folio and gives up the reference.
+///
+/// # Invariants
+///
+/// `self` owns the folio's lock and a reference to it.
+pub(crate) struct Locked(NonNull<bindings::folio>);
+
+impl Locked {
+    /// The folio with page `index`, allocated if there is none, or read back from swap. Zeroed and
+    /// uptodate: `SGP_CACHE` clears what is new, and what was only reserved by fallocate(), and
+    /// refuses what is past the end. Sleeps.
+    ///
+    /// Errors: `EINVAL` past the end, `ENOMEM`, `EIO` if swap lost it.
+    pub(crate) fn get(inode: &Inode, index: u64) -> Result<Self> {
+        let mut folio: *mut bindings::folio = core::ptr::null_mut();
+        // SAFETY: The inode is valid by its type invariant, and `folio` may be written to.
+        to_result(unsafe {
+            bindings::shmem_get_folio(
+                inode.as_ptr(),
+                // CAST: `pgoff_t` is as wide on 64 bits.
+                index as usize,
+                0,
+                &mut folio,
+                bindings::sgp_type_SGP_CACHE,
+            )
+        })?;
+        // INVARIANT: `shmem_get_folio()` returns a locked folio with a reference for the caller.
+        NonNull::new(folio).map(Self).ok_or(ENOMEM)
+    }
+
+    /// The folio with page `index`, if it is in memory. Sleeps.
+    pub(crate) fn find(inode: &Inode, index: u64) -> Option<Self> {
+        // SAFETY: The inode is valid by its type invariant.
+        // CAST: `pgoff_t` is as wide on 64 bits.
+        let folio = unsafe { bindings::memfile_lock_folio(inode.as_ptr(), index as usize) };
+        // INVARIANT: `filemap_lock_folio()` returns a locked folio with a reference for the caller.
+        from_err_ptr(folio).ok().and_then(NonNull::new).map(Self)
+    }
+
+    /// The folio that a callback got from C, which keeps the lock and the reference.
+    ///
+    /// # Safety
+    ///
+    /// `folio` must be valid, locked and in the page cache, as long as the returned value is used.
+    pub(super) unsafe fn borrow(folio: NonNull<bindings::folio>) -> ManuallyDrop<Self> {
+        // INVARIANT: The caller owns both, and `ManuallyDrop` leaves them to it.
+        ManuallyDrop::new(Self(folio))
+    }
+
+    fn as_ptr(&self) -> *mut bindings::folio {
+        self.0.as_ptr()
+    }
+
+    /// The file pages it holds.
+    pub(crate) fn pages(&self) -> Option<Range> {
+        // SAFETY: The folio is valid by the type invariant, and does not move while it is locked.
+        let start = unsafe { bindings::memfile_folio_index(self.as_ptr()) } as u64;
+        Range::new(start, start.checked_add(1 << self.order())?)
+    }
+
+    /// Its order.
+    pub(crate) fn order(&self) -> u32 {
+        // SAFETY: The folio is valid by the type invariant.
+        unsafe { bindings::memfile_folio_order(self.as_ptr()) }
+    }
+
+    /// Does any of its pages have a memory error?
+    pub(crate) fn poisoned(&self) -> bool {
+        // SAFETY: The folio is valid by the type invariant.
+        unsafe { bindings::memfile_folio_poisoned(self.as_ptr()) }
+    }
+
+    /// Has page `index` a memory error? It must be one of the folio's.
+    pub(crate) fn page_poisoned(&self, index: u64) -> bool {
+        // SAFETY: The page is valid because the folio is.
+        unsafe { bindings::memfile_page_poisoned(self.page(index)) }
+    }
+
+    /// There is no clean copy of it anywhere. Without this, reclaim drops it as if there were.
+    pub(crate) fn mark_dirty(&self) {
+        // SAFETY: The folio is valid by the type invariant.
+        unsafe { bindings::folio_mark_dirty(self.as_ptr()) };
+    }
+
+    /// Clears those of the file pages `pages` that it has.
+    pub(crate) fn zero(&self, pages: Range) {
+        let Some(hit) = self.pages().and_then(|mine| mine.intersect(pages)) else {
+            return;
+        };
+        // SAFETY: The folio is valid by the type invariant, and `hit` lies inside of it.
+        unsafe {
+            bindings::memfile_zero_pages(self.as_ptr(), hit.start() as usize, hit.end() as usize)
+        };
+    }
+
+    fn page(&self, index: u64) -> *mut bindings::page {
+        // SAFETY: The folio is valid by the type invariant; the index is taken modulo its size.
+        unsafe { bindings::memfile_folio_page(self.as_ptr(), index as usize) }
+    }
+
+    /// Unlocks it, and hands its reference on with page `index` to a consumer that may map it at
+    /// `order`.
+    pub(crate) fn into_pfn(self, index: u64, order: u32) -> bindings::memfile_pfn {
+        let page = self.page(index);
+        let this = ManuallyDrop::new(self);
+        // SAFETY: The page is valid because the folio is.
+        let pfn = unsafe { bindings::memfile_page_pfn(page) };
+        // SAFETY: By the type invariant the lock is ours; the reference goes with the page.
+        unsafe { bindings::folio_unlock(this.as_ptr()) };
+        bindings::memfile_pfn { pfn, page, order }
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the lock is ours.
+        unsafe { bindings::folio_unlock(self.as_ptr()) };
+        // SAFETY: By the type invariant the reference is ours.
+        unsafe { bindings::memfile_put_folio(self.as_ptr()) };
+    }
+}

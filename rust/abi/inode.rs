@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The shmem inode under a node, and open files of it.
+//!
+//! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
+
+use super::notifier::Notifier;
+use crate::bindings;
+use crate::policy::flags::Flags;
+use crate::policy::range::PAGE_SHIFT;
+use core::ptr::NonNull;
+use kernel::error::{
+    to_result,
+    Result, //
+};
+
+/// The inode that a node belongs to.
+///
+/// # Invariants
+///
+/// Points to a shmem inode that outlives `self`: the node owns the value, and the kernel destroys
+/// the node before it frees the inode.
+pub(crate) struct Inode(NonNull<bindings::inode>);
+
+// SAFETY: All methods may be called from any thread.
+unsafe impl Send for Inode {}
+// SAFETY: All methods may be called from several threads at once.
+unsafe impl Sync for Inode {}
+
+impl Inode {
+    /// # Safety
+    ///
+    /// `inode` must be a shmem inode that outlives the returned value.
+    pub(crate) unsafe fn new(inode: NonNull<bindings::inode>) -> Self {
+        // INVARIANT: By the safety requirements of this function.
+        Self(inode)
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut bindings::inode {
+        self.0.as_ptr()
+    }
+
+    /// Size in bytes. Changes once at most, from 0.
+    pub(crate) fn size(&self) -> u64 {
+        // SAFETY: The inode is valid by the type invariant.
+        let size = unsafe { bindings::memfile_i_size(self.as_ptr()) };
+        u64::try_from(size).unwrap_or(0)
+    }
+
+    /// Size in pages.
+    pub(crate) fn pages(&self) -> u64 {
+        self.size() >> PAGE_SHIFT
+    }
+
+    /// How many pages are in memory.
+    pub(crate) fn resident(&self) -> usize {
+        // SAFETY: The inode is valid by the type invariant.
+        unsafe { bindings::memfile_nrpages(self.as_ptr()) }
+    }
+
+    /// Tells the memory management what it may do with the pages. Does not sleep; the caller
+    /// serialises.
+    ///
+    /// An unbound file takes unmovable memory although its pages may move, because the usual next
+    /// thing is a binding that pins them, and a pinned page must not sit in a movable block.
+    pub(crate) fn apply(&self, flags: Flags, bound: bool) {
+        // SAFETY: The inode is valid by the type invariant.
+        unsafe { bindings::memfile_set_movable(self.as_ptr(), bound && !flags.unmovable()) };
+        // SAFETY: As above.
+        unsafe { bindings::memfile_set_evictable(self.as_ptr(), !flags.unreclaimable()) };
+    }
+}
+
+/// An open memfile, for the duration of a call.
+///
+/// # Invariants
+///
+/// Points to a `struct file` made with `MFD_INACCESSIBLE`, to which the caller of the current
+/// operation holds a reference.
+#[derive(Clone, Copy)]
+pub(crate) struct File(NonNull<bindings::file>);
+
+impl File {
+    /// # Safety
+    ///
+    /// `file` must be valid, and stay so as long as the returned value is used.
+    ///
+    /// Returns [`None`] if it is not a memfile.
+    pub(crate) unsafe fn from_raw(file: *mut bindings::file) -> Option<Self> {
+        let file = NonNull::new(file)?;
+        // SAFETY: The caller says that `file` is valid.
+        let node = unsafe { bindings::memfile_node(file.as_ptr()) };
+        // INVARIANT: It has a node, and is valid by the safety requirements.
+        (!node.is_null()).then_some(Self(file))
+    }
+
+    pub(super) fn as_ptr(self) -> *mut bindings::file {
+        self.0.as_ptr()
+    }
+
+    pub(super) fn node_ptr(self) -> *mut bindings::memfile_node {
+        // SAFETY: The file is valid by the type invariant.
+        unsafe { bindings::memfile_node(self.as_ptr()) }
+    }
+
+    /// Is it open for writing?
+    pub(crate) fn writable(self) -> bool {
+        // SAFETY: The file is valid by the type invariant.
+        unsafe { bindings::memfile_writable(self.as_ptr()) }
+    }
+
+    /// What shmem does for fallocate(). `offset` and `len` are bytes. Sleeps, takes the inode lock.
+    pub(crate) fn fallocate(self, mode: i32, offset: i64, len: i64) -> Result {
+        // SAFETY: The file is valid by the type invariant, and a shmem file.
+        let err = unsafe { bindings::shmem_fallocate(self.as_ptr(), mode, offset, len) };
+        // CAST: An errno.
+        to_result(err as i32)
+    }
+
+    /// Holds the file open for `notifier`, until [`Notifier::release_file`].
+    pub(crate) fn hold_for(self, notifier: Notifier) {
+        // SAFETY: The file is valid by the type invariant.
+        unsafe { bindings::memfile_get_file(self.as_ptr()) };
+        notifier.set_file(self.as_ptr());
+    }
+}

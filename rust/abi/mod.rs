@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The border to C: everything that needs `unsafe`.
+
+pub(crate) mod folio;
+pub(crate) mod inode;
+pub(crate) mod notifier;
+pub(crate) mod ops;
+pub(crate) mod record;
+
+use crate::policy::Refusal;
+use kernel::error::{
+    code::*,
+    Error, //
+};
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Invalid => EINVAL,
+            Refusal::NotPermitted => EPERM,
+            Refusal::Exists => EEXIST,
+            Refusal::NotSupported => EOPNOTSUPP,
+        }
+    }
+}

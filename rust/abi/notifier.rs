@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bindings, as their consumers embed them, and the interval tree that finds them.
+//!
+//! C headers: [`include/linux/memfile.h`](srctree/include/linux/memfile.h),
+//! [`include/linux/interval_tree.h`](srctree/include/linux/interval_tree.h)
+
+use crate::bindings;
+use crate::policy::clock::Life;
+use crate::policy::range::{
+    Binding,
+    Range, //
+};
+use crate::policy::Refusal;
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+use kernel::container_of;
+
+/// A consumer's binding.
+///
+/// # Invariants
+///
+/// Points to a `struct memfile_notifier` that its owner keeps valid from the call of
+/// `memfile_register_notifier()` to the return of `memfile_unregister_notifier()`, and whose
+/// geometry and ops do not change in between. The core uses a value only in that time: while one
+/// of these two runs, while the notifier is in a [`Tree`] and the tree's lock is held, or during an
+/// invalidation that the notifier takes part in, which unregistration waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Notifier(NonNull<bindings::memfile_notifier>);
+
+impl Notifier {
+    /// # Safety
+    ///
+    /// `notifier` must be as the type invariant says.
+    pub(super) unsafe fn from_raw(notifier: *mut bindings::memfile_notifier) -> Option<Self> {
+        // INVARIANT: By the safety requirements of this function.
+        NonNull::new(notifier).map(Self)
+    }
+
+    fn as_ptr(self) -> *mut bindings::memfile_notifier {
+        self.0.as_ptr()
+    }
+
+    /// Does it only listen?
+    pub(crate) fn observer(self) -> bool {
+        // SAFETY: Valid by the type invariant.
+        unsafe { (*self.as_ptr()).observer }
+    }
+
+    /// What it binds, if that lies in a file of `file_pages` pages.
+    pub(crate) fn binding(self, file_pages: u64) -> Result<Binding, Refusal> {
+        // SAFETY: Valid by the type invariant.
+        let raw = unsafe { &*self.as_ptr() };
+        Binding::new(raw.pgoff as u64, raw.nr_pages as u64, raw.frame, file_pages)
+    }
+
+    /// Are all callbacks there?
+    pub(crate) fn has_ops(self) -> bool {
+        // SAFETY: Valid by the type invariant; ops outlive the notifier.
+        unsafe {
+            (*self.as_ptr()).ops.as_ref().is_some_and(|ops| {
+                ops.invalidate_start.is_some()
+                    && ops.flush.is_some()
+                    && ops.invalidate_end.is_some()
+                    && ops.test_clear_young.is_some()
+            })
+        }
+    }
+
+    pub(super) fn node_ptr(self) -> *mut bindings::memfile_node {
+        // SAFETY: Valid by the type invariant; written before registration returns only.
+        unsafe { (*self.as_ptr()).node }
+    }
+
+    pub(super) fn attach(
+        self,
+        node: *mut bindings::memfile_node,
+        store: &'static bindings::memfile_backing_store,
+    ) {
+        // SAFETY: Valid by the type invariant; nobody else looks at it before it is registered.
+        let raw = unsafe { &mut *self.as_ptr() };
+        raw.node = node;
+        raw.bs = store;
+    }
+
+    pub(super) fn set_file(self, file: *mut bindings::file) {
+        // SAFETY: Valid by the type invariant; only registration and its end write here.
+        unsafe { (*self.as_ptr()).file = file };
+    }
+
+    /// Undoes [`super::inode::File::hold_for`]. Does not sleep.
+    pub(crate) fn release_file(self) {
+        // SAFETY: Valid by the type invariant; the reference was taken by `hold_for()`.
+        unsafe { bindings::fput((*self.as_ptr()).file) };
+        self.set_file(core::ptr::null_mut());
+    }
+
+    /// Calls back: unmap `frames` and keep them unmapped.
+    pub(crate) fn invalidate_start(self, frames: Range) {
+        // SAFETY: Valid by the type invariant; `has_ops()` was true at registration.
+        unsafe {
+            if let Some(call) = (*(*self.as_ptr()).ops).invalidate_start {
+                call(self.as_ptr(), frames.start(), frames.end());
+            }
+        }
+    }
+
+    /// Calls back: do the TLB flush that is due.
+    pub(crate) fn flush(self) {
+        // SAFETY: As in `invalidate_start()`.
+        unsafe {
+            if let Some(call) = (*(*self.as_ptr()).ops).flush {
+                call(self.as_ptr());
+            }
+        }
+    }
+
+    /// Calls back: `frames` may be mapped again.
+    pub(crate) fn invalidate_end(self, frames: Range) {
+        // SAFETY: As in `invalidate_start()`.
+        unsafe {
+            if let Some(call) = (*(*self.as_ptr()).ops).invalidate_end {
+                call(self.as_ptr(), frames.start(), frames.end());
+            }
+        }
+    }
+
+    /// Calls back: have `frames` been used since the last time?
+    pub(crate) fn test_clear_young(self, frames: Range) -> bool {
+        // SAFETY: As in `invalidate_start()`.
+        unsafe {
+            (*(*self.as_ptr()).ops)
+                .test_clear_young
+                .is_some_and(|call| call(self.as_ptr(), frames.start(), frames.end()))
+        }
+    }
+}
+
+/// Notifiers by the file pages they bind; they may overlap. Nothing is allocated: the nodes are in
+/// the notifiers. Lookups cost O(log n).
+///
+/// # Invariants
+///
+/// Every node in the tree is the `range` of a notifier that fulfils the invariant of [`Notifier`].
+pub(crate) struct Tree {
+    root: UnsafeCell<bindings::rb_root_cached>,
+}
+
+// SAFETY: The tree is used under its owner's lock only, from any thread.
+unsafe impl Send for Tree {}
+
+impl Tree {
+    /// An empty one.
+    pub(crate) fn new() -> Self {
+        // INVARIANT: No node.
+        Self {
+            root: UnsafeCell::new(bindings::rb_root_cached::default()),
+        }
+    }
+
+    /// When `notifier`, which is in this tree, lives. `self` proves that the lock is held.
+    pub(crate) fn life(&self, notifier: Notifier) -> Life {
+        // SAFETY: Valid by the type invariant of `Notifier`.
+        let raw = unsafe { &*notifier.as_ptr() };
+        Life {
+            birth: raw.birth,
+            death: raw.death,
+        }
+    }
+
+    /// Sets when `notifier` lives.
+    pub(crate) fn set_life(&mut self, notifier: Notifier, life: Life) {
+        // SAFETY: Valid by the type invariant of `Notifier`; written under the lock only.
+        unsafe {
+            (*notifier.as_ptr()).birth = life.birth;
+            (*notifier.as_ptr()).death = life.death;
+        }
+    }
+
+    /// Adds `notifier`, which is in no tree, at `pages`.
+    pub(crate) fn insert(&mut self, notifier: Notifier, pages: Range) {
+        // SAFETY: Valid by the type invariant of `Notifier`, and not in a tree.
+        unsafe {
+            let node = &raw mut (*notifier.as_ptr()).range;
+            // CAST: Page offsets are as wide on 64 bits.
+            (*node).start = pages.start() as usize;
+            (*node).last = (pages.end() - 1) as usize;
+            // INVARIANT: `notifier` fulfils the invariant.
+            bindings::interval_tree_insert(node, self.root.get());
+        }
+    }
+
+    /// Removes `notifier`, which is in this tree.
+    pub(crate) fn remove(&mut self, notifier: Notifier) {
+        // SAFETY: Valid by the type invariant of `Notifier`, and in this tree.
+        unsafe {
+            bindings::interval_tree_remove(&raw mut (*notifier.as_ptr()).range, self.root.get())
+        };
+    }
+
+    /// The first notifier that overlaps `pages`, or the next one `after` one that did and is still
+    /// in the tree.
+    pub(crate) fn next(&self, pages: Range, after: Option<Notifier>) -> Option<Notifier> {
+        // CAST: Page offsets are as wide on 64 bits.
+        let (start, last) = (pages.start() as usize, (pages.end() - 1) as usize);
+        let node = match after {
+            // SAFETY: The tree's nodes are valid by the type invariant; the lock is held.
+            None => unsafe { bindings::interval_tree_iter_first(self.root.get(), start, last) },
+            // SAFETY: As above, and the caller says that this one is in the tree.
+            Some(notifier) => unsafe {
+                bindings::interval_tree_iter_next(&raw mut (*notifier.as_ptr()).range, start, last)
+            },
+        };
+        if node.is_null() {
+            return None;
+        }
+        // SAFETY: By the type invariant the node is the `range` of a notifier.
+        let notifier = unsafe { container_of!(node, bindings::memfile_notifier, range) };
+        // INVARIANT: By the type invariant of `Tree`.
+        NonNull::new(notifier).map(Notifier)
+    }
+}

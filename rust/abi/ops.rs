@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The core's callbacks, as C calls them: pointers become references, errors become errnos.
+//!
+//! C header: [`include/linux/memfile.h`](srctree/include/linux/memfile.h), which says what each of
+//! them is for and what the caller holds.
+
+use super::folio::Locked;
+use super::inode::{
+    File,
+    Inode, //
+};
+use super::notifier::Notifier;
+use super::record::Record;
+use crate::bindings;
+use crate::engine::node::Node;
+use crate::engine::shmem;
+use crate::policy::range::Range;
+use core::ptr::NonNull;
+use kernel::error::{
+    code::*,
+    from_result,
+    to_result,
+    Result, //
+};
+use kernel::ffi::{
+    c_int,
+    c_long,
+    c_ulong, //
+};
+use kernel::prelude::*;
+use kernel::seq_file::SeqFile;
+use kernel::types::ForeignOwnable;
+
+/// The core's registration with the kernel, for as long as it lives.
+pub(crate) struct Registration(());
+
+impl Registration {
+    /// Registers. Sleeps. `EBUSY` if another core is registered.
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: The ops are static, and `drop()` unregisters them.
+        to_result(unsafe { bindings::memfile_register_core(&OPS.0) })?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Registration {
+    /// Runs at module unload, which happens only when no inode and no binding holds the module.
+    /// Sleeps.
+    fn drop(&mut self) {
+        // SAFETY: `new()` registered them.
+        unsafe { bindings::memfile_unregister_core(&OPS.0) };
+    }
+}
+
+#[repr(transparent)]
+struct Ops(bindings::memfile_core_ops);
+
+// SAFETY: Never written to.
+unsafe impl Sync for Ops {}
+
+static OPS: Ops = Ops(bindings::memfile_core_ops {
+    owner: <crate::Memfile as kernel::ModuleMetadata>::THIS_MODULE.as_ptr(),
+    create: Some(create),
+    destroy: Some(destroy),
+    set_size: Some(set_size),
+    fallocate: Some(fallocate),
+    show_fdinfo: Some(show_fdinfo),
+    register_notifier: Some(register_notifier),
+    unregister_notifier: Some(unregister_notifier),
+    may_writeout: Some(may_writeout),
+    invalidate_start: Some(invalidate_start),
+    invalidate_end: Some(invalidate_end),
+    migrate_folio: Some(migrate_folio),
+    error_folio: Some(error_folio),
+});
+
+static STORE: bindings::memfile_backing_store = bindings::memfile_backing_store {
+    get_pfn: Some(get_pfn),
+    put_pfn: Some(put_pfn),
+};
+
+/// # Safety
+///
+/// `node` must come from [`create`] and not be destroyed as long as the returned value is used.
+unsafe fn borrow_node<'a>(node: *mut bindings::memfile_node) -> Pin<&'a Node> {
+    // SAFETY: `create()` made it by `into_foreign()`; `destroy()` has not run.
+    unsafe { <Pin<KBox<Node>> as ForeignOwnable>::borrow(node.cast()) }
+}
+
+/// # Safety
+///
+/// `folio` must be locked and in the page cache for the duration of the call.
+unsafe fn pages_of(folio: *mut bindings::folio) -> Option<Range> {
+    // SAFETY: By the safety requirements of this function.
+    let folio = unsafe { Locked::borrow(NonNull::new(folio)?) };
+    folio.pages()
+}
+
+/// # Safety
+///
+/// `inode` must be a new shmem inode, which outlives the node.
+unsafe extern "C" fn create(inode: *mut bindings::inode) -> *mut bindings::memfile_node {
+    let Some(inode) = NonNull::new(inode) else {
+        return EINVAL.to_ptr();
+    };
+    // SAFETY: By the safety requirements of this function.
+    match Node::new(unsafe { Inode::new(inode) }) {
+        Ok(node) => node.into_foreign().cast(),
+        Err(err) => err.to_ptr(),
+    }
+}
+
+/// # Safety
+///
+/// `node` must come from [`create`]; it is not used any more.
+unsafe extern "C" fn destroy(node: *mut bindings::memfile_node) {
+    // SAFETY: By the safety requirements, nobody but us and running invalidations has it.
+    unsafe { borrow_node(node) }.drain();
+    // SAFETY: And now the latter have not either.
+    drop(unsafe { <Pin<KBox<Node>> as ForeignOwnable>::from_foreign(node.cast()) });
+}
+
+/// # Safety
+///
+/// `node` must be the node of the inode whose lock the caller holds.
+unsafe extern "C" fn set_size(node: *mut bindings::memfile_node, old: i64, new: i64) -> c_int {
+    from_result(|| {
+        let bytes = |size| u64::try_from(size).map_err(|_| EINVAL);
+        // SAFETY: By the safety requirements of this function.
+        unsafe { borrow_node(node) }.set_size(bytes(old)?, bytes(new)?)?;
+        Ok(0)
+    })
+}
+
+/// # Safety
+///
+/// `file` must be a memfile to which the caller holds a reference.
+unsafe extern "C" fn fallocate(
+    file: *mut bindings::file,
+    mode: c_int,
+    offset: i64,
+    len: i64,
+) -> c_long {
+    from_result(|| {
+        // SAFETY: By the safety requirements of this function.
+        let file = unsafe { File::from_raw(file) }.ok_or(EINVAL)?;
+        // SAFETY: The node lives as long as its inode.
+        unsafe { borrow_node(file.node_ptr()) }.fallocate(file, mode, offset, len)?;
+        Ok(0)
+    })
+}
+
+/// # Safety
+///
+/// `m` must be valid and used by nobody else, `file` as in [`fallocate`].
+unsafe extern "C" fn show_fdinfo(m: *mut bindings::seq_file, file: *mut bindings::file) {
+    // SAFETY: By the safety requirements of this function.
+    let (seq, file) = unsafe { (SeqFile::from_raw(m), File::from_raw(file)) };
+    if let Some(file) = file {
+        // SAFETY: The node lives as long as its inode.
+        unsafe { borrow_node(file.node_ptr()) }.show(seq);
+    }
+}
+
+/// # Safety
+///
+/// `file` must be valid, `notifier` as [`Notifier`] says.
+unsafe extern "C" fn register_notifier(
+    file: *mut bindings::file,
+    flags: c_ulong,
+    notifier: *mut bindings::memfile_notifier,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: By the safety requirements of this function.
+        let file = unsafe { File::from_raw(file) }.ok_or(EINVAL)?;
+        // SAFETY: As above.
+        let notifier = unsafe { Notifier::from_raw(notifier) }.ok_or(EINVAL)?;
+        notifier.attach(file.node_ptr(), &STORE);
+        // SAFETY: The node lives as long as its inode.
+        unsafe { borrow_node(file.node_ptr()) }.bind(file, flags as u64, notifier)?;
+        Ok(0)
+    })
+}
+
+/// # Safety
+///
+/// `notifier` must be registered.
+unsafe extern "C" fn unregister_notifier(notifier: *mut bindings::memfile_notifier) {
+    // SAFETY: By the safety requirements of this function.
+    if let Some(notifier) = unsafe { Notifier::from_raw(notifier) } {
+        // SAFETY: The notifier holds the file, which holds the node.
+        unsafe { borrow_node(notifier.node_ptr()) }.unbind(notifier);
+    }
+}
+
+/// # Safety
+///
+/// `folio` must be locked and in the page cache of the file of `node`.
+unsafe extern "C" fn may_writeout(
+    node: *mut bindings::memfile_node,
+    folio: *mut bindings::folio,
+) -> bool {
+    // SAFETY: The locked folio pins the inode, and so the node.
+    let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
+    pages.is_some_and(|pages| shmem::may_writeout(&node, pages))
+}
+
+/// # Safety
+///
+/// `node` must be valid, `record` as [`Record`] says; [`invalidate_end`] follows.
+unsafe extern "C" fn invalidate_start(
+    node: *mut bindings::memfile_node,
+    record: *mut bindings::memfile_invalidation,
+    start: c_ulong,
+    end: c_ulong,
+) {
+    let Some(raw) = NonNull::new(record) else {
+        return;
+    };
+    // SAFETY: By the safety requirements of this function.
+    let record = unsafe { Record::from_raw(raw) };
+    record.set_node(node);
+    if let Some(pages) = Range::new(start as u64, end as u64) {
+        // SAFETY: As above.
+        unsafe { borrow_node(node) }.invalidate_start(record, pages);
+    }
+}
+
+/// # Safety
+///
+/// `record` must have been started by [`invalidate_start`].
+unsafe extern "C" fn invalidate_end(record: *mut bindings::memfile_invalidation) {
+    let Some(raw) = NonNull::new(record) else {
+        return;
+    };
+    // SAFETY: By the safety requirements of this function.
+    let record = unsafe { Record::listed(raw) };
+    if record.running().is_some() {
+        // SAFETY: `destroy()` waits for this.
+        unsafe { borrow_node(record.node_ptr()) }.invalidate_end(record);
+    }
+}
+
+/// # Safety
+///
+/// `dst` and `src` must be locked, and `src` in the page cache of the file of `node`, which is
+/// `mapping`.
+unsafe extern "C" fn migrate_folio(
+    node: *mut bindings::memfile_node,
+    mapping: *mut bindings::address_space,
+    dst: *mut bindings::folio,
+    src: *mut bindings::folio,
+    mode: bindings::migrate_mode,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: The locked folio pins the inode, and so the node.
+        let (node, pages) = unsafe { (borrow_node(node), pages_of(src)) };
+        shmem::migrate(&node, pages.ok_or(EINVAL)?, || {
+            // SAFETY: By the safety requirements of this function.
+            to_result(unsafe { bindings::migrate_folio(mapping, dst, src, mode) })
+        })?;
+        Ok(0)
+    })
+}
+
+/// # Safety
+///
+/// As for [`may_writeout`].
+unsafe extern "C" fn error_folio(node: *mut bindings::memfile_node, folio: *mut bindings::folio) {
+    // SAFETY: The locked folio pins the inode, and so the node.
+    let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
+    if let Some(pages) = pages {
+        // The page stays in the file, poisoned: get_pfn() refuses it until it is punched.
+        node.invalidate(pages, || ());
+    }
+}
+
+/// # Safety
+///
+/// `notifier` must be registered, `pfn` writable.
+unsafe extern "C" fn get_pfn(
+    notifier: *mut bindings::memfile_notifier,
+    frame: u64,
+    pfn: *mut bindings::memfile_pfn,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: By the safety requirements of this function.
+        let notifier = unsafe { Notifier::from_raw(notifier) }.ok_or(EINVAL)?;
+        // SAFETY: The notifier holds the file, which holds the node.
+        let node = unsafe { borrow_node(notifier.node_ptr()) };
+        let binding = notifier.binding(node.inode.pages())?;
+        let (folio, index, order) = shmem::get_pfn(&node, binding, frame)?;
+        // SAFETY: By the safety requirements of this function.
+        unsafe { pfn.write(folio.into_pfn(index, order)) };
+        Ok(0)
+    })
+}
+
+/// # Safety
+///
+/// `pfn` must come from [`get_pfn`] and not have been put.
+unsafe extern "C" fn put_pfn(
+    _notifier: *mut bindings::memfile_notifier,
+    pfn: *const bindings::memfile_pfn,
+) {
+    // SAFETY: By the safety requirements of this function, which also own the reference.
+    unsafe { bindings::memfile_put_page((*pfn).page) };
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The backing store: pages of shmem.
+
+use super::node::Node;
+use crate::abi::folio::Locked;
+use crate::abi::inode::Inode;
+use crate::policy::range::{
+    Binding,
+    Range, //
+};
+use kernel::prelude::*;
+
+/// The page behind the consumer's `frame`, as a locked folio, with its index in the file and the
+/// largest order at which the consumer may map around it (rules 10 to 12). Sleeps.
+///
+/// The folio is dirty: its only copy is this one, from now on. The caller unlocks it before the
+/// consumer maps it; what protects the consumer then is the notifier, not the lock (rule 13).
+pub(crate) fn get_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u32)> {
+    let index = binding.page_of(frame).ok_or(EINVAL)?;
+    let folio = Locked::get(&node.inode, index)?;
+
+    if folio.page_poisoned(index) {
+        return Err(EHWPOISON);
+    }
+    // A huge mapping would give access to the poisoned neighbour.
+    let order = if folio.poisoned() { 0 } else { folio.order() };
+
+    folio.mark_dirty();
+    Ok((folio, index, binding.order_at(frame, order)))
+}
+
+/// Clears what is left of the hole `pages` in folios that reach out of it. shmem splits these, or
+/// clears the part itself if it cannot, but not in a mapping marked inaccessible. Sleeps.
+pub(crate) fn clear_edges(inode: &Inode, pages: Range) {
+    for index in [pages.start(), pages.end() - 1] {
+        if let Some(folio) = Locked::find(inode, index) {
+            folio.zero(pages);
+            folio.mark_dirty();
+        }
+    }
+}
+
+/// May reclaim swap `pages`, all of one folio, out (rules 18 and 19)? What a consumer has used since
+/// the last look stays. Sleeps.
+pub(crate) fn may_writeout(node: &Node, pages: Range) -> bool {
+    !node.flags().unreclaimable() && !node.test_clear_young(pages)
+}
+
+/// Moves `pages`, all of one folio, with `migrate` (rules 18 and 19). Sleeps.
+pub(crate) fn migrate(node: &Node, pages: Range, migrate: impl FnOnce() -> Result) -> Result {
+    if node.flags().unmovable() {
+        return Err(EOPNOTSUPP);
+    }
+    node.invalidate(pages, migrate)
+}

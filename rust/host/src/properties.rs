@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The policy layer against models that are too slow and too simple to be wrong.
+
+use crate::policy::flags::Flags;
+use crate::policy::range::{Binding, Range};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+/// Pages and frames small enough that everything meets everything.
+const SMALL: u64 = 64;
+
+prop_compose! {
+    fn small_range()(start in 0..SMALL, len in 1..SMALL) -> (u64, u64) {
+        (start, start + len)
+    }
+}
+
+prop_compose! {
+    /// A binding, and the same as a map from page to frame.
+    fn small_binding()(pgoff in 0..SMALL, pages in 1..SMALL, frame in 0..SMALL)
+        -> (Binding, BTreeMap<u64, u64>) {
+        let binding = Binding::new(pgoff, pages, frame, 4 * SMALL).unwrap();
+        (binding, (0..pages).map(|i| (pgoff + i, frame + i)).collect())
+    }
+}
+
+proptest! {
+    #[test]
+    fn frames_of_is_the_image_of_the_bound_pages((binding, model) in small_binding(),
+                                                 (start, end) in small_range()) {
+        let image: Vec<u64> = model.range(start..end).map(|(_, &frame)| frame).collect();
+        let frames = binding.frames_of(Range::new(start, end).unwrap());
+        let got: Vec<u64> = frames.map_or(vec![], |r| (r.start()..r.end()).collect());
+        prop_assert_eq!(got, image);
+    }
+
+    #[test]
+    fn page_of_inverts_the_map((binding, model) in small_binding(), frame in 0..4 * SMALL) {
+        let page = model.iter().find(|&(_, &f)| f == frame).map(|(&p, _)| p);
+        prop_assert_eq!(binding.page_of(frame), page);
+    }
+
+    #[test]
+    fn order_at_is_the_largest_aligned_block_that_is_bound((binding, model) in small_binding(),
+                                                           frame in 0..4 * SMALL,
+                                                           folio_order in 0u32..7) {
+        let fits = |order: u32| {
+            let size = 1 << order;
+            let first = frame / size * size;
+            (first..first + size).all(|f| {
+                let offset = f - first;
+                model.iter().any(|(&p, &bound)| bound == f && p % size == offset)
+            })
+        };
+        let want = if model.values().any(|&f| f == frame) {
+            (0..=folio_order).rev().find(|&order| fits(order)).unwrap_or(0)
+        } else {
+            0
+        };
+        prop_assert_eq!(binding.order_at(frame, folio_order), want);
+    }
+
+    #[test]
+    fn overlap_is_symmetric_and_agrees_with_intersection((a, b) in small_range(),
+                                                         (c, d) in small_range()) {
+        let (x, y) = (Range::new(a, b).unwrap(), Range::new(c, d).unwrap());
+        prop_assert_eq!(x.overlaps(y), y.overlaps(x));
+        prop_assert_eq!(x.overlaps(y), x.intersect(y).is_some());
+        prop_assert_eq!(x.overlaps(y), (a..b).any(|page| (c..d).contains(&page)));
+    }
+
+    #[test]
+    fn nothing_panics_at_the_edges_of_u64(pgoff: u64, pages: u64, frame: u64, size: u64,
+                                          at: u64, order in 0u32..64) {
+        if let Ok(binding) = Binding::new(pgoff, pages, frame, size) {
+            prop_assert!(binding.order_at(at, order) <= order);
+            if let Some(page) = binding.page_of(at) {
+                prop_assert!(page - pgoff < pages);
+            }
+        }
+    }
+
+    #[test]
+    fn flags_follow_the_bindings(steps in prop::collection::vec(
+            prop_oneof![(0u64..10).prop_map(Some), Just(None)], 1..40)) {
+        let mut flags = Flags::CREATION;
+        let mut bound: Vec<u64> = vec![];
+        for step in steps {
+            match step {
+                Some(wish) => {
+                    let legal = wish < 8 && wish & 1 == 1 && bound.iter().all(|&b| b == wish);
+                    let joined = Flags::from_consumer(wish)
+                        .and_then(|wish| flags.joined(bound.len(), wish));
+                    prop_assert_eq!(joined.is_ok(), legal);
+                    if let Ok(joined) = joined {
+                        flags = joined;
+                        bound.push(wish);
+                    }
+                }
+                None => {
+                    bound.pop();
+                    flags = flags.left(bound.len());
+                }
+            }
+            let want = bound.first().copied().unwrap_or(1);
+            prop_assert_eq!(u64::from(flags.bits()), want);
+        }
+    }
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! memfile: private memory for guests, through a file descriptor.
+//!
+//! Three layers, each knows only those below it:
+//!
+//! * [`engine`]: what a memfile does. No `unsafe`.
+//! * [`abi`]: C as safe Rust, and Rust as C callbacks. All the `unsafe`.
+//! * [`policy`]: what is allowed and who hears of what. No `unsafe`, no `kernel::`, tested on the
+//!   host as well.
+//!
+//! Start reading at [`engine::node`]: it owns the lock, and says in which order things are taken.
+
+use kernel::prelude::*;
+
+mod abi;
+mod bindings;
+mod engine;
+mod policy;
+
+module! {
+    type: Memfile,
+    name: "memfile",
+    authors: ["The memfile authors"],
+    description: "Private memory for guests, through a file descriptor",
+    license: "GPL",
+}
+
+/// The loaded module: registered with the kernel from its load to its unload.
+struct Memfile {
+    _registration: abi::ops::Registration,
+}
+
+impl kernel::Module for Memfile {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        Ok(Self {
+            _registration: abi::ops::Registration::new()?,
+        })
+    }
+}

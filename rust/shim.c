@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/highmem.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+
+#include "shim.h"
+
+loff_t memfile_i_size(struct inode *inode)
+{
+	return i_size_read(inode);
+}
+
+unsigned long memfile_nrpages(struct inode *inode)
+{
+	return READ_ONCE(inode->i_mapping->nrpages);
+}
+
+/* Where new pages come from, and whether migration looks at those there are. */
+void memfile_set_movable(struct inode *inode, bool movable)
+{
+	struct address_space *mapping = inode->i_mapping;
+	gfp_t gfp = mapping_gfp_mask(mapping) & ~__GFP_MOVABLE;
+
+	mapping_set_gfp_mask(mapping, movable ? gfp | __GFP_MOVABLE : gfp);
+	assign_bit(AS_INACCESSIBLE, &mapping->flags, !movable);
+}
+
+void memfile_set_evictable(struct inode *inode, bool evictable)
+{
+	assign_bit(AS_UNEVICTABLE, &inode->i_mapping->flags, !evictable);
+}
+
+struct inode *memfile_inode(struct file *file)
+{
+	return file_inode(file);
+}
+
+bool memfile_writable(struct file *file)
+{
+	return file->f_mode & FMODE_WRITE;
+}
+
+void memfile_get_file(struct file *file)
+{
+	get_file(file);
+}
+
+struct folio *memfile_lock_folio(struct inode *inode, pgoff_t index)
+{
+	return filemap_lock_folio(inode->i_mapping, index);
+}
+
+pgoff_t memfile_folio_index(struct folio *folio)
+{
+	return folio->index;
+}
+
+unsigned int memfile_folio_order(struct folio *folio)
+{
+	return folio_order(folio);
+}
+
+struct page *memfile_folio_page(struct folio *folio, pgoff_t index)
+{
+	return folio_file_page(folio, index);
+}
+
+unsigned long memfile_page_pfn(struct page *page)
+{
+	return page_to_pfn(page);
+}
+
+bool memfile_page_poisoned(struct page *page)
+{
+	return PageHWPoison(page);
+}
+
+bool memfile_folio_poisoned(struct folio *folio)
+{
+	return folio_contain_hwpoisoned_page(folio);
+}
+
+void memfile_zero_pages(struct folio *folio, pgoff_t start, pgoff_t end)
+{
+	folio_zero_range(folio, (start - folio->index) << PAGE_SHIFT,
+			 (end - start) << PAGE_SHIFT);
+}
+
+void memfile_put_folio(struct folio *folio)
+{
+	folio_put(folio);
+}
+
+void memfile_put_page(struct page *page)
+{
+	put_page(page);
+}

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * C for Rust: what is a macro or an inline function in the kernel, as a
+ * function.  Read by shim.c and by bindgen.  No decisions here.
+ */
+#ifndef _MEMFILE_SHIM_H
+#define _MEMFILE_SHIM_H
+
+#include <linux/memfile.h>
+#include <linux/shmem_fs.h>
+
+/* Inode: valid while the node is. */
+loff_t memfile_i_size(struct inode *inode);
+unsigned long memfile_nrpages(struct inode *inode);
+void memfile_set_movable(struct inode *inode, bool movable);
+void memfile_set_evictable(struct inode *inode, bool evictable);
+
+/* File: the caller holds a reference. */
+struct inode *memfile_inode(struct file *file);
+bool memfile_writable(struct file *file);
+void memfile_get_file(struct file *file);
+
+/* Folio: the caller holds a reference. */
+struct folio *memfile_lock_folio(struct inode *inode, pgoff_t index);
+pgoff_t memfile_folio_index(struct folio *folio);
+unsigned int memfile_folio_order(struct folio *folio);
+struct page *memfile_folio_page(struct folio *folio, pgoff_t index);
+unsigned long memfile_page_pfn(struct page *page);
+bool memfile_page_poisoned(struct page *page);
+bool memfile_folio_poisoned(struct folio *folio);
+void memfile_zero_pages(struct folio *folio, pgoff_t start, pgoff_t end);
+void memfile_put_folio(struct folio *folio);
+void memfile_put_page(struct page *page);
+
+#endif /* _MEMFILE_SHIM_H */
