@@ -1,0 +1,481 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A small test runner that speaks KTAP version 1.
+//!
+//! Suites and cases are static tables. Each case runs in a forked child that leads a process group
+//! of its own: a crash, a panic or a hang fails that case alone, and whatever it started is killed
+//! with it. What the child prints becomes `# ` diagnostics, in order and as it comes.
+//!
+//! The runner has one thread; only children start others.
+
+use std::fmt::{self, Write as _};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::sys::{self, Errno, check};
+
+/// What a case returns: nothing to say, or an error; a [`Skip`] inside it is not a failure.
+pub type CaseResult = Result<()>;
+
+/// Seconds a case may take unless it says otherwise.
+pub const TIME_LIMIT: u32 = 60;
+
+/// One promise.
+pub struct Case {
+    /// The promise in snake case.
+    pub name: &'static str,
+    pub func: fn() -> CaseResult,
+    /// Seconds it may take on the plain kernel; see [`Options::time_factor`].
+    pub limit: u32,
+}
+
+/// Promises about one subject.
+pub struct Suite {
+    pub name: &'static str,
+    pub cases: &'static [Case],
+    /// Runs only if a pattern names it; for the controls of the runner itself.
+    pub hidden: bool,
+}
+
+/// Declare a suite: `suite!("name", [case, slow_case: 120])`.
+#[macro_export]
+macro_rules! suite {
+    ($name:literal, [$($case:ident $(: $limit:literal)?),* $(,)?] $(, hidden = $hidden:literal)?) => {
+        $crate::ktap::Suite {
+            name: $name,
+            cases: &[$($crate::ktap::Case {
+                name: stringify!($case),
+                func: $case,
+                limit: [$($limit,)? $crate::ktap::TIME_LIMIT][0],
+            }),*],
+            hidden: [$($hidden,)? false][0],
+        }
+    };
+}
+
+/// The error that says: this machine cannot show it.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "skipped: {}", self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// End the case as skipped.
+pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
+    Err(Skip(reason.into()).into())
+}
+
+/// End the case because the kernel lacks what memfile needs: skipped, or failed if
+/// `--require-memfile` says that it must be there.
+pub fn missing_memfile<T>(reason: &str) -> Result<T> {
+    if std::env::var_os(REQUIRE).is_some() {
+        anyhow::bail!("memfile is required, but {reason}");
+    }
+    skip(reason)
+}
+
+/// Environment variable by which a child knows that `--require-memfile` was given.
+pub const REQUIRE: &str = "MEMFILE_REQUIRE";
+
+/// How to run.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// `suite`, `suite.case`, with `*` and `?`; none means all.
+    pub patterns: Vec<String>,
+    /// Multiplies every time limit; 1 if 0.
+    pub time_factor: u32,
+    /// Name each case in the kernel log, so that a splat there finds its case.
+    pub kmsg: bool,
+}
+
+/// How many cases ended how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub passed: u32,
+    pub failed: u32,
+    pub skipped: u32,
+}
+
+impl Totals {
+    /// Nothing failed, and something was tried.
+    pub fn good(self) -> bool {
+        self.failed == 0 && self.passed + self.skipped > 0
+    }
+}
+
+/// How one case ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    Pass,
+    Skip(String),
+    Fail(String),
+    Timeout(u32),
+}
+
+/// Whether `text` matches a pattern of `*`, `?` and literal characters.
+pub fn glob(pattern: &str, text: &str) -> bool {
+    let (p, t): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    // Where the last `*` was, and how much of the text it has eaten.
+    let (mut i, mut j, mut star) = (0, 0, None);
+    while j < t.len() {
+        match p.get(i) {
+            Some('*') => {
+                star = Some((i, j));
+                i += 1;
+            }
+            Some(&c) if c == '?' || c == t[j] => {
+                i += 1;
+                j += 1;
+            }
+            _ => match star {
+                Some((si, sj)) => {
+                    star = Some((si, sj + 1));
+                    i = si + 1;
+                    j = sj + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    p[i..].iter().all(|&c| c == '*')
+}
+
+/// Whether the patterns choose this case.
+fn chosen(suite: &Suite, case: &Case, patterns: &[String]) -> bool {
+    if patterns.is_empty() {
+        return !suite.hidden;
+    }
+    let name = format!("{}.{}", suite.name, case.name);
+    patterns.iter().any(|p| {
+        let named = !suite.hidden || p.starts_with(suite.name);
+        named && (glob(p, suite.name) || glob(p, &name))
+    })
+}
+
+/// The suites and the cases that the patterns choose.
+///
+/// A suite that has no case at all is kept if it is named, because running it must fail.
+pub fn select<'a>(suites: &[&'a Suite], patterns: &[String]) -> Vec<(&'a Suite, Vec<&'a Case>)> {
+    let selected = suites.iter().map(|suite| {
+        let cases = suite.cases.iter().filter(|case| chosen(suite, case, patterns));
+        (*suite, cases.collect::<Vec<_>>())
+    });
+    let named = |suite: &Suite| {
+        (patterns.is_empty() && !suite.hidden) || patterns.iter().any(|p| p == suite.name)
+    };
+    selected.filter(|(suite, cases)| !cases.is_empty() || named(suite)).collect()
+}
+
+/// Run what the patterns choose and write one KTAP document to `out`.
+pub fn run(suites: &[&Suite], options: &Options, out: &mut dyn Write) -> Result<Totals> {
+    let selected = select(suites, &options.patterns);
+    let mut totals = Totals::default();
+    writeln!(out, "KTAP version 1\n1..{}", selected.len())?;
+    for (number, (suite, cases)) in (1..).zip(&selected) {
+        let mut sum = Totals::default();
+        writeln!(out, "  KTAP version 1\n  # Subtest: {}\n  1..{}", suite.name, cases.len())?;
+        for (n, case) in (1..).zip(cases) {
+            out.flush()?;
+            let outcome = run_case(suite, case, options, out)?;
+            write_result(out, n, case.name, &outcome)?;
+            match outcome {
+                Outcome::Pass => sum.passed += 1,
+                Outcome::Skip(_) => sum.skipped += 1,
+                Outcome::Fail(_) | Outcome::Timeout(_) => sum.failed += 1,
+            }
+        }
+        if cases.is_empty() {
+            writeln!(out, "# suite {} has no case", suite.name)?;
+            sum.failed += 1;
+        }
+        let Totals { passed, failed, skipped } = sum;
+        writeln!(out, "# {}: {passed} passed, {failed} failed, {skipped} skipped", suite.name)?;
+        let verdict = if failed == 0 { "ok" } else { "not ok" };
+        let all_skipped = if passed + failed == 0 { " # SKIP every case was skipped" } else { "" };
+        writeln!(out, "{verdict} {number} {}{all_skipped}", suite.name)?;
+        totals.passed += passed;
+        totals.failed += failed;
+        totals.skipped += skipped;
+    }
+    let Totals { passed, failed, skipped } = totals;
+    if selected.is_empty() {
+        writeln!(out, "# no case was chosen; that is a failure")?;
+    }
+    writeln!(out, "# totals: {passed} passed, {failed} failed, {skipped} skipped")?;
+    out.flush()?;
+    Ok(totals)
+}
+
+/// Write the result line of a case, with the reason of a failure before it.
+fn write_result(out: &mut dyn Write, n: u32, name: &str, outcome: &Outcome) -> Result<()> {
+    match outcome {
+        Outcome::Pass => writeln!(out, "  ok {n} {name}")?,
+        Outcome::Skip(reason) => writeln!(out, "  ok {n} {name} # SKIP {}", one_line(reason))?,
+        Outcome::Timeout(s) => writeln!(out, "  not ok {n} {name} # TIMEOUT {s} seconds")?,
+        Outcome::Fail(reason) => {
+            for line in reason.lines() {
+                writeln!(out, "  # {line}")?;
+            }
+            writeln!(out, "  not ok {n} {name}")?;
+        }
+    }
+    Ok(())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Run one case in a child, pass on what it prints, and say how it ended.
+fn run_case(suite: &Suite, case: &Case, options: &Options, out: &mut dyn Write) -> Result<Outcome> {
+    let limit = case.limit * options.time_factor.max(1);
+    if options.kmsg {
+        // Best effort: not everyone may write there.
+        let line = format!("memfile-tests: {}.{}\n", suite.name, case.name);
+        let _ = std::fs::write("/dev/kmsg", line);
+    }
+    let (output, child_output) = sys::pipe()?;
+    let (verdict, child_verdict) = sys::pipe()?;
+    // SAFETY: The runner has one thread, so the child may do what it likes.
+    let pid = check(unsafe { libc::fork() }).context("fork")? as libc::pid_t;
+    if pid == 0 {
+        run_child(case, child_output, child_verdict);
+    }
+    drop((child_output, child_verdict));
+    // SAFETY: Takes no pointer. Both sides set the group, so that neither can be too late.
+    unsafe { libc::setpgid(pid, pid) };
+    let pidfd = sys::pidfd_open(pid).context("pidfd_open")?;
+
+    let mut lines = Lines::default();
+    let deadline = Instant::now() + Duration::from_secs(limit.into());
+    let mut open = true;
+    let timed_out = loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break true;
+        }
+        let (readable, exited) = wait(open.then_some(&output), Some(&pidfd), left)?;
+        if readable {
+            open = pass_on(&output, &mut lines, out)?;
+        } else if exited {
+            break false;
+        }
+    };
+    // SAFETY: Takes no pointer. The child is not reaped yet, so the group is still its own.
+    unsafe { libc::kill(-pid, libc::SIGKILL) };
+    let mut status = 0;
+    // SAFETY: The status outlives the call.
+    check(unsafe { libc::waitpid(pid, &mut status, 0) }).context("waitpid")?;
+    // The rest of what it said; whoever still holds the pipe is not waited for.
+    while open && wait(Some(&output), None, Duration::ZERO)?.0 {
+        open = pass_on(&output, &mut lines, out)?;
+    }
+    lines.finish(out)?;
+    if timed_out {
+        return Ok(Outcome::Timeout(limit));
+    }
+    let mut reason = String::new();
+    if wait(Some(&verdict), None, Duration::ZERO)?.0 {
+        let mut bytes = [0; 16384];
+        let n = std::fs::File::from(verdict).read(&mut bytes).context("read the verdict")?;
+        reason = String::from_utf8_lossy(&bytes[..n]).into_owned();
+    }
+    Ok(outcome_of(status, reason))
+}
+
+// Exit codes of a child: those of kselftest.
+const CHILD_PASS: i32 = 0;
+const CHILD_FAIL: i32 = 1;
+const CHILD_SKIP: i32 = 4;
+
+fn outcome_of(status: i32, reason: String) -> Outcome {
+    if libc::WIFSIGNALED(status) {
+        return Outcome::Fail(format!("killed by signal {}", libc::WTERMSIG(status)));
+    }
+    match libc::WEXITSTATUS(status) {
+        CHILD_PASS => Outcome::Pass,
+        CHILD_SKIP => Outcome::Skip(reason),
+        CHILD_FAIL => Outcome::Fail(reason),
+        code => Outcome::Fail(format!("exited with {code} without a verdict")),
+    }
+}
+
+/// The child: run the case, tell the verdict, exit.
+fn run_child(case: &Case, output: OwnedFd, verdict: OwnedFd) -> ! {
+    // SAFETY: None of these takes a pointer; the descriptors are open.
+    unsafe {
+        libc::setpgid(0, 0);
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::dup2(output.as_raw_fd(), 1);
+        libc::dup2(output.as_raw_fd(), 2);
+    }
+    drop(output);
+    let (code, reason) = match std::panic::catch_unwind(case.func) {
+        Ok(Ok(())) => (CHILD_PASS, String::new()),
+        Ok(Err(error)) => match error.chain().find_map(|e| e.downcast_ref::<Skip>()) {
+            Some(Skip(reason)) => (CHILD_SKIP, reason.clone()),
+            None => (CHILD_FAIL, format!("{error:#}")),
+        },
+        Err(_) => (CHILD_FAIL, "the test itself panicked".into()),
+    };
+    let _ = std::io::stdout().flush();
+    let mut end = reason.len().min(8192);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    let _ = std::fs::File::from(verdict).write_all(&reason.as_bytes()[..end]);
+    // SAFETY: Ends the child at once; nothing of the runner's may be torn down twice.
+    unsafe { libc::_exit(code) }
+}
+
+/// Wait until `output` is readable (or closed) or the process has ended: which of them.
+fn wait(
+    output: Option<&OwnedFd>,
+    process: Option<&OwnedFd>,
+    left: Duration,
+) -> Result<(bool, bool)> {
+    let entry = |fd: Option<&OwnedFd>| libc::pollfd {
+        fd: fd.map_or(-1, AsRawFd::as_raw_fd),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut fds = [entry(output), entry(process)];
+    let millis = left.as_micros().div_ceil(1000).min(60_000) as i32;
+    // SAFETY: The array outlives the call.
+    match check(unsafe { libc::poll(fds.as_mut_ptr(), 2, millis) }) {
+        Ok(_) => Ok((fds[0].revents != 0, fds[1].revents != 0)),
+        Err(Errno::EINTR) => Ok((false, false)),
+        Err(errno) => Err(errno).context("poll"),
+    }
+}
+
+/// Pass on one read of the child's output; false at its end.
+fn pass_on(output: &OwnedFd, lines: &mut Lines, out: &mut dyn Write) -> Result<bool> {
+    let mut bytes = [0u8; 4096];
+    // SAFETY: The buffer outlives the call.
+    let ret = unsafe { libc::read(output.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
+    let n = check(ret as i64).context("read the child's output")? as usize;
+    lines.add(&bytes[..n], out)?;
+    Ok(n > 0)
+}
+
+/// Turns a stream of bytes into indented diagnostic lines.
+#[derive(Default)]
+struct Lines(Vec<u8>);
+
+impl Lines {
+    fn add(&mut self, bytes: &[u8], out: &mut dyn Write) -> Result<()> {
+        self.0.extend_from_slice(bytes);
+        while let Some(end) = self.0.iter().position(|&b| b == b'\n') {
+            let line: Vec<u8> = self.0.drain(..=end).collect();
+            write_diagnostic(&line[..end], out)?;
+        }
+        Ok(())
+    }
+
+    fn finish(self, out: &mut dyn Write) -> Result<()> {
+        if !self.0.is_empty() {
+            write_diagnostic(&self.0, out)?;
+        }
+        Ok(())
+    }
+}
+
+fn write_diagnostic(line: &[u8], out: &mut dyn Write) -> Result<()> {
+    let mut text = String::from("  # ");
+    for c in String::from_utf8_lossy(line).chars() {
+        if c.is_control() && c != '\t' {
+            write!(text, "{}", c.escape_default())?;
+        } else {
+            text.push(c);
+        }
+    }
+    writeln!(out, "{text}")?;
+    out.flush()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Running cases forks, which a threaded test harness must not: see tests/runner.rs.
+
+    fn passes() -> CaseResult {
+        Ok(())
+    }
+    fn fails() -> CaseResult {
+        anyhow::bail!("wanted 1, got 2")
+    }
+
+    static GOOD: Suite = suite!("good", [passes]);
+    static BAD: Suite = suite!("bad", [passes, fails: 1]);
+    static EMPTY: Suite = suite!("empty", []);
+    static HIDDEN: Suite = suite!("hidden", [passes], hidden = true);
+
+    #[test]
+    fn suite_macro_sets_limits() {
+        let limits: Vec<_> = BAD.cases.iter().map(|c| (c.name, c.limit)).collect();
+        assert_eq!(limits, [("passes", TIME_LIMIT), ("fails", 1)]);
+    }
+
+    #[test]
+    fn patterns_choose() {
+        let names = |patterns: &[&str]| {
+            let patterns: Vec<_> = patterns.iter().map(|p| p.to_string()).collect();
+            let list = select(&[&GOOD, &BAD, &EMPTY, &HIDDEN], &patterns);
+            list.iter().map(|(s, c)| (s.name, c.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[]), [("good", 1), ("bad", 2), ("empty", 0)]);
+        assert_eq!(names(&["bad"]), [("bad", 2)]);
+        assert_eq!(names(&["empty"]), [("empty", 0)]);
+        assert_eq!(names(&["*.pa*"]), [("good", 1), ("bad", 1)]);
+        assert_eq!(names(&["*"]), [("good", 1), ("bad", 2)]);
+        assert_eq!(names(&["hidden"]), [("hidden", 1)]);
+        assert_eq!(names(&["bad.fail", "good.passes"]), [("good", 1)]);
+        assert_eq!(names(&["nothing"]), []);
+    }
+
+    #[test]
+    fn only_a_run_that_did_something_is_good() {
+        assert!(!Totals::default().good());
+        assert!(Totals { skipped: 1, ..Totals::default() }.good());
+        assert!(!Totals { passed: 1, failed: 1, skipped: 0 }.good());
+    }
+
+    #[test]
+    fn outcomes() {
+        assert_eq!(outcome_of(0, String::new()), Outcome::Pass);
+        assert_eq!(outcome_of(1 << 8, "why".into()), Outcome::Fail("why".into()));
+        assert_eq!(outcome_of(4 << 8, "why".into()), Outcome::Skip("why".into()));
+        assert!(matches!(outcome_of(101 << 8, String::new()), Outcome::Fail(_)));
+        assert!(matches!(outcome_of(libc::SIGSEGV, String::new()), Outcome::Fail(_)));
+    }
+
+    #[test]
+    fn diagnostics_are_lines() {
+        let mut out = Vec::new();
+        let mut lines = Lines::default();
+        lines.add(b"one\ntw", &mut out).unwrap();
+        lines.add(b"o\r\nthree", &mut out).unwrap();
+        lines.finish(&mut out).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "  # one\n  # two\\r\n  # three\n");
+    }
+
+    #[test]
+    fn glob_matches() {
+        for (p, t) in [("*", ""), ("a*c", "abbc"), ("a?c", "abc"), ("**b*", "ab"), ("a", "a")] {
+            assert!(glob(p, t), "{p} {t}");
+        }
+        for (p, t) in [("", "a"), ("a*c", "abcd"), ("a?c", "ac"), ("a", "ab"), ("ab", "a")] {
+            assert!(!glob(p, t), "{p} {t}");
+        }
+    }
+}

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the memfile selftests and the demo share.
+//!
+//! Layers, each using only those above it:
+//!
+//! - [`uapi`]: numbers and structures of the kernel interface, checked at compile time.
+//! - [`sys`]: thin system call wrappers that keep the errno.
+//! - [`mem`]: ways to see from user space who holds how much memory.
+//! - [`pattern`]: the position- and generation-dependent content that makes a stale read visible.
+//! - [`guest`]: the guest program and its mailbox.
+//! - [`vm`]: virtual machines, memory slots and vCPUs.
+//! - [`ktap`]: the test runner.
+//! - [`suites`]: the tests.
+//! - [`demo`]: the table of who pays for which memory, and when.
+
+pub mod demo;
+pub mod guest;
+pub mod ktap;
+pub mod mem;
+pub mod pattern;
+pub mod suites;
+pub mod sys;
+pub mod uapi;
+pub mod vm;
+
+/// Bytes in a base page. x86-64 has no other.
+pub const PAGE: u64 = 4096;
+/// Bytes in a page of the next level.
+pub const HUGE: u64 = 2 << 20;
+/// Bytes in a MiB.
+pub const MIB: u64 = 1 << 20;
+/// Bytes in a GiB.
+pub const GIB: u64 = 1 << 30;

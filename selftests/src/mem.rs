@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Who holds how much memory, as the kernel counts it. All figures in bytes unless said.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+
+use crate::sys::Mapping;
+use crate::{HUGE, MIB};
+
+/// A figure of `/proc/meminfo`.
+pub fn meminfo(key: &str) -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+    parse_kib(&text, key).with_context(|| format!("/proc/meminfo has no {key}"))
+}
+
+/// The value of a line `key:   123 kB`, in bytes.
+fn parse_kib(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// A figure of `/proc/vmstat`, in whatever it counts.
+pub fn vmstat(key: &str) -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/vmstat").context("/proc/vmstat")?;
+    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
+    line.and_then(|l| l.trim().parse().ok()).with_context(|| format!("/proc/vmstat has no {key}"))
+}
+
+/// Fold the per-CPU parts of the counters in; best effort, needs root.
+pub fn refresh_counters() {
+    let _ = std::fs::write("/proc/sys/vm/stat_refresh", "1");
+}
+
+/// Memory that holds content of user space or of files: what a guest's memory is counted as,
+/// whichever way it is backed. Calls [`refresh_counters`] first.
+pub fn content() -> Result<u64> {
+    refresh_counters();
+    Ok(meminfo("Cached")? + meminfo("AnonPages")?)
+}
+
+/// Resident part of one mapping of this process, from `/proc/self/smaps`.
+pub fn resident(mapping: &Mapping) -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/smaps").context("/proc/self/smaps")?;
+    let range = mapping.addr()..mapping.addr() + mapping.len();
+    let mut inside = false;
+    let mut sum = 0;
+    for line in text.lines() {
+        if let Some(start) = vma_start(line) {
+            inside = range.contains(&start);
+        } else if inside {
+            sum += parse_kib(line, "Rss").unwrap_or(0);
+        }
+    }
+    Ok(sum)
+}
+
+/// Start address if this line of smaps opens a mapping.
+fn vma_start(line: &str) -> Option<u64> {
+    let (start, _) = line.split_whitespace().next()?.split_once('-')?;
+    u64::from_str_radix(start, 16).ok()
+}
+
+/// A line of `/proc/self/fdinfo` of a descriptor, without its key.
+pub fn fdinfo(fd: impl AsFd, key: &str) -> Result<Option<String>> {
+    let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(&path).context(path)?;
+    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(":\t"));
+    Ok(line.map(str::to_owned))
+}
+
+/// Write `word` all over the memory that is free now, then free it again: bytes written.
+///
+/// What the kernel hands out next had this content, unless it was zeroed. Some is left alone so
+/// that nothing has to be reclaimed or killed.
+pub fn soil_free_memory(word: u64) -> Result<u64> {
+    let keep = 96 * MIB;
+    let free = meminfo("MemFree")?.min(meminfo("MemAvailable")?).saturating_sub(keep);
+    let mapping = Mapping::anonymous((free & !(HUGE - 1)).max(HUGE))?;
+    for offset in (0..mapping.len()).step_by(8) {
+        mapping.word(offset).store(word, Ordering::Relaxed);
+    }
+    Ok(mapping.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PAGE;
+
+    #[test]
+    fn reads_proc() {
+        assert!(meminfo("MemTotal").unwrap() > MIB);
+        assert!(meminfo("NoSuchThing").is_err());
+        assert!(vmstat("nr_free_pages").unwrap() > 0);
+    }
+
+    #[test]
+    fn resident_follows_touch() {
+        let mapping = Mapping::anonymous(8 * PAGE).unwrap();
+        let _ = mapping.madvise(0, 8 * PAGE, libc::MADV_NOHUGEPAGE);
+        assert_eq!(resident(&mapping).unwrap(), 0);
+        mapping.store(0, 1);
+        mapping.store(5 * PAGE, 1);
+        assert_eq!(resident(&mapping).unwrap(), 2 * PAGE);
+    }
+}

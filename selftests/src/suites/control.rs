@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Cases that end badly on purpose, to prove that the runner and what is around it notice.
+//!
+//! Hidden: they run only if named.
+
+use anyhow::{Context, bail};
+
+use crate::ktap::{CaseResult, Suite, skip};
+use crate::suite;
+
+pub static SUITE: Suite =
+    suite!("control", [pass, fail, skipped, panic, crash, hang: 2], hidden = true);
+/// Apart from the others, so that naming those never takes the machine down.
+pub static OOPS: Suite = suite!("control_oops", [oops], hidden = true);
+pub static EMPTY: Suite = suite!("control_empty", [], hidden = true);
+
+fn pass() -> CaseResult {
+    println!("this case passes");
+    Ok(())
+}
+
+fn fail() -> CaseResult {
+    bail!("this case fails on purpose")
+}
+
+fn skipped() -> CaseResult {
+    skip("this case is skipped on purpose")
+}
+
+fn panic() -> CaseResult {
+    panic!("this case panics on purpose")
+}
+
+fn crash() -> CaseResult {
+    // SAFETY: Kills only this case.
+    unsafe { libc::abort() }
+}
+
+fn hang() -> CaseResult {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Panics the kernel, if the kernel lets us.
+fn oops() -> CaseResult {
+    if !std::path::Path::new("/proc/sysrq-trigger").exists() {
+        return skip("the kernel has no sysrq");
+    }
+    std::fs::write("/proc/sysrq-trigger", "c").context("sysrq")?;
+    bail!("the kernel survived sysrq c")
+}

@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: GPL-2.0
+//! System calls, with the errno kept as a number that can be compared and named.
+
+use std::ffi::CString;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result, bail, ensure};
+use libc::{c_int, c_long, c_void};
+
+use crate::PAGE;
+use crate::ktap::{missing_memfile, skip};
+use crate::uapi::{MFD_CLOEXEC, MFD_INACCESSIBLE};
+
+/// An errno.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub c_int);
+
+/// Makes the constants and the names at once.
+macro_rules! errnos {
+    ($($name:ident)*) => {
+        impl Errno {
+            $(pub const $name: Errno = Errno(libc::$name);)*
+
+            fn name(self) -> Option<&'static str> {
+                match self {
+                    $(Errno::$name => Some(stringify!($name)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+errnos! {
+    EPERM ENOENT EINTR EIO ENXIO E2BIG ENOEXEC EBADF EAGAIN ENOMEM EACCES EFAULT EBUSY EEXIST EXDEV
+    ENODEV EINVAL ENOTTY ETXTBSY EFBIG ENOSPC ESPIPE EROFS EOVERFLOW ENOSYS EOPNOTSUPP EHWPOISON
+}
+
+impl Errno {
+    /// The calling thread's errno.
+    pub fn last() -> Errno {
+        Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "errno {}", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for Errno {}
+
+/// What a system call returns.
+pub type SysResult<T = i64> = std::result::Result<T, Errno>;
+
+/// Turn a raw return value into a [`SysResult`].
+pub fn check(ret: impl Into<c_long>) -> SysResult {
+    let ret = ret.into();
+    if ret < 0 { Err(Errno::last()) } else { Ok(ret) }
+}
+
+/// Fail unless `result` is one of `wanted`.
+pub fn expect_errno<T: fmt::Debug>(
+    what: &str,
+    result: SysResult<T>,
+    wanted: &[Errno],
+) -> Result<()> {
+    match result {
+        Err(errno) if wanted.contains(&errno) => Ok(()),
+        Err(errno) => bail!("{what}: wanted {wanted:?}, got {errno}"),
+        Ok(value) => bail!("{what}: wanted {wanted:?}, but it succeeded with {value:?}"),
+    }
+}
+
+/// Take ownership of a descriptor that a system call has just made.
+fn owned(fd: i64) -> OwnedFd {
+    // SAFETY: The callers pass what a successful system call returned as a new descriptor.
+    unsafe { OwnedFd::from_raw_fd(fd as c_int) }
+}
+
+/// `memfd_create(2)` with any flags.
+pub fn memfd_create(flags: u32) -> SysResult<OwnedFd> {
+    // SAFETY: The name is a C string.
+    check(unsafe { libc::syscall(libc::SYS_memfd_create, c"memfile-test".as_ptr(), flags) })
+        .map(owned)
+}
+
+/// An inaccessible memfd of `size` bytes; SKIP where the kernel has none.
+pub fn memfile(size: u64) -> Result<OwnedFd> {
+    let fd = memfile_unsized()?;
+    ftruncate(&fd, size).context("set the size of a memfile")?;
+    Ok(fd)
+}
+
+/// An inaccessible memfd whose size was not set yet; SKIP where the kernel has none.
+pub fn memfile_unsized() -> Result<OwnedFd> {
+    match memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE) {
+        Ok(fd) => Ok(fd),
+        Err(Errno::EINVAL) => missing_memfile("the kernel does not know MFD_INACCESSIBLE"),
+        Err(Errno::EOPNOTSUPP) => missing_memfile("memfile.ko is not loaded"),
+        Err(errno) => bail!("memfd_create(MFD_INACCESSIBLE): {errno}"),
+    }
+}
+
+/// An ordinary memfd of `size` bytes.
+pub fn memfd(size: u64) -> Result<OwnedFd> {
+    let fd = memfd_create(MFD_CLOEXEC).context("memfd_create")?;
+    ftruncate(&fd, size).context("ftruncate of a memfd")?;
+    Ok(fd)
+}
+
+/// `ftruncate(2)`.
+pub fn ftruncate(fd: impl AsFd, size: u64) -> SysResult<()> {
+    // SAFETY: Takes no pointer.
+    check(unsafe { libc::syscall(libc::SYS_ftruncate, fd.as_fd().as_raw_fd(), size) }).map(drop)
+}
+
+/// `fallocate(2)` with any mode; offset and length in bytes.
+pub fn fallocate(fd: impl AsFd, mode: c_int, offset: u64, len: u64) -> SysResult<()> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: Takes no pointer.
+    check(unsafe { libc::syscall(libc::SYS_fallocate, fd, mode, offset, len) }).map(drop)
+}
+
+/// Make the pages of a range exist; never changes the size of the file.
+pub fn allocate(fd: impl AsFd, offset: u64, len: u64) -> SysResult<()> {
+    fallocate(fd, libc::FALLOC_FL_KEEP_SIZE, offset, len)
+}
+
+/// Punch a hole.
+pub fn punch(fd: impl AsFd, offset: u64, len: u64) -> SysResult<()> {
+    fallocate(fd, libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE, offset, len)
+}
+
+/// `fstat(2)`.
+pub fn fstat(fd: impl AsFd) -> SysResult<libc::stat> {
+    // SAFETY: All zero is a valid stat.
+    let mut st: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: The structure outlives the call.
+    check(unsafe { libc::fstat(fd.as_fd().as_raw_fd(), &mut st) })?;
+    Ok(st)
+}
+
+/// Bytes that the file holds, from `st_blocks`.
+pub fn allocated(fd: impl AsFd) -> Result<u64> {
+    Ok(fstat(fd).context("fstat")?.st_blocks as u64 * 512)
+}
+
+/// Fail unless the file holds exactly `bytes`.
+pub fn expect_allocated(fd: impl AsFd, bytes: u64, when: &str) -> Result<()> {
+    let got = allocated(fd)?;
+    ensure!(got == bytes, "{when}: st_blocks says {} KiB, wanted {} KiB", got >> 10, bytes >> 10);
+    Ok(())
+}
+
+/// Size of the file in bytes.
+pub fn file_size(fd: impl AsFd) -> Result<u64> {
+    Ok(fstat(fd).context("fstat")?.st_size as u64)
+}
+
+/// The seals of a file.
+pub fn get_seals(fd: impl AsFd) -> SysResult<u32> {
+    // SAFETY: Takes no pointer.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GET_SEALS) }).map(|s| s as u32)
+}
+
+/// Add seals to a file.
+pub fn add_seals(fd: impl AsFd, seals: u32) -> SysResult<()> {
+    // SAFETY: Takes no pointer.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_ADD_SEALS, seals) }).map(drop)
+}
+
+/// `open(2)`; a file that is created gets mode 0600.
+pub fn open(path: &str, flags: c_int) -> SysResult<OwnedFd> {
+    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: The path is a C string.
+    check(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC, 0o600) }).map(owned)
+}
+
+/// Open the file behind `fd` anew.
+pub fn reopen(fd: impl AsFd, flags: c_int) -> SysResult<OwnedFd> {
+    open(&format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()), flags)
+}
+
+/// A pipe: read end, write end.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [0; 2];
+    // SAFETY: The array has room for two descriptors.
+    check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) }).context("pipe2")?;
+    Ok((owned(fds[0].into()), owned(fds[1].into())))
+}
+
+/// A descriptor by which the end of a process can be waited for.
+pub fn pidfd_open(pid: libc::pid_t) -> SysResult<OwnedFd> {
+    // SAFETY: Takes no pointer.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map(owned)
+}
+
+/// An ioctl whose argument is a number.
+pub fn ioctl_val(fd: impl AsFd, request: u64, value: u64) -> SysResult {
+    // SAFETY: The request takes a number, so the kernel dereferences nothing of ours.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, value) })
+}
+
+/// An ioctl that takes a number and makes a descriptor.
+pub fn ioctl_fd(fd: impl AsFd, request: u64, value: u64) -> SysResult<OwnedFd> {
+    ioctl_val(fd, request, value).map(owned)
+}
+
+/// An ioctl whose argument is a structure.
+///
+/// # Safety
+///
+/// `T` is the structure that `request` reads and writes.
+pub unsafe fn ioctl_mut<T>(fd: BorrowedFd, request: u64, arg: &mut T) -> SysResult {
+    // SAFETY: By this function's requirement.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), request, std::ptr::from_mut(arg)) })
+}
+
+/// A memory mapping that is unmapped when dropped.
+///
+/// Others (a guest, another process) may change its content at any time, so it is only handed out
+/// as atomic words.
+#[derive(Debug)]
+pub struct Mapping {
+    addr: *mut c_void,
+    len: usize,
+}
+
+// SAFETY: The mapping belongs to the process, not to a thread, and is accessed atomically.
+unsafe impl Send for Mapping {}
+// SAFETY: As above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Map `len` bytes with any protection and flags, at an address aligned to 2 MiB.
+    pub fn map(
+        len: u64,
+        prot: c_int,
+        flags: c_int,
+        file: Option<(BorrowedFd, u64)>,
+    ) -> SysResult<Mapping> {
+        let page = PAGE as usize;
+        let align = crate::HUGE as usize;
+        let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
+        let whole = len.checked_next_multiple_of(page).ok_or(Errno::EINVAL)?;
+        let reserved = whole.checked_add(align).ok_or(Errno::EINVAL)?;
+        let (fd, offset) = file.map_or((-1, 0), |(fd, offset)| (fd.as_raw_fd(), offset));
+        // Reserve more than wanted, then map at the first aligned address in it.
+        let none = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: A new reservation at an address of the kernel's choice.
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), reserved, libc::PROT_NONE, none, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let head = (start as usize).next_multiple_of(align) - start as usize;
+        // SAFETY: Stays inside the reservation.
+        let target = unsafe { start.byte_add(head) };
+        // SAFETY: Replaces a part of the reservation, which nobody uses.
+        let addr =
+            unsafe { libc::mmap(target, len, prot, flags | libc::MAP_FIXED, fd, offset as i64) };
+        if addr == libc::MAP_FAILED {
+            let errno = Errno::last();
+            // SAFETY: The reservation is ours and unused.
+            unsafe { libc::munmap(start, reserved) };
+            return Err(errno);
+        }
+        let tail = align - head;
+        // SAFETY: Both are unused parts of the reservation, before and after what was mapped.
+        unsafe {
+            if head > 0 {
+                libc::munmap(start, head);
+            }
+            if tail > 0 {
+                libc::munmap(target.byte_add(whole), tail);
+            }
+        }
+        Ok(Mapping { addr, len })
+    }
+
+    /// Anonymous memory; nothing is allocated before it is touched.
+    pub fn anonymous(len: u64) -> Result<Mapping> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        Mapping::map(len, libc::PROT_READ | libc::PROT_WRITE, flags, None)
+            .with_context(|| format!("map {} KiB of anonymous memory", len >> 10))
+    }
+
+    /// A shared, writable view of a file from byte `offset` on.
+    pub fn shared(fd: impl AsFd, offset: u64, len: u64) -> Result<Mapping> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        Mapping::map(len, prot, flags, Some((fd.as_fd(), offset))).context("map a file")
+    }
+
+    pub fn addr(&self) -> u64 {
+        self.addr as u64
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The 64-bit word at byte `offset`.
+    ///
+    /// # Panics
+    ///
+    /// If the word is not inside the mapping or not aligned.
+    pub fn word(&self, offset: u64) -> &AtomicU64 {
+        assert!(offset % 8 == 0 && offset < self.len() && self.len() - offset >= 8);
+        // SAFETY: Inside the mapping, which lives as long as `self`, and aligned; every access to
+        // it is atomic on this side.
+        unsafe { &*self.addr.byte_add(offset as usize).cast() }
+    }
+
+    /// The word at byte `offset`.
+    pub fn load(&self, offset: u64) -> u64 {
+        self.word(offset).load(Ordering::Acquire)
+    }
+
+    /// Set the word at byte `offset`.
+    pub fn store(&self, offset: u64, value: u64) {
+        self.word(offset).store(value, Ordering::Release);
+    }
+
+    /// Copy bytes in at `offset`.
+    ///
+    /// # Panics
+    ///
+    /// If they do not fit.
+    pub fn copy_in(&self, offset: u64, bytes: &[u8]) {
+        assert!(offset + bytes.len() as u64 <= self.len());
+        // SAFETY: Inside the mapping, and no guest uses this part before it is told to.
+        unsafe {
+            let to = self.addr.byte_add(offset as usize).cast::<u8>();
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+    }
+
+    /// `madvise(2)` on a part.
+    ///
+    /// # Panics
+    ///
+    /// If the part is not inside the mapping.
+    pub fn madvise(&self, offset: u64, len: u64, advice: c_int) -> SysResult<()> {
+        assert!(offset + len <= self.len());
+        // SAFETY: Inside the mapping; its content may change at any time anyway.
+        check(unsafe { libc::madvise(self.addr.byte_add(offset as usize), len as usize, advice) })
+            .map(drop)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: The mapping is ours and `self` was the last way to reach it.
+        unsafe { libc::munmap(self.addr, self.len) };
+    }
+}
+
+/// SKIP unless run as root.
+pub fn require_root() -> Result<()> {
+    // SAFETY: Takes nothing.
+    if unsafe { libc::geteuid() } != 0 {
+        return skip("needs root");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapping_is_aligned_and_trimmed() {
+        for len in [PAGE, 3 * PAGE + 8, crate::HUGE, crate::HUGE + PAGE] {
+            let m = Mapping::anonymous(len).unwrap();
+            assert_eq!(m.addr() % crate::HUGE, 0);
+            m.store(len / 8 * 8 - 8, 7);
+            assert_eq!(m.load(len / 8 * 8 - 8), 7);
+        }
+    }
+
+    #[test]
+    fn errno_has_a_name() {
+        assert_eq!(Errno::EPERM.to_string(), "EPERM");
+        assert_eq!(Errno(9999).to_string(), "errno 9999");
+    }
+}

@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: GPL-2.0
+//! vCPUs: entering with a time limit, exits, and the guest program's commands.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Once};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kvm_bindings::{kvm_pre_fault_memory, kvm_regs};
+use kvm_ioctls::VcpuFd;
+
+use super::{Stats, Vm};
+use crate::PAGE;
+use crate::guest::{self, Command};
+use crate::pattern::Pattern;
+use crate::sys::{self, Errno, Mapping, SysResult, check};
+use crate::uapi::*;
+
+/// How long one command may take before the vCPU counts as stuck.
+const RUN_LIMIT: Duration = Duration::from_secs(40);
+
+/// How long an endless command may take.
+const ENDLESS_LIMIT: Duration = Duration::from_secs(600);
+
+/// Why the vCPU came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The command is done.
+    Done,
+    /// `KVM_EXIT_HYPERCALL`.
+    Hypercall { nr: u64, args: [u64; 3] },
+    /// KVM_RUN failed with this errno and filled in `KVM_EXIT_MEMORY_FAULT`.
+    MemoryFault { errno: Errno, gpa: u64, size: u64, flags: u64 },
+    /// The access hit no memory.
+    Mmio { gpa: u64, write: bool },
+    /// KVM_RUN failed with this errno without saying where.
+    Error(Errno),
+    /// Triple fault.
+    Shutdown,
+    /// Any other `KVM_EXIT_*`.
+    Other(u32),
+}
+
+/// How an endless command went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunCounters {
+    /// Rounds of [`Vcpu::watch`], words checked by [`Vcpu::stress`].
+    pub rounds: u64,
+    /// Words that could not be judged because the page was changing.
+    pub discarded: u64,
+    /// Memory-fault exits that were answered by entering again.
+    pub faults: u64,
+}
+
+/// A vCPU that runs the guest program.
+pub struct Vcpu {
+    fd: VcpuFd,
+    system: Arc<Mapping>,
+    mailbox: u64,
+    amd: bool,
+    id: u64,
+}
+
+/// Tells a vCPU, from any thread, to end an endless command.
+#[derive(Clone)]
+pub struct Stopper {
+    system: Arc<Mapping>,
+    mailbox: u64,
+}
+
+impl Stopper {
+    pub fn stop(&self) {
+        self.system.store(self.mailbox + guest::BOX_STOP, 1);
+    }
+
+    /// Rounds that the endless command has done.
+    pub fn rounds(&self) -> u64 {
+        self.system.load(self.mailbox + guest::BOX_ROUNDS)
+    }
+}
+
+impl Vcpu {
+    pub(super) fn new(vm: &Vm, id: u64) -> Result<Vcpu> {
+        ensure!(id < guest::MAX_VCPUS, "no mailbox for vCPU {id}");
+        let fd = vm.fd.create_vcpu(id).context("KVM_CREATE_VCPU")?;
+        fd.set_cpuid2(&vm.cpuid).context("KVM_SET_CPUID2")?;
+        set_long_mode(&fd)?;
+        let regs = kvm_regs {
+            rip: guest::CODE,
+            rsp: guest::stack_top(id),
+            r15: guest::mailbox(id),
+            rflags: 2,
+            ..Default::default()
+        };
+        fd.set_regs(&regs).context("KVM_SET_REGS")?;
+        let vendor = vm.cpuid.as_slice().iter().find(|e| e.function == 0).map(|e| e.ebx);
+        let amd = vendor == Some(u32::from_le_bytes(*b"Auth"));
+        let system = vm.system.clone();
+        let mut vcpu = Vcpu { fd, system, mailbox: guest::mailbox(id), amd, id };
+        // The program reports for duty before its first command.
+        match vcpu.run()? {
+            Exit::Done => Ok(vcpu),
+            other => bail!("vCPU {id} did not start: {other:x?}"),
+        }
+    }
+
+    fn borrowed(&self) -> BorrowedFd<'_> {
+        // SAFETY: The descriptor stays open as long as `self`.
+        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }
+    }
+
+    /// The vCPU's statistics.
+    pub fn stats(&self) -> Result<Stats> {
+        Stats::open(self.borrowed())
+    }
+
+    /// Enter the guest until it exits; a signal alone is no exit. An error if it stays too long.
+    pub fn run(&mut self) -> Result<Exit> {
+        self.run_for(RUN_LIMIT)
+    }
+
+    /// [`Vcpu::run`] with another limit.
+    pub fn run_for(&mut self, limit: Duration) -> Result<Exit> {
+        let alarm = Alarm::set(limit)?;
+        loop {
+            self.fd.get_kvm_run().exit_reason = kvm_bindings::KVM_EXIT_UNKNOWN;
+            // SAFETY: Takes no pointer; what the guest writes is its own and our mappings' memory.
+            match check(unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_RUN(), 0) }) {
+                Ok(_) => return Ok(self.exit()),
+                Err(Errno::EINTR | Errno::EAGAIN) if alarm.due() => {
+                    let regs = self.fd.get_regs().context("KVM_GET_REGS")?;
+                    bail!("vCPU {} still runs after {limit:?}, at {:#x}", self.id, regs.rip);
+                }
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(errno) => return Ok(self.failure(errno)),
+            }
+        }
+    }
+
+    /// The exit after KVM_RUN returned 0.
+    fn exit(&mut self) -> Exit {
+        let run = self.fd.get_kvm_run();
+        match run.exit_reason {
+            kvm_bindings::KVM_EXIT_IO => {
+                // SAFETY: The exit reason says that `io` is the valid member.
+                match unsafe { run.__bindgen_anon_1.io }.port {
+                    guest::PORT_DONE => Exit::Done,
+                    _ => Exit::Other(kvm_bindings::KVM_EXIT_IO),
+                }
+            }
+            kvm_bindings::KVM_EXIT_HYPERCALL => {
+                // SAFETY: The exit reason says that `hypercall` is the valid member.
+                let call = unsafe { run.__bindgen_anon_1.hypercall };
+                Exit::Hypercall { nr: call.nr, args: [call.args[0], call.args[1], call.args[2]] }
+            }
+            kvm_bindings::KVM_EXIT_MMIO => {
+                // SAFETY: The exit reason says that `mmio` is the valid member.
+                let mmio = unsafe { run.__bindgen_anon_1.mmio };
+                Exit::Mmio { gpa: mmio.phys_addr, write: mmio.is_write != 0 }
+            }
+            kvm_bindings::KVM_EXIT_SHUTDOWN => Exit::Shutdown,
+            other => Exit::Other(other),
+        }
+    }
+
+    /// The exit after KVM_RUN failed.
+    fn failure(&mut self, errno: Errno) -> Exit {
+        let run = self.fd.get_kvm_run();
+        if run.exit_reason != kvm_bindings::KVM_EXIT_MEMORY_FAULT {
+            return Exit::Error(errno);
+        }
+        // SAFETY: The exit reason says that `memory_fault` is the valid member.
+        let fault = unsafe { run.__bindgen_anon_1.memory_fault };
+        Exit::MemoryFault { errno, gpa: fault.gpa, size: fault.size, flags: fault.flags }
+    }
+
+    /// Give a command without entering.
+    pub fn post(&mut self, command: Command, args: &[u64]) {
+        for (n, arg) in (0..).zip(args) {
+            self.system.store(self.mailbox + guest::BOX_ARGS + n * 8, *arg);
+        }
+        for word in [guest::BOX_STOP, guest::BOX_ROUNDS, guest::BOX_DISCARDED] {
+            self.system.store(self.mailbox + word, 0);
+        }
+        self.system.store(self.mailbox + guest::BOX_COMMAND, command as u64);
+    }
+
+    /// Result word `n` of the last command.
+    pub fn result(&self, n: u64) -> u64 {
+        self.system.load(self.mailbox + guest::BOX_RESULTS + n * 8)
+    }
+
+    /// Give a command and enter until the next exit.
+    pub fn start(&mut self, command: Command, args: &[u64]) -> Result<Exit> {
+        self.post(command, args);
+        self.run()
+    }
+
+    /// Give a command and enter until it is done; any other exit is an error.
+    pub fn call(&mut self, command: Command, args: &[u64]) -> Result<()> {
+        let exit = self.start(command, args)?;
+        self.expect_done(exit, command)
+    }
+
+    fn expect_done(&self, exit: Exit, command: Command) -> Result<()> {
+        match exit {
+            Exit::Done => Ok(()),
+            other => bail!("vCPU {}: {command:?} ended with {other:x?}", self.id),
+        }
+    }
+
+    /// Write the pattern all over `[start, start + len)`.
+    pub fn fill(&mut self, start: u64, len: u64, pattern: Pattern) -> Result<()> {
+        self.call(Command::Fill, &sequence(start, len, 8, pattern))
+    }
+
+    /// Write one word of the pattern at the start of each page.
+    pub fn fill_pages(&mut self, start: u64, len: u64, pattern: Pattern) -> Result<()> {
+        self.call(Command::Fill, &sequence(start, len, PAGE, pattern))
+    }
+
+    /// Fail unless the pattern is all over `[start, start + len)`.
+    pub fn verify(&mut self, start: u64, len: u64, pattern: Pattern) -> Result<()> {
+        self.verify_stride(start, len, 8, pattern)
+    }
+
+    /// Fail unless a word of the pattern is at the start of each page.
+    pub fn verify_pages(&mut self, start: u64, len: u64, pattern: Pattern) -> Result<()> {
+        self.verify_stride(start, len, PAGE, pattern)
+    }
+
+    fn verify_stride(&mut self, start: u64, len: u64, stride: u64, pattern: Pattern) -> Result<()> {
+        self.call(Command::Verify, &sequence(start, len, stride, pattern))?;
+        let wrong = self.result(3);
+        ensure!(
+            wrong == 0,
+            "vCPU {} read {wrong} of {} words of [{start:#x}, +{len:#x}) not as {pattern:x?}: \
+             first at {:#x}, got {:#x}, wanted {:#x}",
+            self.id,
+            len / stride,
+            self.result(0),
+            self.result(1),
+            self.result(2),
+        );
+        Ok(())
+    }
+
+    /// The word at `addr`, as the guest reads it.
+    pub fn load(&mut self, addr: u64) -> Result<u64> {
+        self.call(Command::Load, &[addr])?;
+        Ok(self.result(0))
+    }
+
+    /// Store a word at `addr`, as the guest.
+    pub fn store(&mut self, addr: u64, value: u64) -> Result<()> {
+        self.call(Command::Store, &[addr, value])
+    }
+
+    /// Let the guest copy a function to `addr`, call it there, and check what it returns.
+    pub fn execute_at(&mut self, addr: u64, argument: u64) -> Result<()> {
+        let len = guest::payload().len() as u64;
+        self.call(Command::Execute, &[addr, guest::PAYLOAD, len, argument])?;
+        let (got, at) = (self.result(0), self.result(1));
+        ensure!(got == guest::payload_result(argument), "the function returned {got:#x}");
+        ensure!(at == addr, "the function ran at {at:#x}, not at {addr:#x}");
+        Ok(())
+    }
+
+    /// Let the guest ask for a conversion; the exit that follows is the caller's.
+    pub fn start_map_gpa(&mut self, gpa: u64, size: u64, private: bool) -> Result<Exit> {
+        let attributes = if private { KVM_MAP_GPA_RANGE_ENCRYPTED } else { 0 };
+        let args = [KVM_HC_MAP_GPA_RANGE, gpa, size / PAGE, attributes, self.amd.into()];
+        self.start(Command::Hypercall, &args)
+    }
+
+    /// Read a word per `stride` bytes of a range, again and again until stopped.
+    pub fn watch(&mut self, start: u64, len: u64, stride: u64, write: bool) -> Result<RunCounters> {
+        self.post(Command::Watch, &[start, start + len, stride, write.into()]);
+        self.run_endless(Command::Watch)
+    }
+
+    /// Check random words against a table until stopped; see program.s.
+    pub fn stress(&mut self, args: &[u64; 6]) -> Result<RunCounters> {
+        self.post(Command::Stress, args);
+        let counters = self.run_endless(Command::Stress)?;
+        let what = match self.result(0) {
+            0 => return Ok(counters),
+            1 => "wrong word",
+            _ => "own word lost",
+        };
+        bail!(
+            "vCPU {}: {what} at {:#x}: got {:#x}, wanted {:#x}, epoch {}, after {counters:?}",
+            self.id,
+            self.result(1),
+            self.result(2),
+            self.result(3),
+            self.result(4)
+        )
+    }
+
+    /// Enter until the posted command is done, however often memory faults make the vCPU come back.
+    pub fn run_endless(&mut self, command: Command) -> Result<RunCounters> {
+        let mut faults = 0;
+        loop {
+            match self.run_for(ENDLESS_LIMIT)? {
+                Exit::Done => break,
+                Exit::MemoryFault { errno: Errno::EFAULT, .. } => faults += 1,
+                other => self.expect_done(other, command)?,
+            }
+        }
+        let word = |offset| self.system.load(self.mailbox + offset);
+        Ok(RunCounters {
+            rounds: word(guest::BOX_ROUNDS),
+            discarded: word(guest::BOX_DISCARDED),
+            faults,
+        })
+    }
+
+    /// What ends an endless command. Post the command before using it.
+    pub fn stopper(&self) -> Stopper {
+        Stopper { system: self.system.clone(), mailbox: self.mailbox }
+    }
+
+    /// `KVM_PRE_FAULT_MEMORY` until everything is mapped or it fails: the errno, and the bytes
+    /// that were left then.
+    pub fn raw_pre_fault(&self, gpa: u64, size: u64) -> (SysResult<()>, u64) {
+        let mut arg = kvm_pre_fault_memory { gpa, size, ..Default::default() };
+        loop {
+            // SAFETY: The structure is the one of this ioctl.
+            let ret = unsafe { sys::ioctl_mut(self.borrowed(), KVM_PRE_FAULT_MEMORY(), &mut arg) };
+            match ret {
+                Ok(_) if arg.size == 0 => return (Ok(()), 0),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return (Err(errno), arg.size),
+            }
+        }
+    }
+}
+
+/// Arguments of fill and verify.
+fn sequence(start: u64, len: u64, stride: u64, pattern: Pattern) -> [u64; 5] {
+    [start, start + len, stride, pattern.word(start), pattern.step(stride)]
+}
+
+/// Long mode with the guest's page tables; interrupts off, no descriptor table needed.
+fn set_long_mode(fd: &VcpuFd) -> Result<()> {
+    const CR0_PE_ET_NE_WP_PG: u64 = 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
+    const CR4_PAE: u64 = 1 << 5;
+    const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
+    let mut sregs = fd.get_sregs().context("KVM_GET_SREGS")?;
+    sregs.cr0 = CR0_PE_ET_NE_WP_PG;
+    sregs.cr3 = guest::PML4;
+    sregs.cr4 = CR4_PAE;
+    sregs.efer = EFER_LME_LMA;
+    let data = kvm_bindings::kvm_segment {
+        limit: 0xffff_ffff,
+        selector: 0x10,
+        type_: 3,
+        present: 1,
+        db: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = kvm_bindings::kvm_segment { selector: 8, type_: 11, db: 0, l: 1, ..data };
+    (sregs.ds, sregs.es, sregs.fs) = (data, data, data);
+    (sregs.gs, sregs.ss) = (data, data);
+    fd.set_sregs(&sregs).context("KVM_SET_SREGS")
+}
+
+/// A timer that makes the calling thread's system calls return EINTR once time is up, and again
+/// and again after that, so that a signal between two system calls is not lost.
+struct Alarm {
+    timer: libc::timer_t,
+    deadline: Instant,
+}
+
+impl Alarm {
+    fn set(limit: Duration) -> Result<Alarm> {
+        static HANDLER: Once = Once::new();
+        let signal = libc::SIGRTMIN() + 1;
+        HANDLER.call_once(|| {
+            extern "C" fn nothing(_: libc::c_int) {}
+            // SAFETY: A handler that does nothing, without SA_RESTART.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+                libc::sigaction(signal, &action, std::ptr::null_mut());
+            }
+        });
+        // SAFETY: All zero is a valid sigevent.
+        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = signal;
+        // SAFETY: Takes nothing.
+        event.sigev_notify_thread_id = unsafe { libc::gettid() };
+        let mut timer: libc::timer_t = std::ptr::null_mut();
+        // SAFETY: Both structures outlive the call.
+        check(unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) })
+            .context("timer_create")?;
+        let alarm = Alarm { timer, deadline: Instant::now() + limit };
+        let spec = libc::itimerspec {
+            it_interval: libc::timespec { tv_sec: 0, tv_nsec: 100_000_000 },
+            it_value: libc::timespec {
+                tv_sec: limit.as_secs() as i64,
+                tv_nsec: i64::from(limit.subsec_nanos()),
+            },
+        };
+        // SAFETY: The timer was made above; the specification outlives the call.
+        check(unsafe { libc::timer_settime(timer, 0, &spec, std::ptr::null_mut()) })
+            .context("timer_settime")?;
+        Ok(alarm)
+    }
+
+    fn due(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        // SAFETY: The timer was made by `set` and is deleted once.
+        unsafe { libc::timer_delete(self.timer) };
+    }
+}
