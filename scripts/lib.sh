@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash disable=SC2034 # used by those who source it
+#
+# What the scripts share: where things are, how they speak, which tools they
+# use. Sourced, never run. Every path of the cache is named here only.
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+PROG=$(basename "$0")
+
+CACHE=${MEMFILE_CACHE:-/var/cache/memfile}
+DL=$CACHE/dl
+SRC=$CACHE/src
+BUILD=$CACHE/build
+LOGS=$CACHE/logs
+TOOLS=$CACHE/tools
+PATCHES=$ROOT/patches/7.3
+
+# Exit status of every script: 0 ok, 1 a test failed, 2 usage, tool or build.
+say() { printf '%s\n' "$*"; }
+note() { printf '%s: %s\n' "$PROG" "$*" >&2; }
+die() {
+	note "$*"
+	exit 2
+}
+
+# The comment at the top of a script is its help text.
+usage() {
+	sed -n '4,/^[^#]/{/^#/!q;s/^# \{0,1\}//;p}' "$0"
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# The pinned source: PACKAGE VERSION KERNEL POOL SHA256 [TARBALL_SHA256]
+# shellcheck source=../patches/7.3/BASE
+. "$PATCHES/BASE"
+BASE_TREE=$SRC/base-$KERNEL
+PATCHED_TREE=$SRC/memfile-$KERNEL
+
+# Tools. Each is a variable with a default, so that a user can name another.
+export PATH="$TOOLS/bin:$PATH"
+export CCACHE_DIR=${CCACHE_DIR:-$CACHE/ccache} CCACHE_BASEDIR=$CACHE
+export CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=${CCACHE_MAXSIZE:-8G}
+LLVM=${LLVM:--19}
+BINDGEN=${BINDGEN:-bindgen}
+CLIPPY_DRIVER=${CLIPPY_DRIVER:-/usr/bin/clippy-driver}
+JOBS=${JOBS:-$(nproc)}
+# The kernel needs the rustc that has its library's source: Debian's, not rustup's.
+RUSTC=${RUSTC:-/usr/bin/rustc}
+
+# clang's name for this LLVM: "1" is the plain names, "-19" a suffix, "/x/" a prefix.
+llvm_tool() {
+	case $LLVM in
+	*/) printf '%s%s' "$LLVM" "$1" ;;
+	-*) printf '%s%s' "$1" "$LLVM" ;;
+	*) printf '%s' "$1" ;;
+	esac
+}
+
+# Variables every kernel make gets. HOSTCC stays as it is: ccache breaks
+# kbuild's probing there.
+kernel_make_vars() {
+	local cc
+	cc=$(llvm_tool clang)
+	! have ccache || cc="ccache $cc"
+	KMAKE=(LLVM="$LLVM" CC="$cc" RUSTC="$RUSTC" BINDGEN="$BINDGEN"
+		CLIPPY_DRIVER="$CLIPPY_DRIVER"
+		KBUILD_BUILD_TIMESTAMP=2026-11-22 KBUILD_BUILD_USER=memfile
+		KBUILD_BUILD_HOST=memfile)
+}
+
+# What identifies the toolchain in a stamp.
+toolchain_id() {
+	"$RUSTC" -V
+	"$(llvm_tool clang)" --version | head -1
+	"$BINDGEN" --version
+}
+
+# The build tree of a flavour; a KERNEL_SRC tree has build trees of its own.
+flavour_name() {
+	if [ -n "${KERNEL_SRC:-}" ]; then
+		printf '%s-%s' "$1" "$(realpath -- "$KERNEL_SRC" | tr -d '\n' | sha256sum | cut -c1-8)"
+	else
+		printf '%s' "$1"
+	fi
+}
+
+# Patches in their order: series without comments and blank lines.
+series() {
+	[ -f "$PATCHES/series" ] || return 0
+	sed 's/#.*//; s/[[:space:]]*$//; /^$/d' "$PATCHES/series"
+}
+
+# series_id: one hash over the patches in their order, "none" if there are none.
+series_id() {
+	local p list=()
+	while read -r p; do list+=("$PATCHES/$p"); done < <(series)
+	if [ ${#list[@]} -gt 0 ]; then
+		cat "${list[@]}" | sha256sum | cut -d' ' -f1
+	else
+		printf 'none\n'
+	fi
+}
+
+# lock NAME: held until the script ends; the next one waits.
+lock() {
+	mkdir -p "$CACHE/locks"
+	exec 9>"$CACHE/locks/$1"
+	flock -n 9 || {
+		note "waiting for another run that holds $1"
+		flock 9
+	}
+}
+
+# logged FILE TITLE COMMAND...: runs it with its output in FILE and a line
+# about every 30 s; on failure shows the errors and the end of the file.
+logged() {
+	local file=$1 title=$2 pid start rc=0
+	shift 2
+	mkdir -p "$(dirname "$file")"
+	start=$SECONDS
+	"$@" >"$file" 2>&1 9>&- </dev/null &
+	pid=$!
+	# shellcheck disable=SC2064 # the pid of now is meant
+	trap "kill $pid 2>/dev/null || true" INT TERM
+	while kill -0 "$pid" 2>/dev/null; do
+		# Wakes at once when the command ends.
+		timeout 30 tail --pid="$pid" -f /dev/null || true
+		kill -0 "$pid" 2>/dev/null || break
+		say "  $title: $((SECONDS - start)) s, $(wc -l <"$file") lines: $(tail -n 1 "$file" | cut -c1-80)"
+	done
+	wait "$pid" || rc=$?
+	trap - INT TERM
+	if [ "$rc" -ne 0 ]; then
+		grep -nE '(error|Error|undefined|\*\*\*)' "$file" | head -n 20 >&2 || true
+		tail -n 15 "$file" >&2
+		note "$title failed; the whole output is in $file"
+		return 2
+	fi
+	say "  $title: done in $((SECONDS - start)) s"
+}
+
+# Patches are only ever applied in a scratch folder that holds the touched
+# files, never in the tree itself: so a series goes in as a whole or not at
+# all, and git, which here must not know of any repository around the folder,
+# cannot skip files in silence.
+
+# touched_files: what the series changes, adds or removes, one path a line.
+touched_files() {
+	local p
+	while read -r p; do
+		sed -nE 's#^(--- a|\+\+\+ b)/([^\t]*).*#\2#p; s#^rename (from|to) ##p' "$PATCHES/$p"
+	done < <(series) | sort -u
+}
+
+# copy_files FROM TO: those of the files named on stdin that FROM has.
+copy_files() {
+	local f
+	while read -r f; do
+		[ -f "$1/$f" ] || continue
+		mkdir -p "$2/$(dirname "$f")"
+		cp -p "$1/$f" "$2/$f"
+	done
+}
+
+# apply_patch DIR PATCH [--reverse]: in a scratch folder, errors on stderr.
+apply_patch() {
+	(
+		unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+		export GIT_CEILING_DIRECTORIES
+		GIT_CEILING_DIRECTORIES=$(dirname "$(realpath "$1")")
+		cd "$1" && git apply ${3:+"$3"} --whitespace=nowarn "$2"
+	)
+}
+
+# apply_series DIR: the first that fails is named in $failure.
+apply_series() {
+	local p errors
+	failure=''
+	while read -r p; do
+		[ -f "$PATCHES/$p" ] || die "patches/7.3/series names $p, which does not exist"
+		errors=$(apply_patch "$1" "$PATCHES/$p" 2>&1) || { failure=$(explain "$p" "$errors"); return 1; }
+	done < <(series)
+}
+
+# reverse_series DIR: the last patch first.
+reverse_series() {
+	local p errors
+	failure=''
+	while read -r p; do
+		errors=$(apply_patch "$1" "$PATCHES/$p" --reverse 2>&1) || { failure=$(explain "$p" "$errors"); return 1; }
+	done < <(series | tac)
+}
+
+# explain PATCH ERRORS: one sentence with the patch and the file.
+explain() {
+	local file
+	file=$(sed -nE 's/^error: (patch failed: )?([^:]+).*/\2/p' <<<"$2" | head -n 1)
+	printf '%s does not fit %s (%s)' "$1" "${file:-the tree}" "$(head -n 1 <<<"$2")"
+}
+
+# put_files FROM TO: makes the files named on stdin in TO what they are in
+# FROM, by rename and only where they differ, so that make sees real changes.
+put_files() {
+	local f
+	while read -r f; do
+		if [ ! -f "$1/$f" ]; then
+			rm -f "$2/$f"
+		elif ! cmp -s "$1/$f" "$2/$f"; then
+			mkdir -p "$2/$(dirname "$f")"
+			cp "$1/$f" "$2/$f.memfile-new"
+			mv "$2/$f.memfile-new" "$2/$f"
+		fi
+	done
+}
+
+# git_tree DIR [PATHSPEC...]: makes DIR, which holds base files, a repository
+# with the tag "base" and one commit per patch. It tracks the files the series
+# touches and those the pathspecs name.
+git_tree() {
+	local p dir=$1 repo=(git -C "$1" -c user.name=memfile -c user.email=memfile@localhost
+		-c core.compression=1 -c core.autocrlf=false -c core.hooksPath=/dev/null
+		-c commit.gpgSign=false -c gc.auto=0)
+	shift
+	git init -q -b memfile "$dir"
+	# Build products and the rest of the tree are no news.
+	printf '*\n' >"$dir/.git/info/exclude"
+	while read -r p; do
+		[ ! -f "$dir/$p" ] || set -- "$@" "$p"
+	done < <(touched_files)
+	[ $# = 0 ] || "${repo[@]}" add -f -- "$@"
+	GIT_COMMITTER_DATE='2026-01-01T00:00:00Z' GIT_AUTHOR_DATE='2026-01-01T00:00:00Z' \
+		"${repo[@]}" commit -q --allow-empty -m "Linux $KERNEL, the part the series may touch"
+	"${repo[@]}" tag base
+	while read -r p; do
+		"${repo[@]}" am -q --committer-date-is-author-date "$PATCHES/$p" >/dev/null ||
+			die "git am cannot apply $p in $dir"
+	done < <(series)
+}
