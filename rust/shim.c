@@ -33,9 +33,10 @@ void memfile_set_evictable(struct inode *inode, bool evictable)
 	assign_bit(AS_UNEVICTABLE, &inode->i_mapping->flags, !evictable);
 }
 
-struct inode *memfile_inode(struct file *file)
+/* Pages that reclaim has put aside become evictable again.  Sleeps. */
+void memfile_rescue(struct inode *inode)
 {
-	return file_inode(file);
+	shmem_unlock_mapping(inode->i_mapping);
 }
 
 bool memfile_writable(struct file *file)

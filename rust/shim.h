@@ -14,9 +14,9 @@ loff_t memfile_i_size(struct inode *inode);
 unsigned long memfile_nrpages(struct inode *inode);
 void memfile_set_movable(struct inode *inode, bool movable);
 void memfile_set_evictable(struct inode *inode, bool evictable);
+void memfile_rescue(struct inode *inode);
 
 /* File: the caller holds a reference. */
-struct inode *memfile_inode(struct file *file);
 bool memfile_writable(struct file *file);
 void memfile_get_file(struct file *file);
 

@@ -69,6 +69,12 @@ impl Inode {
         // SAFETY: As above.
         unsafe { bindings::memfile_set_evictable(self.as_ptr(), !flags.unreclaimable()) };
     }
+
+    /// Makes pages evictable that reclaim has put aside while they were not. Sleeps.
+    pub(crate) fn rescue(&self) {
+        // SAFETY: The inode is valid by the type invariant.
+        unsafe { bindings::memfile_rescue(self.as_ptr()) };
+    }
 }
 
 /// An open memfile, for the duration of a call.

@@ -242,13 +242,18 @@ impl Node {
         }
 
         state.tree(notifier).remove(notifier);
+        let before = state.flags;
         if !notifier.observer() {
             state.bound -= 1;
-            state.flags = state.flags.left(state.bound);
+            state.flags = before.left(state.bound);
             self.inode.apply(state.flags, state.bound != 0);
         }
+        let rescue = before.unreclaimable() && !state.flags.unreclaimable();
         drop(state);
 
+        if rescue {
+            self.inode.rescue();
+        }
         notifier.release_file();
     }
 
