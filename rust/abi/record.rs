@@ -54,11 +54,14 @@ impl Record {
         let mut raw = bindings::memfile_invalidation::default();
         // SAFETY: `raw` is not moved before this function returns, and it is off the list then.
         let result = f(unsafe { Record::from_raw(NonNull::from(&mut raw)) });
-        // A bug of the core would leave a dangling pointer in the list. Better this task alone
-        // hangs than that one.
-        while raw.seq != 0 {
-            // SAFETY: May be called here, where the caller may sleep.
-            unsafe { bindings::msleep(u32::MAX) };
+        if raw.seq != 0 {
+            // A bug of ours: returning would leave a dangling pointer in the list. Better this
+            // task hangs than that somebody follows it.
+            kernel::pr_crit!("memfile: an invalidation did not end\n");
+            loop {
+                // SAFETY: May be called here, where the caller may sleep.
+                unsafe { bindings::msleep(u32::MAX) };
+            }
         }
         result
     }
