@@ -40,8 +40,6 @@ PATCHED_TREE=$SRC/memfile-$KERNEL
 
 # Tools. Each is a variable with a default, so that a user can name another.
 export PATH="$TOOLS/bin:$PATH"
-export CCACHE_DIR=${CCACHE_DIR:-$CACHE/ccache} CCACHE_BASEDIR=$CACHE
-export CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=${CCACHE_MAXSIZE:-8G}
 LLVM=${LLVM:--19}
 BINDGEN=${BINDGEN:-bindgen}
 CLIPPY_DRIVER=${CLIPPY_DRIVER:-/usr/bin/clippy-driver}
@@ -58,16 +56,13 @@ llvm_tool() {
 	esac
 }
 
-# Variables every kernel make gets. HOSTCC stays as it is: ccache breaks
-# kbuild's probing there.
+# Variables every kernel make gets. No ccache: the trees stay, so make itself
+# knows what to build again, and a first build takes half as long without it.
 kernel_make_vars() {
-	local cc
-	cc=$(llvm_tool clang)
-	! have ccache || cc="ccache $cc"
-	KMAKE=(LLVM="$LLVM" CC="$cc" RUSTC="$RUSTC" BINDGEN="$BINDGEN"
+	KMAKE=(LLVM="$LLVM" RUSTC="$RUSTC" BINDGEN="$BINDGEN"
 		CLIPPY_DRIVER="$CLIPPY_DRIVER"
 		KBUILD_BUILD_TIMESTAMP=2026-11-22 KBUILD_BUILD_USER=memfile
-		KBUILD_BUILD_HOST=memfile)
+		KBUILD_BUILD_HOST=memfile LOCALVERSION=)
 }
 
 # What identifies the toolchain in a stamp.
@@ -234,7 +229,7 @@ git_tree() {
 		"${repo[@]}" commit -q --allow-empty -m "Linux $KERNEL, the part the series may touch"
 	"${repo[@]}" tag base
 	while read -r p; do
-		"${repo[@]}" am -q --committer-date-is-author-date "$PATCHES/$p" >/dev/null ||
+		"${repo[@]}" am -q --whitespace=nowarn --committer-date-is-author-date "$PATCHES/$p" >/dev/null ||
 			die "git am cannot apply $p in $dir"
 	done < <(series)
 }

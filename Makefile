@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# What a person types; kbuild reads Kbuild only. Everything is built in the
+# cache (MEMFILE_CACHE, default /var/cache/memfile), nothing in the checkout.
+
+KERNEL ?= plain
+export KERNEL_SRC RUSTC LLVM BINDGEN QEMU MEMFILE_CACHE KDIR
+# An empty variable in the environment would hide a script's default.
+$(foreach v,KERNEL_SRC RUSTC LLVM BINDGEN QEMU MEMFILE_CACHE KDIR,$(if $($v),,$(eval unexport $v)))
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check shell kernel module selftests clippy patches clean distclean
+
+help:		## this list
+	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+demo: all	## the table: memory of real guests on five kinds of backing
+	@scripts/demo --kernel $(KERNEL)
+
+check:		## every test; TESTS='punch.* upstream.*' chooses, V=1 shows the consoles
+	@scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
+
+shell: all	## the kernel interactively, module loaded (virtme-ng)
+	@scripts/shell $(KERNEL)
+
+setup:		## install what is missing
+	@scripts/setup
+
+kernel: setup	## fetch, patch and build the kernel
+	@scripts/build-kernel $(KERNEL)
+
+module:		## only memfile.ko, against KDIR=<a built, patched kernel>
+	@scripts/build-module
+
+selftests:	## the guest's test programs
+	@scripts/build-selftests
+
+clippy:		## the module through clippy, warnings are errors
+	@scripts/build-module --clippy
+
+patches:	## write patches/7.3 anew from the work tree (scripts/work-tree)
+	@scripts/refresh-patches
+
+clean:		## remove what kbuild or cargo left in the checkout
+	@git clean -fdqX
+
+distclean: clean	## also remove built kernels, sources and logs, not the downloads
+	@rm -rf $(or $(MEMFILE_CACHE),/var/cache/memfile)/{build,src,logs,ccache}
+
+.PHONY: all
+all: kernel
+	@KDIR="$${KDIR:-$$(bash -c '. scripts/lib.sh; printf %s "$$BUILD/$$(flavour_name $(KERNEL))"')}" scripts/build-module
+	@scripts/build-selftests
