@@ -11,6 +11,7 @@
 //!
 //! Start reading at [`engine::node`]: it owns the lock, and says in which order things are taken.
 
+use kernel::debugfs;
 use kernel::prelude::*;
 
 mod abi;
@@ -27,14 +28,21 @@ module! {
 }
 
 /// The loaded module: registered with the kernel from its load to its unload.
+#[pin_data]
 struct Memfile {
     _registration: abi::ops::Registration,
+    #[pin]
+    _counters: debugfs::File<()>,
+    _debugfs: debugfs::Dir,
 }
 
-impl kernel::Module for Memfile {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        Ok(Self {
+impl kernel::InPlaceModule for Memfile {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        let debugfs = debugfs::Dir::new(c"memfile");
+        try_pin_init!(Self {
+            _counters <- debugfs.read_callback_file(c"counters", (), &engine::stats::show),
             _registration: abi::ops::Registration::new()?,
+            _debugfs: debugfs,
         })
     }
 }

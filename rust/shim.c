@@ -8,6 +8,9 @@
 
 #include "shim.h"
 
+#define CREATE_TRACE_POINTS
+#include "trace.h"
+
 loff_t memfile_i_size(struct inode *inode)
 {
 	return i_size_read(inode);
@@ -99,3 +102,28 @@ void memfile_put_page(struct page *page)
 {
 	put_page(page);
 }
+
+void memfile_trace_get_pfn(struct inode *inode, pgoff_t index,
+			   const struct memfile_pfn *pfn)
+{
+	trace_memfile_get_pfn(inode, index, pfn->pfn, pfn->order);
+}
+
+void memfile_trace_put_pfn(const struct memfile_pfn *pfn)
+{
+	trace_memfile_put_pfn(pfn->pfn);
+}
+
+#define MEMFILE_TRACE_RANGE(event)					\
+void memfile_trace_##event(struct inode *inode, pgoff_t start, pgoff_t end) \
+{									\
+	trace_memfile_##event(inode, start, end);			\
+}
+
+MEMFILE_TRACE_RANGE(bind)
+MEMFILE_TRACE_RANGE(unbind)
+MEMFILE_TRACE_RANGE(invalidate_start)
+MEMFILE_TRACE_RANGE(invalidate_end)
+MEMFILE_TRACE_RANGE(migrate)
+MEMFILE_TRACE_RANGE(swap_out)
+MEMFILE_TRACE_RANGE(poison)

@@ -32,4 +32,18 @@ void memfile_zero_pages(struct folio *folio, pgoff_t start, pgoff_t end);
 void memfile_put_folio(struct folio *folio);
 void memfile_put_page(struct page *page);
 
+/* Tracepoints, see trace.h. */
+void memfile_trace_get_pfn(struct inode *inode, pgoff_t index,
+			   const struct memfile_pfn *pfn);
+void memfile_trace_put_pfn(const struct memfile_pfn *pfn);
+void memfile_trace_bind(struct inode *inode, pgoff_t start, pgoff_t end);
+void memfile_trace_unbind(struct inode *inode, pgoff_t start, pgoff_t end);
+void memfile_trace_invalidate_start(struct inode *inode, pgoff_t start,
+				    pgoff_t end);
+void memfile_trace_invalidate_end(struct inode *inode, pgoff_t start,
+				  pgoff_t end);
+void memfile_trace_migrate(struct inode *inode, pgoff_t start, pgoff_t end);
+void memfile_trace_swap_out(struct inode *inode, pgoff_t start, pgoff_t end);
+void memfile_trace_poison(struct inode *inode, pgoff_t start, pgoff_t end);
+
 #endif /* _MEMFILE_SHIM_H */

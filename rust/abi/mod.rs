@@ -7,6 +7,7 @@ pub(crate) mod inode;
 pub(crate) mod notifier;
 pub(crate) mod ops;
 pub(crate) mod record;
+pub(crate) mod trace;
 
 use crate::policy::Refusal;
 use kernel::error::{

@@ -12,9 +12,11 @@ use super::inode::{
 };
 use super::notifier::Notifier;
 use super::record::Record;
+use super::trace;
 use crate::bindings;
 use crate::engine::node::Node;
 use crate::engine::shmem;
+use crate::engine::stats::COUNTERS;
 use crate::policy::range::Range;
 use core::ptr::NonNull;
 use kernel::error::{
@@ -223,7 +225,8 @@ unsafe extern "C" fn invalidate_start(
     record.set_node(node);
     if let Some(pages) = Range::new(start as u64, end as u64) {
         // SAFETY: As above.
-        unsafe { borrow_node(node) }.invalidate_start(record, pages);
+        let node = unsafe { borrow_node(node) };
+        shmem::swap_out(&node, record, pages);
     }
 }
 
@@ -271,8 +274,7 @@ unsafe extern "C" fn error_folio(node: *mut bindings::memfile_node, folio: *mut 
     // SAFETY: The locked folio pins the inode, and so the node.
     let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
     if let Some(pages) = pages {
-        // The page stays in the file, poisoned: get_pfn() refuses it until it is punched.
-        node.invalidate(pages, || ());
+        shmem::poison(&node, pages);
     }
 }
 
@@ -291,8 +293,10 @@ unsafe extern "C" fn get_pfn(
         let node = unsafe { borrow_node(notifier.node_ptr()) };
         let binding = notifier.binding(node.inode.pages())?;
         let (folio, index, order) = shmem::get_pfn(&node, binding, frame)?;
+        let found = folio.into_pfn(index, order);
+        trace::get_pfn(&node.inode, index, &found);
         // SAFETY: By the safety requirements of this function.
-        unsafe { pfn.write(folio.into_pfn(index, order)) };
+        unsafe { pfn.write(found) };
         Ok(0)
     })
 }
@@ -304,6 +308,10 @@ unsafe extern "C" fn put_pfn(
     _notifier: *mut bindings::memfile_notifier,
     pfn: *const bindings::memfile_pfn,
 ) {
-    // SAFETY: By the safety requirements of this function, which also own the reference.
-    unsafe { bindings::memfile_put_page((*pfn).page) };
+    // SAFETY: By the safety requirements of this function.
+    let pfn = unsafe { &*pfn };
+    COUNTERS.put_pfn.count();
+    trace::put_pfn(pfn);
+    // SAFETY: `get_pfn()` left the reference to the consumer, who gives it back.
+    unsafe { bindings::memfile_put_page(pfn.page) };
 }

@@ -4,3 +4,4 @@
 
 pub(crate) mod node;
 pub(crate) mod shmem;
+pub(crate) mod stats;

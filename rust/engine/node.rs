@@ -40,6 +40,7 @@
 //! so that pages taken away are gone before the consumer asks for them. The consumer's own
 //! protocol (KVM: `mmu_invalidate_seq` under `mmu_lock`) orders callbacks against its faults.
 
+use super::stats::COUNTERS;
 use crate::abi::inode::{
     File,
     Inode, //
@@ -52,6 +53,7 @@ use crate::abi::record::{
     Record,
     RecordList, //
 };
+use crate::abi::trace;
 use crate::policy::clock::{
     Clock,
     Life,
@@ -128,6 +130,7 @@ impl State {
 impl Node {
     /// A node for a new, empty file.
     pub(crate) fn new(inode: Inode) -> Result<Pin<KBox<Self>>> {
+        COUNTERS.create.count();
         inode.apply(Flags::CREATION, false);
         KBox::pin_init(
             pin_init!(Self {
@@ -168,6 +171,7 @@ impl Node {
         match file::fallocate(mode as u32, bytes(offset)?, bytes(len)?, size)? {
             Space::Allocate => file.fallocate(mode, offset, len),
             Space::Punch(pages) => self.invalidate(pages, || {
+                COUNTERS.punch.count();
                 file.fallocate(mode, offset, len)?;
                 super::shmem::clear_edges(&self.inode, pages);
                 Ok(())
@@ -216,6 +220,8 @@ impl Node {
         {
             self.ended.wait(&mut state);
         }
+        COUNTERS.bind.count();
+        trace::bind(&self.inode, pages);
         Ok(())
     }
 
@@ -251,6 +257,8 @@ impl Node {
         let rescue = before.unreclaimable() && !state.flags.unreclaimable();
         drop(state);
 
+        COUNTERS.unbind.count();
+        trace::unbind(&self.inode, pages);
         if rescue {
             self.inode.rescue();
         }
@@ -260,6 +268,7 @@ impl Node {
     /// Waits until nothing invalidates any more. Before the node is freed: a swap-out may have
     /// taken the last page of the file and not have ended yet. Sleeps.
     pub(crate) fn drain(&self) {
+        COUNTERS.destroy.count();
         let mut state = self.state.lock();
         while !state.running.is_empty() {
             self.ended.wait(&mut state);
@@ -278,6 +287,8 @@ impl Node {
 
     /// The first half of [`Self::invalidate`], for a caller who keeps `record`.
     pub(crate) fn invalidate_start(&self, record: Record, pages: Range) {
+        COUNTERS.invalidate.count();
+        trace::invalidate_start(&self.inode, pages);
         self.begin(record, pages);
         self.each(record, |notifier, frames| notifier.invalidate_start(frames));
         self.each(record, |notifier, _| notifier.flush());
@@ -286,6 +297,9 @@ impl Node {
     /// The second half. `self` may be freed as soon as this returns.
     pub(crate) fn invalidate_end(&self, record: Record) {
         self.each(record, |notifier, frames| notifier.invalidate_end(frames));
+        if let Some(running) = record.running() {
+            trace::invalidate_end(&self.inode, running.pages);
+        }
         self.end(record);
     }
 

@@ -3,8 +3,11 @@
 //! The backing store: pages of shmem.
 
 use super::node::Node;
+use super::stats::COUNTERS;
 use crate::abi::folio::Locked;
 use crate::abi::inode::Inode;
+use crate::abi::record::Record;
+use crate::abi::trace;
 use crate::policy::range::{
     Binding,
     Range, //
@@ -17,6 +20,12 @@ use kernel::prelude::*;
 /// The folio is dirty: its only copy is this one, from now on. The caller unlocks it before the
 /// consumer maps it; what protects the consumer then is the notifier, not the lock (rule 13).
 pub(crate) fn get_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u32)> {
+    find_pfn(node, binding, frame)
+        .inspect(|_| COUNTERS.get_pfn.count())
+        .inspect_err(|_| COUNTERS.get_pfn_error.count())
+}
+
+fn find_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u32)> {
     let index = binding.page_of(frame).ok_or(EINVAL)?;
     let folio = Locked::get(&node.inode, index)?;
 
@@ -44,7 +53,22 @@ pub(crate) fn clear_edges(inode: &Inode, pages: Range) {
 /// May reclaim swap `pages`, all of one folio, out (rules 18 and 19)? What a consumer has used since
 /// the last look stays. Sleeps.
 pub(crate) fn may_writeout(node: &Node, pages: Range) -> bool {
-    !node.flags().unreclaimable() && !node.test_clear_young(pages)
+    if node.flags().unreclaimable() {
+        return false;
+    }
+    let young = node.test_clear_young(pages);
+    if young {
+        COUNTERS.young.count();
+    }
+    !young
+}
+
+/// Swap-out is about to take `pages`, all of one folio, out of the file, and ends `record` when it
+/// has. Sleeps.
+pub(crate) fn swap_out(node: &Node, record: Record, pages: Range) {
+    COUNTERS.swap_out.count();
+    trace::swap_out(&node.inode, pages);
+    node.invalidate_start(record, pages);
 }
 
 /// Moves `pages`, all of one folio, with `migrate` (rules 18 and 19). Sleeps.
@@ -53,4 +77,17 @@ pub(crate) fn migrate(node: &Node, pages: Range, migrate: impl FnOnce() -> Resul
         return Err(EOPNOTSUPP);
     }
     node.invalidate(pages, migrate)
+        .inspect(|()| {
+            COUNTERS.migrate.count();
+            trace::migrate(&node.inode, pages);
+        })
+        .inspect_err(|_| COUNTERS.migrate_error.count())
+}
+
+/// A memory error hit `pages`, all of one folio: consumers lose them. The folio stays in the file,
+/// and [`get_pfn`] refuses it, until it is punched (rule 20). Sleeps.
+pub(crate) fn poison(node: &Node, pages: Range) {
+    COUNTERS.poison.count();
+    trace::poison(&node.inode, pages);
+    node.invalidate(pages, || ());
 }
