@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Tests of check-docs: python3 scripts/test_check_docs.py"""
+
+import contextlib
+import importlib.util
+import io
+import json
+import sys
+import tempfile
+import unittest
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parent / "check-docs"
+LOADER = SourceFileLoader("check_docs", str(SCRIPT))
+SPEC = importlib.util.spec_from_loader("check_docs", LOADER)
+assert SPEC is not None
+check_docs = importlib.util.module_from_spec(SPEC)
+sys.modules["check_docs"] = check_docs
+sys.dont_write_bytecode = True
+LOADER.exec_module(check_docs)
+
+PROPERTY = "cargo:rust/host/src/properties.rs::overlap_is_symmetric_and_agrees_with_intersection"
+KUNIT = "kunit:memfile_range.neighbours_do_not_overlap"
+
+
+class CheckDocs(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        program = self.folder / "memfile-tests"
+        program.write_text("#!/bin/sh\necho punch.hole\necho guest.runs\n")
+        program.chmod(0o755)
+        self.options = ["--program", str(program)]
+
+    def run_on(self, text: str, *options: str, name: str = "a.rst") -> tuple[int, str]:
+        document = self.folder / name
+        document.write_text(text)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            try:
+                code = check_docs.main([*self.options, *options, str(document)])
+            except SystemExit as stop:
+                code = stop.code
+        return code, output.getvalue()
+
+    def results(self, cases: dict[str, str]) -> list[str]:
+        path = self.folder / "result.json"
+        path.write_text(json.dumps({"cases": [{"name": n, "status": s} for n, s in cases.items()]}))
+        return ["--results", str(path)]
+
+    def table(self, guard: str) -> str:
+        return f".. list-table::\n\n   * - No.\n     - test\n   * - A1\n     - {guard}\n\nThe end.\n"
+
+    def test_tests_that_exist(self) -> None:
+        text = f"``punch.hole``, ``node.rs`` and ``a->b``\n``{KUNIT}`` ``{PROPERTY}``\n"
+        self.assertEqual(self.run_on(text)[0], 0)
+
+    def test_tests_that_do_not_exist(self) -> None:
+        for name in ("punch.hol", "kunit:memfile_range.no", "kunit:", PROPERTY + "x", "cargo:a.rs::b"):
+            code, output = self.run_on(f"well ``punch.hole``\nand ``{name}``\n")
+            self.assertEqual(code, 1, name)
+            self.assertIn(f"a.rst:2: {name}: there is no such test", output)
+
+    def test_names_of_the_runner(self) -> None:
+        self.assertEqual(self.run_on("``upstream.memfd_test`` ``runner.hang``")[0], 0)
+        self.assertEqual(self.run_on("``upstream.memfd_tes``")[0], 1)
+
+    def test_document_that_names_nothing(self) -> None:
+        self.assertEqual(self.run_on("no test")[0], 2)
+
+    def test_program_that_is_not_there(self) -> None:
+        self.assertEqual(self.run_on("``punch.hole``", "--program", "/nonexistent")[0], 2)
+
+    def test_results(self) -> None:
+        text = f"``punch.hole``\n``{KUNIT}``\n``{PROPERTY}``\n"
+        good = {
+            "punch.hole": "pass",
+            "kunit.memfile_range.neighbours_do_not_overlap": "pass",
+            "host.rust_host.properties::overlap_is_symmetric_and_agrees_with_intersection": "pass",
+        }
+        self.assertEqual(self.run_on(text, *self.results(good))[0], 0)
+        for name in good:
+            for status, words in (("fail", "failed"), ("skip", "was skipped"), ("", "did not run")):
+                cases = {k: v for k, v in good.items() if k != name}
+                cases |= {name: status} if status else {}
+                code, output = self.run_on(text, *self.results(cases))
+                self.assertEqual(code, 1, f"{name} {status}")
+                self.assertIn(words, output)
+        skipped = self.results({**good, "punch.hole": "skip"})
+        self.assertEqual(self.run_on(text, "--allow-skips", *skipped)[0], 0)
+
+    def test_results_that_are_none(self) -> None:
+        path = self.folder / "bad.json"
+        for text in ("", "[]", "{}", '{"cases": [1]}'):
+            path.write_text(text)
+            self.assertEqual(self.run_on("``punch.hole``", "--results", str(path))[0], 2, text)
+
+    def test_rows(self) -> None:
+        def run(guard: str, *options: str) -> int:
+            return self.run_on("``guest.runs``\n" + self.table(guard), *options, name="from-v7.rst")[0]
+
+        for guard in ("``punch.hole``", "open", "open: half of it; ``punch.hole``", "none: does not apply"):
+            self.assertEqual(run(guard), 0, guard)
+        for guard in ("none", "later", "``a.rs``"):
+            self.assertEqual(run(guard), 1, guard)
+        self.assertEqual(run("``punch.hole``", "--closed"), 0)
+        self.assertEqual(run("open", "--closed"), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
