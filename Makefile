@@ -47,7 +47,7 @@ clean:		## remove what kbuild or cargo left in the checkout
 	@git clean -fdqX
 
 distclean: clean	## also remove built kernels, sources and logs, not the downloads
-	@rm -rf $(or $(MEMFILE_CACHE),/var/cache/memfile)/{build,src,logs,ccache}
+	@rm -rf $(or $(MEMFILE_CACHE),/var/cache/memfile)/{build,src,logs}
 
 .PHONY: all
 all: kernel

@@ -100,11 +100,12 @@ series_id() {
 
 # lock NAME: held until the script ends; the next one waits.
 lock() {
+	local fd
 	mkdir -p "$CACHE/locks"
-	exec 9>"$CACHE/locks/$1"
-	flock -n 9 || {
-		note "waiting for another run that holds $1"
-		flock 9
+	exec {fd}>"$CACHE/locks/$1"
+	flock -n "$fd" || {
+		note "waiting for another run that holds the lock \"$1\""
+		flock "$fd"
 	}
 }
 
@@ -115,7 +116,7 @@ logged() {
 	shift 2
 	mkdir -p "$(dirname "$file")"
 	start=$SECONDS
-	"$@" >"$file" 2>&1 9>&- </dev/null &
+	"$@" >"$file" 2>&1 </dev/null &
 	pid=$!
 	# shellcheck disable=SC2064 # the pid of now is meant
 	trap "kill $pid 2>/dev/null || true" INT TERM
