@@ -1,2 +1,213 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The table of who pays for which memory, and when.
+//! Who pays for which memory, and when: the same guest on five kinds of memory.
+//!
+//! Every figure is read from the kernel after the step it belongs to, none is computed from what
+//! was asked for.
+
+mod backing;
+mod table;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::guest::MAX_VCPUS;
+use crate::ktap::Skip;
+use crate::mem;
+use crate::pattern::Pattern;
+use crate::sys;
+use crate::vm::Vm;
+use crate::{GIB, MIB};
+
+use backing::Memory;
+pub use backing::{Backing, KINDS};
+pub use table::{csv, text};
+
+/// Where the guest's memory under test begins.
+const GPA: u64 = 4 * GIB;
+
+/// How a row is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub name: &'static str,
+    pub backing: Backing,
+    /// Bytes of the slot.
+    pub size: u64,
+    /// Bytes that the guest writes: the start of the slot, or spread all over it.
+    pub touch: u64,
+    /// In how many pieces, evenly spread from the first to the last byte of the slot.
+    pub places: u64,
+}
+
+/// Host memory in bytes, as two counters of the kernel have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Figure {
+    /// `st_blocks` of the file, or `Rss` of the mapping in smaps; none where the kernel has no
+    /// such counter.
+    pub by_object: Option<u64>,
+    /// Growth of `Cached` + `AnonPages` in `/proc/meminfo` since before the row began. Includes a
+    /// few hundred KiB for VM and page tables of the test program itself.
+    pub by_machine: i64,
+}
+
+/// One row: what happened to host memory, step by step.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    pub name: &'static str,
+    /// Bytes of the slot.
+    pub size: u64,
+    /// Bytes that the guest writes.
+    pub touched: u64,
+    /// What `by_object` was read from.
+    pub source: &'static str,
+    pub after_creation: Figure,
+    pub after_write: Figure,
+    pub after_punch: Figure,
+    pub after_touch_again: Figure,
+    pub after_end: Figure,
+    /// The guest read zeros from all of the hole.
+    pub hole_reads_zeros: bool,
+    /// The guest read what it had written from everywhere else.
+    pub own_data_elsewhere: bool,
+    /// Pages that KVM had mapped for the guest after it wrote, from KVM's statistics.
+    pub kvm_pages_4k: u64,
+    pub kvm_pages_2m: u64,
+}
+
+/// A row that could not be made, and why.
+#[derive(Clone, Debug, Serialize)]
+pub struct Missing {
+    pub name: &'static str,
+    pub reason: String,
+}
+
+/// What the demo found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Kernel release.
+    pub kernel: String,
+    /// Bytes of memory in the machine.
+    pub machine: u64,
+    pub rows: Vec<Row>,
+    pub missing: Vec<Missing>,
+}
+
+/// Make all rows; those for which the kernel lacks something end in `missing`.
+pub fn run(size: u64, progress: &mut dyn FnMut(&str)) -> Result<Report> {
+    let kernel = sys::kernel_release()?;
+    let machine = mem::meminfo("MemTotal")?;
+    let mut report = Report { kernel, machine, rows: Vec::new(), missing: Vec::new() };
+    let plans =
+        KINDS.map(|(name, backing)| Plan { name, backing, size, touch: size / 4, places: 1 });
+    let large = Plan {
+        name: "memfile, on demand, 32 GiB",
+        backing: Backing::MemfileOnDemand,
+        size: 32 * GIB,
+        touch: 64 * MIB,
+        places: 16,
+    };
+    for plan in plans.into_iter().chain([large]) {
+        progress(plan.name);
+        match make_row(plan) {
+            Ok(row) => report.rows.push(row),
+            Err(error) => match error.chain().find_map(|e| e.downcast_ref::<Skip>()) {
+                Some(Skip(reason)) => {
+                    report.missing.push(Missing { name: plan.name, reason: reason.clone() });
+                }
+                None => return Err(error.context(plan.name)),
+            },
+        }
+    }
+    Ok(report)
+}
+
+/// The pieces of the slot that the guest writes: offset and length in bytes.
+fn pieces(plan: &Plan) -> Vec<(u64, u64)> {
+    let len = plan.touch / plan.places;
+    let last = plan.size - len;
+    let step = if plan.places > 1 { (last / (plan.places - 1)) & !(len - 1) } else { 0 };
+    (0..plan.places)
+        .map(|n| (if n + 1 == plan.places { n.min(1) * last } else { n * step }, len))
+        .collect()
+}
+
+fn make_row(plan: Plan) -> Result<Row> {
+    let pieces = pieces(&plan);
+    let before = mem::content()?;
+    let measure = |memory: Option<&Memory>| -> Result<Figure> {
+        let by_object = memory.map(Memory::held).transpose()?.flatten();
+        let by_machine = mem::content()? as i64 - before as i64;
+        Ok(Figure { by_object, by_machine })
+    };
+
+    let vm = Vm::new(plan.backing.vm_type())?;
+    let memory = Memory::create(plan.backing, &vm, GPA, plan.size, &pieces)?;
+    let mut vcpu = vm.vcpu(MAX_VCPUS - 1)?;
+    let stats = vm.stats()?;
+    let after_creation = measure(Some(&memory))?;
+
+    let written = Pattern::Generation(1);
+    for &(offset, len) in &pieces {
+        vcpu.fill(GPA + offset, len, written).context("the guest writes")?;
+    }
+    let after_write = measure(Some(&memory))?;
+    let (kvm_pages_4k, kvm_pages_2m) = (stats.get("pages_4k")?, stats.get("pages_2m")?);
+
+    // The second half of each piece becomes a hole.
+    for &(offset, len) in &pieces {
+        memory.punch(offset + len / 2, len / 2).context("punch")?;
+    }
+    let after_punch = measure(Some(&memory))?;
+
+    let (mut hole_reads_zeros, mut own_data_elsewhere) = (true, true);
+    for &(offset, len) in &pieces {
+        let half = len / 2;
+        hole_reads_zeros &= vcpu.verify(GPA + offset + half, half, Pattern::ZERO).is_ok();
+        own_data_elsewhere &= vcpu.verify(GPA + offset, half, written).is_ok();
+    }
+    let again = Pattern::Generation(2);
+    for &(offset, len) in &pieces {
+        vcpu.fill(GPA + offset + len / 2, len / 2, again).context("the guest writes again")?;
+    }
+    let after_touch_again = measure(Some(&memory))?;
+
+    let source = memory.source();
+    drop((stats, vcpu, vm, memory));
+    let after_end = measure(None)?;
+    Ok(Row {
+        name: plan.name,
+        size: plan.size,
+        touched: plan.touch,
+        source,
+        after_creation,
+        after_write,
+        after_punch,
+        after_touch_again,
+        after_end,
+        hole_reads_zeros,
+        own_data_elsewhere,
+        kvm_pages_4k,
+        kvm_pages_2m,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_lie_inside_and_reach_the_end() {
+        let plan = Plan {
+            name: "",
+            backing: Backing::Anonymous,
+            size: 32 * GIB,
+            touch: 64 * MIB,
+            places: 16,
+        };
+        let many = pieces(&plan);
+        assert_eq!(many.iter().map(|p| p.1).sum::<u64>(), 64 * MIB);
+        assert_eq!(many[0].0, 0);
+        assert_eq!(many[15], (32 * GIB - 4 * MIB, 4 * MIB));
+        assert!(many.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0));
+        assert_eq!(pieces(&Plan { size: 256 * MIB, places: 1, ..plan }), [(0, 64 * MIB)]);
+    }
+}

@@ -22,6 +22,9 @@ pub type CaseResult = Result<()>;
 /// Seconds a case may take unless it says otherwise.
 pub const TIME_LIMIT: u32 = 60;
 
+/// A case that takes longer says so.
+const SLOW: Duration = Duration::from_secs(5);
+
 /// One promise.
 pub struct Case {
     /// The promise in snake case.
@@ -183,7 +186,12 @@ pub fn run(suites: &[&Suite], options: &Options, out: &mut dyn Write) -> Result<
         writeln!(out, "  KTAP version 1\n  # Subtest: {}\n  1..{}", suite.name, cases.len())?;
         for (n, case) in (1..).zip(cases) {
             out.flush()?;
+            let start = Instant::now();
             let outcome = run_case(suite, case, options, out)?;
+            let took = start.elapsed();
+            if took > SLOW {
+                writeln!(out, "  # {} took {} s", case.name, took.as_secs())?;
+            }
             write_result(out, n, case.name, &outcome)?;
             match outcome {
                 Outcome::Pass => sum.passed += 1,

@@ -70,7 +70,8 @@ pub fn fdinfo(fd: impl AsFd, key: &str) -> Result<Option<String>> {
     Ok(line.map(str::to_owned))
 }
 
-/// Write `word` all over the memory that is free now, then free it again: bytes written.
+/// Write `word` into every 256 bytes of the memory that is free now, then free it again: bytes of
+/// memory used.
 ///
 /// What the kernel hands out next had this content, unless it was zeroed. Some is left alone so
 /// that nothing has to be reclaimed or killed.
@@ -78,7 +79,7 @@ pub fn soil_free_memory(word: u64) -> Result<u64> {
     let keep = 96 * MIB;
     let free = meminfo("MemFree")?.min(meminfo("MemAvailable")?).saturating_sub(keep);
     let mapping = Mapping::anonymous((free & !(HUGE - 1)).max(HUGE))?;
-    for offset in (0..mapping.len()).step_by(8) {
+    for offset in (0..mapping.len()).step_by(256) {
         mapping.word(offset).store(word, Ordering::Relaxed);
     }
     Ok(mapping.len())

@@ -291,6 +291,21 @@ impl Mapping {
         Ok(Mapping { addr, len })
     }
 
+    /// A shared, writable view of a file that wants to choose the address itself.
+    pub fn anywhere(fd: impl AsFd, offset: u64, len: u64) -> SysResult<Mapping> {
+        let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = fd.as_fd().as_raw_fd();
+        // SAFETY: A new mapping at an address of the kernel's choice.
+        let addr = unsafe {
+            libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, offset as i64)
+        };
+        if addr == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        Ok(Mapping { addr, len })
+    }
+
     /// Anonymous memory; nothing is allocated before it is touched.
     pub fn anonymous(len: u64) -> Result<Mapping> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -372,6 +387,17 @@ impl Drop for Mapping {
         // SAFETY: The mapping is ours and `self` was the last way to reach it.
         unsafe { libc::munmap(self.addr, self.len) };
     }
+}
+
+/// The kernel's release, as `uname -r` has it.
+pub fn kernel_release() -> Result<String> {
+    // SAFETY: All zero is a valid utsname.
+    let mut name: libc::utsname = unsafe { std::mem::zeroed() };
+    // SAFETY: The structure outlives the call.
+    check(unsafe { libc::uname(&mut name) }).context("uname")?;
+    // SAFETY: The kernel ends the string inside of its array.
+    let release = unsafe { std::ffi::CStr::from_ptr(name.release.as_ptr()) };
+    Ok(release.to_string_lossy().into_owned())
 }
 
 /// SKIP unless run as root.

@@ -124,7 +124,7 @@ fn endless_command_stops() -> CaseResult {
 fn stuck_vcpu_is_reported() -> CaseResult {
     let vm = Vm::protected()?;
     let mut vcpu = vm.vcpu(0)?;
-    vcpu.post(Command::Watch, &[guest::SCRATCH, guest::SCRATCH + 8, 8, 0]);
+    vcpu.post(Command::Watch, &[guest::SCRATCH, guest::SCRATCH + 8, 8, 0])?;
     match vcpu.run_for(Duration::from_millis(200)) {
         Err(e) if e.to_string().contains("still runs") => Ok(()),
         other => bail!("wanted an error, got {other:?}"),

@@ -3,8 +3,48 @@
 
 use crate::ktap::Suite;
 
+mod access;
+mod binding;
 mod control;
+mod creation;
+mod exits;
+mod fdinfo;
+mod guest;
 mod infra;
+mod module;
+mod ondemand;
+mod prefault;
+mod property;
+mod punch;
+mod setup;
+mod sharing;
+mod size;
+mod uring;
+mod zero;
 
 /// Every suite, in the order in which they run.
-pub static SUITES: &[&Suite] = &[&infra::SUITE, &control::SUITE, &control::EMPTY, &control::OOPS];
+pub static SUITES: &[&Suite] = &[
+    &infra::SUITE,
+    &creation::SUITE,
+    &size::SUITE,
+    &access::SUITE,
+    &property::SUITE,
+    &binding::SUITE,
+    &guest::SUITE,
+    &guest::GMEM,
+    &punch::SUITE,
+    &punch::GMEM,
+    &exits::SUITE,
+    &exits::GMEM,
+    &ondemand::SUITE,
+    &zero::SUITE,
+    &zero::GMEM,
+    &prefault::SUITE,
+    &prefault::GMEM,
+    &fdinfo::SUITE,
+    &sharing::SUITE,
+    &module::SUITE,
+    &control::SUITE,
+    &control::EMPTY,
+    &control::OOPS,
+];

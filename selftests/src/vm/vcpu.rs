@@ -59,6 +59,8 @@ pub struct Vcpu {
     mailbox: u64,
     amd: bool,
     id: u64,
+    /// In the middle of a command; an exit other than [`Exit::Done`] leaves it there.
+    busy: bool,
 }
 
 /// Tells a vCPU, from any thread, to end an endless command.
@@ -85,22 +87,28 @@ impl Vcpu {
         let fd = vm.fd.create_vcpu(id).context("KVM_CREATE_VCPU")?;
         fd.set_cpuid2(&vm.cpuid).context("KVM_SET_CPUID2")?;
         set_long_mode(&fd)?;
-        let regs = kvm_regs {
-            rip: guest::CODE,
-            rsp: guest::stack_top(id),
-            r15: guest::mailbox(id),
-            rflags: 2,
-            ..Default::default()
-        };
-        fd.set_regs(&regs).context("KVM_SET_REGS")?;
         let vendor = vm.cpuid.as_slice().iter().find(|e| e.function == 0).map(|e| e.ebx);
         let amd = vendor == Some(u32::from_le_bytes(*b"Auth"));
         let system = vm.system.clone();
-        let mut vcpu = Vcpu { fd, system, mailbox: guest::mailbox(id), amd, id };
+        let mut vcpu = Vcpu { fd, system, mailbox: guest::mailbox(id), amd, id, busy: false };
+        vcpu.restart()?;
+        Ok(vcpu)
+    }
+
+    /// Drop the command that a memory fault interrupted, and be ready for the next one.
+    pub fn restart(&mut self) -> Result<()> {
+        let regs = kvm_regs {
+            rip: guest::CODE,
+            rsp: guest::stack_top(self.id),
+            r15: self.mailbox,
+            rflags: 2,
+            ..Default::default()
+        };
+        self.fd.set_regs(&regs).context("KVM_SET_REGS")?;
         // The program reports for duty before its first command.
-        match vcpu.run()? {
-            Exit::Done => Ok(vcpu),
-            other => bail!("vCPU {id} did not start: {other:x?}"),
+        match self.run()? {
+            Exit::Done => Ok(()),
+            other => bail!("vCPU {} did not start: {other:x?}", self.id),
         }
     }
 
@@ -144,7 +152,10 @@ impl Vcpu {
             kvm_bindings::KVM_EXIT_IO => {
                 // SAFETY: The exit reason says that `io` is the valid member.
                 match unsafe { run.__bindgen_anon_1.io }.port {
-                    guest::PORT_DONE => Exit::Done,
+                    guest::PORT_DONE => {
+                        self.busy = false;
+                        Exit::Done
+                    }
                     _ => Exit::Other(kvm_bindings::KVM_EXIT_IO),
                 }
             }
@@ -174,8 +185,10 @@ impl Vcpu {
         Exit::MemoryFault { errno, gpa: fault.gpa, size: fault.size, flags: fault.flags }
     }
 
-    /// Give a command without entering.
-    pub fn post(&mut self, command: Command, args: &[u64]) {
+    /// Give a command without entering. An error while another one is unfinished.
+    pub fn post(&mut self, command: Command, args: &[u64]) -> Result<()> {
+        ensure!(!self.busy, "vCPU {} has not finished its last command", self.id);
+        self.busy = true;
         for (n, arg) in (0..).zip(args) {
             self.system.store(self.mailbox + guest::BOX_ARGS + n * 8, *arg);
         }
@@ -183,6 +196,7 @@ impl Vcpu {
             self.system.store(self.mailbox + word, 0);
         }
         self.system.store(self.mailbox + guest::BOX_COMMAND, command as u64);
+        Ok(())
     }
 
     /// Result word `n` of the last command.
@@ -192,7 +206,7 @@ impl Vcpu {
 
     /// Give a command and enter until the next exit.
     pub fn start(&mut self, command: Command, args: &[u64]) -> Result<Exit> {
-        self.post(command, args);
+        self.post(command, args)?;
         self.run()
     }
 
@@ -275,13 +289,13 @@ impl Vcpu {
 
     /// Read a word per `stride` bytes of a range, again and again until stopped.
     pub fn watch(&mut self, start: u64, len: u64, stride: u64, write: bool) -> Result<RunCounters> {
-        self.post(Command::Watch, &[start, start + len, stride, write.into()]);
+        self.post(Command::Watch, &[start, start + len, stride, write.into()])?;
         self.run_endless(Command::Watch)
     }
 
     /// Check random words against a table until stopped; see program.s.
     pub fn stress(&mut self, args: &[u64; 6]) -> Result<RunCounters> {
-        self.post(Command::Stress, args);
+        self.post(Command::Stress, args)?;
         let counters = self.run_endless(Command::Stress)?;
         let what = match self.result(0) {
             0 => return Ok(counters),

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The kinds of guest memory that the demo compares.
+
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result};
+
+use crate::mem;
+use crate::sys::{self, Mapping};
+use crate::vm::{Private, Slot, Vm, VmType, small_pages};
+
+/// What is behind the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    Anonymous,
+    SharedMemfd,
+    /// Everything allocated at creation, as the QEMU branch of 2022 did.
+    MemfileFallocate,
+    MemfileOnDemand,
+    GuestMemfd,
+}
+
+/// The rows, in their order.
+pub const KINDS: [(&str, Backing); 5] = [
+    ("anonymous memory", Backing::Anonymous),
+    ("shared memfd", Backing::SharedMemfd),
+    ("memfile, fallocate first", Backing::MemfileFallocate),
+    ("memfile, on demand", Backing::MemfileOnDemand),
+    ("guest_memfd", Backing::GuestMemfd),
+];
+
+impl Backing {
+    fn private(self) -> Option<Private> {
+        match self {
+            Backing::Anonymous | Backing::SharedMemfd => None,
+            Backing::MemfileFallocate | Backing::MemfileOnDemand => Some(Private::Memfile),
+            Backing::GuestMemfd => Some(Private::GuestMemfd),
+        }
+    }
+
+    /// The VM type that can use it.
+    pub fn vm_type(self) -> VmType {
+        match self.private() {
+            Some(_) => VmType::Protected,
+            None => VmType::Default,
+        }
+    }
+}
+
+/// Guest memory of some kind, in its slot.
+pub struct Memory {
+    backing: Backing,
+    fd: Option<OwnedFd>,
+    slot: Slot,
+}
+
+impl Memory {
+    /// `size` bytes in slot 1 at `gpa`; what lies in `pieces` (offset, length) is private if the
+    /// kind knows private memory.
+    ///
+    /// Only these: KVM keeps an attribute per page, which for 32 GiB would be the largest item.
+    pub fn create(
+        backing: Backing,
+        vm: &Vm,
+        gpa: u64,
+        size: u64,
+        pieces: &[(u64, u64)],
+    ) -> Result<Memory> {
+        let Some(kind) = backing.private() else {
+            let fd = (backing == Backing::SharedMemfd).then(|| sys::memfd(size)).transpose()?;
+            let view = match &fd {
+                Some(fd) => Mapping::shared(fd, 0, size)?,
+                None => small_pages(size)?,
+            };
+            return Ok(Memory { backing, fd, slot: vm.add_shared(1, gpa, view)? });
+        };
+        let fd = kind.create(vm, size)?;
+        if backing == Backing::MemfileFallocate {
+            sys::allocate(&fd, 0, size).context("fallocate")?;
+        }
+        let slot = vm.add_private(1, gpa, size, kind, &fd, 0)?;
+        for &(offset, len) in pieces {
+            vm.set_private(gpa + offset, len)?;
+        }
+        Ok(Memory { backing, fd: Some(fd), slot })
+    }
+
+    /// Give a range back to the host.
+    pub fn punch(&self, offset: u64, len: u64) -> Result<()> {
+        match &self.fd {
+            Some(fd) => sys::punch(fd, offset, len).context("fallocate(PUNCH_HOLE)"),
+            None => {
+                let view = &self.slot.view;
+                view.madvise(offset, len, libc::MADV_DONTNEED).context("MADV_DONTNEED")
+            }
+        }
+    }
+
+    /// Bytes of host memory it holds, by its own counter; a guest_memfd has none.
+    pub fn held(&self) -> Result<Option<u64>> {
+        match (&self.fd, self.backing) {
+            (_, Backing::GuestMemfd) => Ok(None),
+            (Some(fd), _) => sys::allocated(fd).map(Some),
+            (None, _) => mem::resident(&self.slot.view).map(Some),
+        }
+    }
+
+    /// Which counter [`Memory::held`] reads.
+    pub fn source(&self) -> &'static str {
+        match (&self.fd, self.backing) {
+            (_, Backing::GuestMemfd) => "meminfo",
+            (Some(_), _) => "st_blocks",
+            (None, _) => "smaps",
+        }
+    }
+}

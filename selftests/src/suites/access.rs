@@ -1,0 +1,494 @@
+// SPDX-License-Identifier: GPL-2.0
+//! No road leads to the content of an inaccessible memfd, and trying allocates nothing (rule 3).
+//!
+//! Where a generic layer of the kernel turns a road away before it gets to the file, its errno is
+//! the one expected here, and the case says which layer it is.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr::null_mut;
+
+use anyhow::{Context, Result, bail, ensure};
+use libc::{c_int, c_void, iovec, loff_t};
+
+use super::uring;
+use crate::ktap::{CaseResult, Suite, skip};
+use crate::sys::*;
+use crate::{MIB, PAGE, suite};
+
+pub static SUITE: Suite = suite!(
+    "access",
+    [
+        read_is_refused,
+        write_is_refused,
+        pread_and_pwrite_are_refused,
+        vectored_io_is_refused,
+        append_is_refused,
+        splice_is_refused_both_ways,
+        sendfile_is_refused_both_ways,
+        copy_file_range_is_refused_both_ways,
+        tee_and_vmsplice_do_not_apply,
+        clone_is_refused,
+        mmap_is_refused,
+        remap_of_another_mapping_cannot_reach_it,
+        io_uring_is_refused,
+        aio_is_refused,
+        loop_device_gets_nothing,
+        exec_is_refused,
+        module_loading_is_refused,
+        swapon_is_refused,
+        reopening_gives_no_access,
+        open_by_handle_gives_no_access,
+        readahead_and_fadvise_change_nothing,
+        fadvise_drops_no_content,
+        userfaultfd_has_nothing_to_register,
+        seek_tells_only_what_is_allocated,
+        sync_works_and_shows_nothing,
+    ]
+);
+
+const EPERM: &[Errno] = &[Errno::EPERM];
+
+/// A file of 1 MiB: nothing in it, or everything.
+fn files() -> Result<[(OwnedFd, u64); 2]> {
+    let full = memfile(MIB)?;
+    allocate(&full, 0, MIB)?;
+    Ok([(memfile(MIB)?, 0), (full, MIB)])
+}
+
+/// Run `attempt` on an empty and on a full file; afterwards each holds what it held.
+fn on_each(mut attempt: impl FnMut(&OwnedFd) -> CaseResult) -> CaseResult {
+    for (fd, held) in files()? {
+        attempt(&fd).with_context(|| format!("file that holds {held} bytes"))?;
+        expect_allocated(&fd, held, "after the attempt")?;
+        let size = file_size(&fd)?;
+        ensure!(size == MIB, "the size became {size}");
+    }
+    Ok(())
+}
+
+/// Refused, with a buffer that stays as it was.
+fn refused(
+    what: &str,
+    wanted: &[Errno],
+    call: impl Fn(c_int, *mut c_void, usize) -> isize,
+) -> CaseResult {
+    on_each(|fd| {
+        for len in [1, 8, 4096, 8192] {
+            let mut buffer = vec![0x5au8; len];
+            let ret = call(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), len);
+            expect_errno(&format!("{what} of {len} bytes"), check(ret as i64), wanted)?;
+            ensure!(buffer.iter().all(|&b| b == 0x5a), "{what} changed the buffer");
+        }
+        Ok(())
+    })
+}
+
+fn read_is_refused() -> CaseResult {
+    // SAFETY: The buffer has the given length.
+    refused("read", EPERM, |fd, p, n| unsafe { libc::read(fd, p, n) })
+}
+
+fn write_is_refused() -> CaseResult {
+    // SAFETY: The buffer has the given length.
+    refused("write", EPERM, |fd, p, n| unsafe { libc::write(fd, p, n) })
+}
+
+fn pread_and_pwrite_are_refused() -> CaseResult {
+    for offset in [0, 100, 4096, MIB as i64 - 1, MIB as i64, 1 << 40] {
+        let at = |name| format!("{name} at {offset:#x}");
+        // SAFETY: The buffer has the given length.
+        refused(&at("pread"), EPERM, |fd, p, n| unsafe { libc::pread(fd, p, n, offset) })?;
+        // SAFETY: As above.
+        refused(&at("pwrite"), EPERM, |fd, p, n| unsafe { libc::pwrite(fd, p, n, offset) })?;
+    }
+    Ok(())
+}
+
+fn vectored_io_is_refused() -> CaseResult {
+    let iov = |p, n| iovec { iov_base: p, iov_len: n };
+    // SAFETY: The vector and its buffer outlive each call.
+    unsafe {
+        refused("readv", EPERM, |fd, p, n| libc::readv(fd, &iov(p, n), 1))?;
+        refused("writev", EPERM, |fd, p, n| libc::writev(fd, &iov(p, n), 1))?;
+        refused("preadv", EPERM, |fd, p, n| libc::preadv(fd, &iov(p, n), 1, 0))?;
+        refused("pwritev", EPERM, |fd, p, n| libc::pwritev(fd, &iov(p, n), 1, 0))?;
+        for flags in [0, libc::RWF_HIPRI] {
+            refused("preadv2", EPERM, |fd, p, n| libc::preadv2(fd, &iov(p, n), 1, 0, flags))?;
+            refused("pwritev2", EPERM, |fd, p, n| libc::pwritev2(fd, &iov(p, n), 1, 0, flags))?;
+        }
+    }
+    Ok(())
+}
+
+fn append_is_refused() -> CaseResult {
+    on_each(|fd| {
+        let append = reopen(fd, libc::O_WRONLY | libc::O_APPEND)?;
+        // SAFETY: The buffer has this length.
+        let ret = unsafe { libc::write(append.as_raw_fd(), b"data".as_ptr().cast(), 4) };
+        expect_errno("write at the end", check(ret as i64), EPERM)
+    })
+}
+
+fn splice(from: &OwnedFd, at: *mut loff_t, to: &OwnedFd, to_at: *mut loff_t) -> SysResult {
+    // SAFETY: Each offset is null or outlives the call.
+    let ret = unsafe { libc::splice(from.as_raw_fd(), at, to.as_raw_fd(), to_at, 4096, 0) };
+    check(ret as i64)
+}
+
+fn splice_is_refused_both_ways() -> CaseResult {
+    on_each(|fd| {
+        let (reader, writer) = pipe()?;
+        expect_errno("splice out", splice(fd, null_mut(), &writer, null_mut()), EPERM)?;
+        let mut offset = 4096;
+        expect_errno("splice out", splice(fd, &mut offset, &writer, null_mut()), EPERM)?;
+        ensure!(offset == 4096, "the offset moved to {offset}");
+        // SAFETY: The buffer has this length.
+        check(unsafe { libc::write(writer.as_raw_fd(), [7u8; 4096].as_ptr().cast(), 4096) } as i64)?;
+        expect_errno("splice in", splice(&reader, null_mut(), fd, null_mut()), EPERM)?;
+        expect_errno("splice in", splice(&reader, null_mut(), fd, &mut offset), EPERM)
+    })
+}
+
+fn sendfile_is_refused_both_ways() -> CaseResult {
+    let other = memfd(MIB)?;
+    let send = |to: &OwnedFd, from: &OwnedFd| {
+        // SAFETY: Takes no pointer but null.
+        check(unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), null_mut(), 4096) } as i64)
+    };
+    on_each(|fd| {
+        expect_errno("from it to a file", send(&other, fd), EPERM)?;
+        expect_errno("to it from a file", send(fd, &other), EPERM)?;
+        let (_reader, writer) = pipe()?;
+        expect_errno("from it to a pipe", send(&writer, fd), EPERM)
+    })?;
+    expect_allocated(&other, 0, "the other file")
+}
+
+fn copy_file_range_is_refused_both_ways() -> CaseResult {
+    let other = memfd(MIB)?;
+    let copy = |from: &OwnedFd, to: &OwnedFd| {
+        let (mut at, mut to_at) = (0, MIB as i64 / 2);
+        let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
+        // SAFETY: Both offsets outlive the call.
+        check(unsafe { libc::copy_file_range(from, &mut at, to, &mut to_at, 4096, 0) } as i64)
+    };
+    let second = memfile(MIB)?;
+    on_each(|fd| {
+        expect_errno("out of it", copy(fd, &other), EPERM)?;
+        expect_errno("into it", copy(&other, fd), EPERM)?;
+        expect_errno("within it", copy(fd, fd), EPERM)?;
+        expect_errno("to another of its kind", copy(fd, &second), EPERM)
+    })?;
+    expect_allocated(&other, 0, "the other file")
+}
+
+/// Both work on pipes only: the kernel says so before it looks at the file.
+fn tee_and_vmsplice_do_not_apply() -> CaseResult {
+    on_each(|fd| {
+        let (_reader, writer) = pipe()?;
+        // SAFETY: Takes no pointer.
+        let ret = unsafe { libc::tee(fd.as_raw_fd(), writer.as_raw_fd(), 4096, 0) };
+        expect_errno("tee", check(ret as i64), &[Errno::EINVAL])?;
+        let mut word = 0u64;
+        let iov = iovec { iov_base: (&raw mut word).cast(), iov_len: 8 };
+        // SAFETY: The vector and its buffer outlive the call.
+        let ret = unsafe { libc::vmsplice(fd.as_raw_fd(), &iov, 1, 0) };
+        expect_errno("vmsplice", check(ret as i64), &[Errno::EBADF])
+    })
+}
+
+/// No remap_file_range: the VFS refuses.
+fn clone_is_refused() -> CaseResult {
+    const FICLONE: u64 = 0x4004_9409;
+    let other = memfd(MIB)?;
+    on_each(|fd| {
+        for (to, from) in [(fd, &other), (&other, fd)] {
+            let result = ioctl_val(to, FICLONE, from.as_raw_fd() as u64);
+            expect_errno("FICLONE", result, &[Errno::EOPNOTSUPP])?;
+        }
+        Ok(())
+    })
+}
+
+fn mmap_is_refused() -> CaseResult {
+    let prots = [
+        ("PROT_NONE", libc::PROT_NONE),
+        ("PROT_READ", libc::PROT_READ),
+        ("PROT_WRITE", libc::PROT_WRITE),
+        ("PROT_READ|WRITE", libc::PROT_READ | libc::PROT_WRITE),
+        ("PROT_READ|EXEC", libc::PROT_READ | libc::PROT_EXEC),
+    ];
+    let kinds = [
+        ("MAP_SHARED", libc::MAP_SHARED),
+        ("MAP_SHARED_VALIDATE", libc::MAP_SHARED_VALIDATE),
+        ("MAP_PRIVATE", libc::MAP_PRIVATE),
+        ("MAP_PRIVATE|POPULATE", libc::MAP_PRIVATE | libc::MAP_POPULATE),
+        ("MAP_SHARED|LOCKED", libc::MAP_SHARED | libc::MAP_LOCKED),
+    ];
+    on_each(|fd| {
+        for (prot_name, prot) in prots {
+            for (kind_name, kind) in kinds {
+                for offset in [0, MIB - PAGE, MIB] {
+                    let what = format!("mmap {prot_name} {kind_name} at {offset:#x}");
+                    let result = Mapping::map(PAGE, prot, kind, Some((fd.as_fd(), offset)));
+                    expect_errno(&what, result, EPERM)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// remap_file_pages works on a mapping, and there is none of the file: the kernel refuses the
+/// address.
+fn remap_of_another_mapping_cannot_reach_it() -> CaseResult {
+    drop(memfile_unsized()?);
+    let view = Mapping::anonymous(PAGE)?;
+    // SAFETY: Names a mapping of ours, which the call may at most leave alone.
+    let ret = unsafe { libc::syscall(libc::SYS_remap_file_pages, view.addr(), PAGE, 0, 0, 0) };
+    expect_errno("remap_file_pages", check(ret), &[Errno::EINVAL])
+}
+
+fn io_uring_is_refused() -> CaseResult {
+    let mut ring = match uring::Ring::new() {
+        Ok(ring) => ring,
+        Err(Errno::ENOSYS | Errno::EPERM) => return skip("the kernel has no io_uring"),
+        Err(errno) => bail!("io_uring_setup: {errno}"),
+    };
+    on_each(|fd| {
+        for write in [false, true] {
+            let mut buffer = [0x5au8; 4096];
+            let result = ring.transfer(fd.as_raw_fd(), &mut buffer, write)?;
+            expect_errno(if write { "write" } else { "read" }, result, EPERM)?;
+            ensure!(buffer.iter().all(|&b| b == 0x5a), "the buffer changed");
+        }
+        Ok(())
+    })
+}
+
+fn aio_is_refused() -> CaseResult {
+    let Ok(mut context) = uring::AioContext::new() else {
+        return skip("the kernel has no aio");
+    };
+    on_each(|fd| {
+        for write in [false, true] {
+            let mut buffer = [0x5au8; 4096];
+            let result = context.transfer(fd.as_raw_fd(), &mut buffer, write)?;
+            expect_errno(if write { "write" } else { "read" }, result, EPERM)?;
+            ensure!(buffer.iter().all(|&b| b == 0x5a), "the buffer changed");
+        }
+        Ok(())
+    })
+}
+
+/// The loop driver asks no file whether it may use it; what it then reads and writes is refused,
+/// and reaches its users as EIO.
+fn loop_device_gets_nothing() -> CaseResult {
+    const LOOP_SET_FD: u64 = 0x4c00;
+    const LOOP_CLR_FD: u64 = 0x4c01;
+    const LOOP_CTL_GET_FREE: u64 = 0x4c82;
+    let Ok(control) = open("/dev/loop-control", libc::O_RDWR) else {
+        return skip("the kernel has no loop devices");
+    };
+    on_each(|fd| {
+        let number = ioctl_val(&control, LOOP_CTL_GET_FREE, 0).context("LOOP_CTL_GET_FREE")?;
+        let path = format!("/dev/loop{number}");
+        let device = open(&path, libc::O_RDWR).with_context(|| path)?;
+        match ioctl_val(&device, LOOP_SET_FD, fd.as_raw_fd() as u64) {
+            Err(Errno::EPERM) => return Ok(()),
+            Err(errno) => bail!("LOOP_SET_FD: {errno}"),
+            Ok(_) => println!("LOOP_SET_FD succeeds; what counts is that no data passes"),
+        }
+        let mut buffer = [0x5au8; 4096];
+        // SAFETY: The buffer has this length.
+        let read = unsafe { libc::pread(device.as_raw_fd(), buffer.as_mut_ptr().cast(), 4096, 0) };
+        let read = check(read as i64);
+        // SAFETY: As above.
+        let write = unsafe { libc::pwrite(device.as_raw_fd(), buffer.as_ptr().cast(), 4096, 0) };
+        let write = check(write as i64).and_then(|_| {
+            // SAFETY: Takes no pointer.
+            check(unsafe { libc::fsync(device.as_raw_fd()) })
+        });
+        let cleared = ioctl_val(&device, LOOP_CLR_FD, 0);
+        expect_errno("read from the device", read, &[Errno::EIO, Errno::EPERM])?;
+        expect_errno("write to the device", write, &[Errno::EIO, Errno::EPERM])?;
+        ensure!(buffer.iter().all(|&b| b == 0x5a), "the buffer changed");
+        cleared.context("LOOP_CLR_FD").map(drop)
+    })
+}
+
+fn exec_is_refused() -> CaseResult {
+    on_each(|fd| {
+        let argv: [*const libc::c_char; 2] = [c"x".as_ptr(), std::ptr::null()];
+        // SAFETY: The vectors are terminated. On success the test would be gone, which is noticed.
+        let ret = unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                fd.as_raw_fd(),
+                c"".as_ptr(),
+                argv.as_ptr(),
+                argv[1..].as_ptr(),
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        expect_errno("execveat", check(ret), EPERM)
+    })
+}
+
+/// The module loader wants a file that nobody may write, so it gets a descriptor of its own.
+fn module_loading_is_refused() -> CaseResult {
+    require_root()?;
+    let fd = memfile(MIB)?;
+    let reader = reopen(&fd, libc::O_RDONLY)?;
+    // SAFETY: The parameters are a C string.
+    let load = |fd: &OwnedFd| unsafe {
+        check(libc::syscall(libc::SYS_finit_module, fd.as_raw_fd(), c"".as_ptr(), 0))
+    };
+    expect_errno("while there are writers", load(&reader), &[Errno::EPERM, Errno::ETXTBSY])?;
+    drop(fd);
+    expect_errno("finit_module", load(&reader), EPERM)?;
+    expect_allocated(&reader, 0, "after finit_module")
+}
+
+/// Swap files need bmap or swap_activate, or at least read_folio: swapon refuses.
+fn swapon_is_refused() -> CaseResult {
+    require_root()?;
+    on_each(|fd| {
+        let path = format!("/proc/self/fd/{}\0", fd.as_raw_fd());
+        // SAFETY: The path is a C string.
+        let ret = unsafe { libc::swapon(path.as_ptr().cast(), 0) };
+        expect_errno("swapon", check(ret), &[Errno::EINVAL, Errno::EPERM])
+    })
+}
+
+fn reopening_gives_no_access() -> CaseResult {
+    on_each(|fd| {
+        for mode in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR] {
+            for extra in [0, libc::O_NONBLOCK, libc::O_SYNC, libc::O_NOATIME, libc::O_APPEND] {
+                let again =
+                    reopen(fd, mode | extra).with_context(|| format!("{mode} {extra:#x}"))?;
+                let mut word = 0u64;
+                let buffer: *mut c_void = (&raw mut word).cast();
+                if mode != libc::O_WRONLY {
+                    // SAFETY: The buffer has this length.
+                    let ret = unsafe { libc::read(again.as_raw_fd(), buffer, 8) };
+                    expect_errno("read", check(ret as i64), EPERM)?;
+                }
+                if mode != libc::O_RDONLY {
+                    // SAFETY: The buffer has this length.
+                    let ret = unsafe { libc::write(again.as_raw_fd(), buffer, 8) };
+                    expect_errno("write", check(ret as i64), EPERM)?;
+                }
+            }
+        }
+        // Direct I/O is offered by no memfd, or refused like the rest.
+        if let Ok(direct) = reopen(fd, libc::O_RDWR | libc::O_DIRECT) {
+            let mut buffer = [0u8; 4096];
+            // SAFETY: The buffer has this length.
+            let ret = unsafe { libc::read(direct.as_raw_fd(), buffer.as_mut_ptr().cast(), 4096) };
+            expect_errno("direct read", check(ret as i64), EPERM)?;
+        }
+        Ok(())
+    })
+}
+
+/// A file handle is a road around the descriptor: whatever it opens has no more access.
+fn open_by_handle_gives_no_access() -> CaseResult {
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: c_int,
+        data: [u8; 128],
+    }
+    let anchor = memfd(PAGE)?;
+    on_each(|fd| {
+        let mut handle = Handle { bytes: 128, kind: 0, data: [0; 128] };
+        let mut mount = 0;
+        // SAFETY: The handle has the room it says, and everything outlives the call.
+        let ret = unsafe {
+            libc::syscall(
+                libc::SYS_name_to_handle_at,
+                fd.as_raw_fd(),
+                c"".as_ptr(),
+                &raw mut handle,
+                &raw mut mount,
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        if let Err(errno) = check(ret) {
+            println!("the file has no handle: {errno}");
+            return Ok(());
+        }
+        for mode in [libc::O_RDONLY, libc::O_RDWR, libc::O_RDWR | libc::O_TRUNC] {
+            let number = libc::SYS_open_by_handle_at;
+            // SAFETY: The handle is one the kernel made.
+            let ret = unsafe { libc::syscall(number, anchor.as_raw_fd(), &raw mut handle, mode) };
+            let Ok(opened) = check(ret) else { continue };
+            let mut word = 0u64;
+            // SAFETY: The buffer has this length, the descriptor was just made.
+            let ret = unsafe { libc::read(opened as c_int, (&raw mut word).cast(), 8) };
+            let result = check(ret as i64);
+            // SAFETY: The descriptor is ours.
+            unsafe { libc::close(opened as c_int) };
+            expect_errno("read by handle", result, EPERM)?;
+        }
+        Ok(())
+    })
+}
+
+/// They are hints, and may succeed or not; only the outcome counts.
+fn readahead_and_fadvise_change_nothing() -> CaseResult {
+    on_each(|fd| {
+        let fd = fd.as_raw_fd();
+        // SAFETY: None of these takes a pointer.
+        unsafe {
+            libc::readahead(fd, 0, MIB as usize);
+            libc::posix_fadvise(fd, 0, MIB as i64, libc::POSIX_FADV_WILLNEED);
+            libc::posix_fadvise(fd, 0, MIB as i64, libc::POSIX_FADV_NOREUSE);
+        }
+        Ok(())
+    })
+}
+
+/// What is clean may be dropped; nothing that a guest wrote may be clean.
+fn fadvise_drops_no_content() -> CaseResult {
+    use super::setup::{GUEST, Setup};
+    let mut s = Setup::new(crate::vm::Private::Memfile, MIB)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    // SAFETY: Takes no pointer.
+    unsafe { libc::posix_fadvise(s.fd.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    // Best effort: needs root.
+    let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
+    expect_allocated(&s.fd, MIB, "after DONTNEED and drop_caches")?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+}
+
+/// userfaultfd works on mappings, and there are none: its ioctls see another file's, or nothing.
+fn userfaultfd_has_nothing_to_register() -> CaseResult {
+    on_each(|fd| {
+        let result = Mapping::map(PAGE, libc::PROT_READ, libc::MAP_SHARED, Some((fd.as_fd(), 0)));
+        expect_errno("the mapping it would need", result, EPERM)
+    })
+}
+
+fn seek_tells_only_what_is_allocated() -> CaseResult {
+    let fd = memfile(MIB)?;
+    allocate(&fd, 4 * PAGE, 2 * PAGE)?;
+    // SAFETY: Takes no pointer.
+    let seek = |from: u64, whence| unsafe {
+        check(libc::lseek(fd.as_raw_fd(), from as i64, whence)).map(|at| at as u64)
+    };
+    ensure!(seek(0, libc::SEEK_END) == Ok(MIB));
+    ensure!(seek(0, libc::SEEK_HOLE) == Ok(0));
+    expect_errno("beyond the end", seek(MIB, libc::SEEK_DATA), &[Errno::ENXIO])?;
+    expect_allocated(&fd, 2 * PAGE, "after seeking")
+}
+
+fn sync_works_and_shows_nothing() -> CaseResult {
+    on_each(|fd| {
+        // SAFETY: Takes no pointer.
+        check(unsafe { libc::fsync(fd.as_raw_fd()) }).context("fsync")?;
+        // SAFETY: Takes no pointer.
+        check(unsafe { libc::fdatasync(fd.as_raw_fd()) }).context("fdatasync").map(drop)
+    })
+}

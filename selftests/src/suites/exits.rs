@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+//! An access that cannot be served leaves KVM_RUN and says exactly where and why.
+//!
+//! On `KVM_X86_SW_PROTECTED_VM` the attribute decides which kind an access is, so a private access
+//! to a shared gfn cannot be made to order; what can is a private gfn without private backing. The
+//! mismatch proper only happens when a conversion overtakes a fault.
+
+use std::thread;
+
+use anyhow::{Result, anyhow, bail, ensure};
+
+use super::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
+use crate::guest::Command;
+use crate::ktap::{CaseResult, Suite};
+use crate::pattern::Pattern;
+use crate::sys::{Errno, Mapping};
+use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
+use crate::vm::{Exit, Private, Vcpu, Vm, small_pages};
+use crate::{GIB, MIB, PAGE, private_suite};
+
+macro_rules! cases {
+    ($name:literal, $kind:ident) => {
+        private_suite!(
+            $name,
+            $kind,
+            [
+                private_access_without_private_backing,
+                private_access_never_reaches_the_shared_page,
+                private_access_to_a_deleted_slot,
+                private_access_to_no_slot_at_all,
+                exit_is_repeated_until_resolved,
+                access_completes_after_conversion_to_shared,
+                access_completes_after_private_backing_arrives,
+                access_completes_after_conversion_to_private,
+                slot_deleted_and_made_again_has_its_content,
+                conversion_that_overtakes_a_fault_names_the_page,
+            ]
+        )
+    };
+}
+
+pub static SUITE: Suite = cases!("exits", Memfile);
+/// The same on guest_memfd: proves the tests on every kernel.
+pub static GMEM: Suite = cases!("exits_gmem", GuestMemfd);
+
+/// The exit of a private access to the page at `gpa`.
+fn private_exit(gpa: u64) -> Exit {
+    Exit::MemoryFault { errno: Errno::EFAULT, gpa, size: PAGE, flags: KVM_MEMORY_EXIT_FLAG_PRIVATE }
+}
+
+/// Loading and storing at `addr` both leave with the exit of that page.
+fn expect_private_exits(vcpu: &mut Vcpu, addr: u64) -> Result<()> {
+    for (command, args) in [(Command::Load, vec![addr]), (Command::Store, vec![addr, 1])] {
+        let exit = vcpu.start(command, &args)?;
+        ensure!(exit == private_exit(addr & !(PAGE - 1)), "{command:?} at {addr:#x}: {exit:x?}");
+        vcpu.restart()?;
+    }
+    Ok(())
+}
+
+/// A VM whose slot has no private backing though its gfns are private.
+fn unbacked() -> Result<(Vm, Mapping)> {
+    let vm = Vm::protected()?;
+    let view = small_pages(MIB)?;
+    vm.raw_set_region(&crate::vm::region(SLOT, GIB, &view, None))?;
+    vm.set_private(GIB, MIB)?;
+    Ok((vm, view))
+}
+
+fn private_access_without_private_backing(_: Private) -> CaseResult {
+    let (vm, _view) = unbacked()?;
+    for (id, addr) in [(0, GIB), (1, GIB + 5 * PAGE + 0x128), (2, GIB + MIB - 8)] {
+        expect_private_exits(&mut vm.vcpu(id)?, addr)?;
+    }
+    Ok(())
+}
+
+fn private_access_never_reaches_the_shared_page(_: Private) -> CaseResult {
+    let (vm, view) = unbacked()?;
+    view.store(0, 0x5a5a);
+    let mut vcpu = vm.vcpu(0)?;
+    expect_private_exits(&mut vcpu, GIB)?;
+    ensure!(view.load(0) == 0x5a5a, "the private store hit the shared page");
+    ensure!(vcpu.result(0) == 0, "the private load returned {:#x}", vcpu.result(0));
+    Ok(())
+}
+
+fn private_access_to_a_deleted_slot(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    s.fill_both()?;
+    let gpa = s.slot.gpa;
+    s.vm.delete(s.slot)?;
+    expect_private_exits(&mut s.vcpu, gpa + 3 * PAGE)
+}
+
+fn private_access_to_no_slot_at_all(_: Private) -> CaseResult {
+    let vm = Vm::protected()?;
+    vm.set_private(GIB, MIB)?;
+    expect_private_exits(&mut vm.vcpu(0)?, GIB + 0x23000)?;
+    // Not private and not there: emulated I/O, as ever.
+    let exit = vm.vcpu(1)?.start(Command::Load, &[GIB + MIB])?;
+    ensure!(exit == Exit::Mmio { gpa: GIB + MIB, write: false }, "{exit:x?}");
+    Ok(())
+}
+
+fn exit_is_repeated_until_resolved(_: Private) -> CaseResult {
+    let (vm, _view) = unbacked()?;
+    let mut vcpu = vm.vcpu(0)?;
+    ensure!(vcpu.start(Command::Load, &[GIB])? == private_exit(GIB));
+    for _ in 0..10 {
+        let exit = vcpu.run()?;
+        ensure!(exit == private_exit(GIB), "{exit:x?}");
+    }
+    Ok(())
+}
+
+fn access_completes_after_conversion_to_shared(_: Private) -> CaseResult {
+    let (vm, view) = unbacked()?;
+    view.store(2 * PAGE, 77);
+    let mut vcpu = vm.vcpu(0)?;
+    ensure!(vcpu.start(Command::Load, &[GIB + 2 * PAGE])? == private_exit(GIB + 2 * PAGE));
+    vm.set_shared(GIB + 2 * PAGE, PAGE)?;
+    ensure!(vcpu.run()? == Exit::Done && vcpu.result(0) == 77);
+    ensure!(vcpu.start(Command::Load, &[GIB + PAGE])? == private_exit(GIB + PAGE));
+    Ok(())
+}
+
+fn access_completes_after_private_backing_arrives(kind: Private) -> CaseResult {
+    let (vm, view) = unbacked()?;
+    let mut vcpu = vm.vcpu(0)?;
+    ensure!(vcpu.start(Command::Store, &[GIB + PAGE, 78])? == private_exit(GIB + PAGE));
+    vm.raw_delete(SLOT)?;
+    let fd = kind.create(&vm, MIB)?;
+    let slot = vm.add_private(SLOT, GIB, MIB, kind, &fd, 0)?;
+    ensure!(vcpu.run()? == Exit::Done);
+    ensure!(vcpu.load(GIB + PAGE)? == 78);
+    ensure!(slot.view.load(PAGE) == 0 && view.load(PAGE) == 0, "the store is visible outside");
+    Ok(())
+}
+
+fn access_completes_after_conversion_to_private(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    s.fill_both()?;
+    let gpa = s.slot.gpa;
+    s.vm.set_shared(gpa, s.slot.size)?;
+    s.vcpu.verify(gpa, s.slot.size, SHARED)?;
+    s.vm.set_private(gpa, s.slot.size)?;
+    s.vcpu.verify(gpa, s.slot.size, GUEST)
+}
+
+fn slot_deleted_and_made_again_has_its_content(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    s.fill_both()?;
+    let gpa = s.slot.gpa;
+    let view = s.vm.delete(s.slot)?;
+    ensure!(s.vcpu.start(Command::Store, &[gpa, 1])? == private_exit(gpa));
+    let slot = s.vm.add_private(SLOT, gpa, MIB, kind, &s.fd, 0)?;
+    // The store that left is done now.
+    ensure!(s.vcpu.run()? == Exit::Done);
+    ensure!(s.vcpu.load(gpa)? == 1);
+    ensure!(view.load(0) == SHARED.word(gpa), "the store is visible outside");
+    s.vcpu.verify(gpa + PAGE, slot.size - PAGE, GUEST)
+}
+
+/// Conversions run against accesses. Nearly always the fault waits; when it does not, the exit must
+/// be a well-formed one, and going on must work.
+fn conversion_that_overtakes_a_fault_names_the_page(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, 64 * PAGE)?;
+    fill_view(&s.slot, Pattern::ZERO);
+    let (gpa, size) = (s.slot.gpa, s.slot.size);
+    s.vcpu.post(Command::Watch, &[gpa, gpa + size, PAGE, 1])?;
+    let stopper = s.vcpu.stopper();
+    let vm = &s.vm;
+    let vcpu = &mut s.vcpu;
+    thread::scope(|scope| {
+        let runner = scope.spawn(move || -> Result<u64> {
+            let mut seen = 0;
+            loop {
+                match vcpu.run()? {
+                    Exit::Done => return Ok(seen),
+                    Exit::MemoryFault { errno: Errno::EFAULT, gpa: at, size: PAGE, flags }
+                        if (gpa..gpa + size).contains(&at)
+                            && at % PAGE == 0
+                            && flags & !KVM_MEMORY_EXIT_FLAG_PRIVATE == 0 =>
+                    {
+                        seen += 1;
+                    }
+                    other => bail!("not a well-formed exit: {other:x?}"),
+                }
+            }
+        });
+        let mut result = Ok(());
+        for round in 0..400 {
+            if result.is_err() || runner.is_finished() {
+                break;
+            }
+            result = vm.convert(crate::vm::Door::Attributes, gpa, size, round % 2 == 1);
+        }
+        stopper.stop();
+        let seen = runner.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
+        println!("{seen} exits seen, each well-formed");
+        result
+    })
+}

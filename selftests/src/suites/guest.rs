@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A guest lives on private memory, and nobody else sees it.
+
+use anyhow::{Context, ensure};
+
+use super::setup::{GUEST, LAYOUTS, SHARED, SLOT, Setup, check_view, fill_view};
+use crate::ktap::{CaseResult, Suite};
+use crate::pattern::Pattern;
+use crate::uapi::*;
+use crate::vm::{Door, Exit, Private, Vm};
+use crate::{GIB, HUGE, MIB, PAGE, private_suite};
+
+macro_rules! cases {
+    ($name:literal, $kind:ident) => {
+        private_suite!(
+            $name,
+            $kind,
+            [
+                runs_code_in_private_memory,
+                reads_back_what_it_wrote_at_every_layout,
+                private_writes_leave_the_shared_view_unchanged,
+                shared_writes_leave_private_content_unchanged,
+                several_vcpus_see_one_private_content,
+                private_memory_starts_as_zeros,
+                conversion_back_and_forth_keeps_both_sides,
+                converted_part_does_not_touch_its_neighbours,
+                guest_asks_for_conversion_by_hypercall,
+                slot_longer_than_a_huge_page_has_right_edges,
+                fd_may_be_closed_while_the_guest_runs,
+            ]
+        )
+    };
+}
+
+pub static SUITE: Suite = cases!("guest", Memfile);
+/// The same on guest_memfd: proves the tests on every kernel.
+pub static GMEM: Suite = cases!("guest_gmem", GuestMemfd);
+
+fn runs_code_in_private_memory(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    s.vcpu.execute_at(s.slot.gpa, 7)?;
+    s.vcpu.execute_at(s.slot.gpa + 3 * PAGE - 8, 8)?;
+    ensure!(s.slot.view.load(0) == 0, "the code is visible to the host");
+    Ok(())
+}
+
+fn reads_back_what_it_wrote_at_every_layout(kind: Private) -> CaseResult {
+    for layout in LAYOUTS {
+        let mut s = Setup::at(kind, MIB, layout)?;
+        s.fill_both()
+            .and_then(|()| s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST))
+            .and_then(|()| check_view(&s.slot, 0, s.slot.size, SHARED))
+            .with_context(|| format!("{layout:x?}"))?;
+    }
+    Ok(())
+}
+
+fn private_writes_leave_the_shared_view_unchanged(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, 4 * MIB)?;
+    s.fill_both()?;
+    check_view(&s.slot, 0, s.slot.size, SHARED)
+}
+
+fn shared_writes_leave_private_content_unchanged(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, 4 * MIB)?;
+    s.fill_both()?;
+    fill_view(&s.slot, Pattern::Generation(3));
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+}
+
+fn several_vcpus_see_one_private_content(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    let mut others = (1..4).map(|id| s.vm.vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+    s.fill_both()?;
+    for vcpu in &mut others {
+        vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+    }
+    for (n, vcpu) in (0..).zip(&mut others) {
+        vcpu.store(s.slot.gpa + n * PAGE, n)?;
+    }
+    for n in 0..others.len() as u64 {
+        let got = s.vcpu.load(s.slot.gpa + n * PAGE)?;
+        ensure!(got == n, "vCPU 0 reads {got:#x} where another vCPU wrote {n}");
+    }
+    Ok(())
+}
+
+fn private_memory_starts_as_zeros(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, 4 * MIB)?;
+    fill_view(&s.slot, SHARED);
+    s.vcpu.verify(s.slot.gpa, s.slot.size, Pattern::ZERO)
+}
+
+fn conversion_back_and_forth_keeps_both_sides(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    s.fill_both()?;
+    for round in 0..3 {
+        s.vm.set_shared(s.slot.gpa, s.slot.size)?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, SHARED).with_context(|| format!("{round}"))?;
+        s.vm.set_private(s.slot.gpa, s.slot.size)?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST).with_context(|| format!("{round}"))?;
+    }
+    Ok(())
+}
+
+fn converted_part_does_not_touch_its_neighbours(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, 2 * HUGE)?;
+    let gpa = s.slot.gpa;
+    s.fill_both()?;
+    for (start, len) in [(0, PAGE), (PAGE, PAGE), (HUGE - PAGE, 2 * PAGE), (HUGE, HUGE)] {
+        let end = start + len;
+        s.vm.set_shared(gpa + start, len)?;
+        s.vcpu.verify(gpa, start, GUEST)?;
+        s.vcpu.verify(gpa + start, len, SHARED)?;
+        s.vcpu.verify(gpa + end, s.slot.size - end, GUEST)?;
+        s.vm.set_private(gpa + start, len)?;
+        s.vcpu.verify(gpa, s.slot.size, GUEST)?;
+    }
+    Ok(())
+}
+
+fn guest_asks_for_conversion_by_hypercall(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    s.vm.exit_on_map_gpa()?;
+    s.fill_both()?;
+    let (gpa, len) = (s.slot.gpa + 16 * PAGE, 4 * PAGE);
+    for private in [false, true] {
+        let exit = s.vcpu.start_map_gpa(gpa, len, private)?;
+        let Exit::Hypercall { nr: KVM_HC_MAP_GPA_RANGE, args: [start, pages, attributes] } = exit
+        else {
+            anyhow::bail!("wanted a hypercall exit, got {exit:x?}");
+        };
+        let asked = attributes & KVM_MAP_GPA_RANGE_ENCRYPTED != 0;
+        ensure!((start, pages * PAGE, asked) == (gpa, len, private), "{exit:x?}");
+        s.vm.convert(Door::Attributes, start, pages * PAGE, asked)?;
+        ensure!(s.vcpu.run()? == Exit::Done && s.vcpu.result(0) == 0);
+        s.vcpu.verify(gpa, len, if private { GUEST } else { SHARED })?;
+    }
+    Ok(())
+}
+
+fn slot_longer_than_a_huge_page_has_right_edges(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, HUGE + PAGE)?;
+    s.fill_both()?;
+    let (first, last) = (s.slot.gpa, s.slot.gpa + s.slot.size - 8);
+    ensure!(s.vcpu.load(first)? == GUEST.word(first));
+    ensure!(s.vcpu.load(last)? == GUEST.word(last));
+    check_view(&s.slot, 0, s.slot.size, SHARED)
+}
+
+/// The slot of a memfile holds the file; a guest_memfd goes with its descriptor.
+fn fd_may_be_closed_while_the_guest_runs(kind: Private) -> CaseResult {
+    let vm = Vm::protected()?;
+    let fd = kind.create(&vm, MIB)?;
+    let slot = vm.add_private(SLOT, GIB, MIB, kind, &fd, 0)?;
+    vm.set_private(slot.gpa, slot.size)?;
+    let mut vcpu = vm.vcpu(0)?;
+    vcpu.fill(slot.gpa, slot.size, GUEST)?;
+    drop(fd);
+    if kind == Private::Memfile {
+        vcpu.verify(slot.gpa, slot.size, GUEST)?;
+        vcpu.fill(slot.gpa, slot.size, Pattern::Generation(4))?;
+        return vcpu.verify(slot.gpa, slot.size, Pattern::Generation(4));
+    }
+    let exit = vcpu.start(crate::guest::Command::Load, &[slot.gpa])?;
+    ensure!(matches!(exit, Exit::MemoryFault { .. }), "{exit:x?}");
+    Ok(())
+}

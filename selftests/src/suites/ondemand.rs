@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Private memory is allocated when the guest touches it, and all of it comes back (rule 10).
+
+use anyhow::{Context, ensure};
+
+use super::setup::{GUEST, LAYOUTS, SLOT, Setup};
+use crate::ktap::{CaseResult, Suite};
+use crate::mem;
+use crate::pattern::{Pattern, Rng, seed};
+use crate::sys::*;
+use crate::vm::{Private, Vm};
+use crate::{GIB, MIB, PAGE, suite};
+
+pub static SUITE: Suite = suite!(
+    "ondemand",
+    [
+        file_grows_by_what_the_guest_touches,
+        a_read_allocates_as_well,
+        shared_accesses_allocate_nothing,
+        slot_and_conversion_allocate_nothing,
+        punched_memory_comes_back_on_touch,
+        fallocate_first_allocates_everything_once,
+        file_shrinks_to_nothing_when_all_is_punched,
+        memory_returns_when_everything_is_closed,
+        memory_returns_when_the_vm_goes_last,
+        slot_of_32_gib_costs_what_is_touched: 120,
+    ]
+);
+
+const KIND: Private = Private::Memfile;
+
+fn file_grows_by_what_the_guest_touches() -> CaseResult {
+    let mut rng = Rng::new(seed());
+    for layout in LAYOUTS {
+        let mut s = Setup::at(KIND, 4 * MIB, layout)?;
+        let mut touched = std::collections::HashSet::new();
+        expect_allocated(&s.fd, 0, "before the first touch")?;
+        for _ in 0..40 {
+            let page = rng.below(s.slot.size / PAGE);
+            s.vcpu.store(s.slot.gpa + page * PAGE + 8 * rng.below(PAGE / 8), 1)?;
+            touched.insert(page);
+            expect_allocated(&s.fd, touched.len() as u64 * PAGE, "after a touch")?;
+        }
+    }
+    Ok(())
+}
+
+fn a_read_allocates_as_well() -> CaseResult {
+    let mut s = Setup::new(KIND, MIB)?;
+    ensure!(s.vcpu.load(s.slot.gpa + PAGE)? == 0);
+    expect_allocated(&s.fd, PAGE, "after a read")
+}
+
+fn shared_accesses_allocate_nothing() -> CaseResult {
+    let mut s = Setup::new(KIND, MIB)?;
+    s.vm.set_shared(s.slot.gpa, s.slot.size)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    expect_allocated(&s.fd, 0, "after shared writes")
+}
+
+fn slot_and_conversion_allocate_nothing() -> CaseResult {
+    let s = Setup::new(KIND, 16 * MIB)?;
+    for private in [false, true, false, true] {
+        s.vm.convert(crate::vm::Door::Attributes, s.slot.gpa, s.slot.size, private)?;
+        expect_allocated(&s.fd, 0, "after a conversion")?;
+    }
+    ensure!(mem::resident(&s.slot.view)? == 0, "the shared side was touched");
+    Ok(())
+}
+
+fn punched_memory_comes_back_on_touch() -> CaseResult {
+    let mut s = Setup::new(KIND, MIB)?;
+    let (gpa, size) = (s.slot.gpa, s.slot.size);
+    s.vcpu.fill(gpa, size, GUEST)?;
+    expect_allocated(&s.fd, size, "all touched")?;
+    punch(&s.fd, 0, size / 2)?;
+    expect_allocated(&s.fd, size / 2, "half punched")?;
+    s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
+    expect_allocated(&s.fd, size / 2 + PAGE, "one page touched again")
+}
+
+fn fallocate_first_allocates_everything_once() -> CaseResult {
+    let mut s = Setup::new(KIND, MIB)?;
+    allocate(&s.fd, 0, MIB)?;
+    expect_allocated(&s.fd, MIB, "after fallocate")?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    expect_allocated(&s.fd, MIB, "after the guest wrote")?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+}
+
+fn file_shrinks_to_nothing_when_all_is_punched() -> CaseResult {
+    let mut s = Setup::new(KIND, 4 * MIB)?;
+    s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    punch(&s.fd, 0, file_size(&s.fd)?)?;
+    expect_allocated(&s.fd, 0, "all punched")
+}
+
+/// Use `size` bytes of private memory, let `end` close what there is, and check that the kernel's
+/// own figures are where they were.
+fn expect_returned(size: u64, end: fn(Setup)) -> CaseResult {
+    // Once for what the first VM leaves behind for good, once for the measurement.
+    for measured in [false, true] {
+        let before = mem::content()?;
+        let mut s = Setup::new(KIND, size)?;
+        s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+        let during = mem::content()?;
+        end(s);
+        let after = mem::content()?;
+        if measured {
+            let (grown, left) = (during.abs_diff(before), after.abs_diff(before));
+            println!("{} KiB in use, {} KiB left", grown >> 10, left >> 10);
+            ensure!(grown.abs_diff(size) < 4 * MIB, "only {} MiB were in use", grown >> 20);
+            ensure!(left < MIB, "{} KiB did not come back", left >> 10);
+        }
+    }
+    Ok(())
+}
+
+fn memory_returns_when_everything_is_closed() -> CaseResult {
+    expect_returned(64 * MIB, |s| drop((s.vcpu, s.vm, s.slot, s.fd)))
+}
+
+fn memory_returns_when_the_vm_goes_last() -> CaseResult {
+    expect_returned(64 * MIB, |s| drop((s.fd, s.slot, s.vcpu, s.vm)))
+}
+
+/// The guest touches 64 MiB in 64 places of a slot that is larger than the machine.
+fn slot_of_32_gib_costs_what_is_touched() -> CaseResult {
+    let (size, places, touch) = (32 * GIB, 64, MIB);
+    let vm = Vm::protected()?;
+    let fd = memfile(size)?;
+    let slot = vm.add_private(SLOT, 4 * GIB, size, KIND, &fd, 0)?;
+    let mut vcpu = vm.vcpu(0)?;
+    let place = |n| {
+        slot.gpa + n * (size / places) + if n + 1 == places { size / places - touch } else { 0 }
+    };
+    for n in 0..places {
+        vm.set_private(place(n), touch)?;
+        vcpu.fill(place(n), touch, Pattern::Generation(n))?;
+    }
+    expect_allocated(&fd, places * touch, "after 64 MiB were touched")?;
+    for n in 0..places {
+        let seen = vcpu.verify(place(n), touch, Pattern::Generation(n));
+        seen.with_context(|| format!("place {n}"))?;
+    }
+    let total = mem::meminfo("MemTotal")?;
+    println!("a slot of {} GiB in a machine of {} MiB", size / GIB, total / MIB);
+    punch(&fd, 0, size)?;
+    expect_allocated(&fd, 0, "all punched")
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Being inaccessible is a property of a file from its creation on; nobody can bestow it on
+//! another's file (rule 4).
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Context, Result};
+
+use crate::ktap::{CaseResult, Suite, skip};
+use crate::sys::*;
+use crate::uapi::*;
+use crate::vm::{Private, Vm, region, small_pages};
+use crate::{GIB, HUGE, MIB, PAGE, suite};
+
+pub static SUITE: Suite = suite!(
+    "property",
+    [
+        ordinary_memfd_cannot_be_bound,
+        tmpfs_file_cannot_be_bound,
+        hugetlb_memfd_cannot_be_bound,
+        other_files_cannot_be_bound,
+        refused_memfd_stays_readable_and_mappable,
+        memfile_stays_inaccessible_after_unbinding,
+        reopened_memfile_is_as_inaccessible,
+    ]
+);
+
+/// Fail unless binding `fd` is refused as no inaccessible memfile.
+fn expect_refused(what: &str, fd: impl AsFd) -> Result<()> {
+    drop(memfile_unsized()?);
+    let vm = Vm::protected()?;
+    let view = small_pages(MIB)?;
+    let request = region(1, GIB, &view, Some((Private::Memfile, fd.as_fd(), 0)));
+    expect_errno(what, vm.raw_set_region(&request), &[Errno::EINVAL])
+}
+
+fn ordinary_memfd_cannot_be_bound() -> CaseResult {
+    let fd = memfd(MIB)?;
+    expect_refused("memfd", &fd)?;
+    // Not even one that nobody can use any more.
+    let sealed = memfd_create(MFD_CLOEXEC | MFD_ALLOW_SEALING)?;
+    ftruncate(&sealed, MIB)?;
+    add_seals(&sealed, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)?;
+    expect_refused("sealed memfd", &sealed)
+}
+
+fn tmpfs_file_cannot_be_bound() -> CaseResult {
+    let fd = open("/dev/shm", libc::O_TMPFILE | libc::O_RDWR)
+        .or_else(|_| open("/tmp", libc::O_TMPFILE | libc::O_RDWR))
+        .context("a file on tmpfs")?;
+    ftruncate(&fd, MIB)?;
+    expect_refused("tmpfs file", &fd)
+}
+
+fn hugetlb_memfd_cannot_be_bound() -> CaseResult {
+    let Ok(fd) = memfd_create(MFD_CLOEXEC | MFD_HUGETLB) else {
+        return skip("the kernel has no hugetlb memfds");
+    };
+    ftruncate(&fd, HUGE)?;
+    expect_refused("hugetlb memfd", &fd)
+}
+
+fn other_files_cannot_be_bound() -> CaseResult {
+    for path in ["/dev/kvm", "/dev/zero", "/dev/null", "/proc/self/mem"] {
+        let fd = open(path, libc::O_RDWR).with_context(|| format!("open {path}"))?;
+        expect_refused(path, &fd)?;
+    }
+    let (_reader, writer) = pipe()?;
+    expect_refused("pipe", &writer)?;
+    let vm = Vm::protected()?;
+    expect_refused("VM", vm.fd())?;
+    expect_refused("guest_memfd", vm.guest_memfd(MIB)?)
+}
+
+fn refused_memfd_stays_readable_and_mappable() -> CaseResult {
+    let fd = memfd(MIB)?;
+    let view = Mapping::shared(&fd, 0, MIB)?;
+    view.store(PAGE, 5);
+    expect_refused("memfd", &fd)?;
+    let again = Mapping::shared(&fd, 0, MIB)?;
+    again.store(0, 6);
+    anyhow::ensure!((again.load(PAGE), view.load(0)) == (5, 6));
+    ftruncate(&fd, 2 * MIB).context("its size may still change")
+}
+
+fn try_map(fd: BorrowedFd) -> SysResult<()> {
+    Mapping::map(PAGE, libc::PROT_READ, libc::MAP_SHARED, Some((fd, 0))).map(drop)
+}
+
+fn memfile_stays_inaccessible_after_unbinding() -> CaseResult {
+    let fd = memfile(MIB)?;
+    for round in 0..2 {
+        let vm = Vm::protected()?;
+        let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+        vm.set_private(GIB, MIB)?;
+        vm.vcpu(0)?.store(GIB, 1)?;
+        expect_errno("mmap while bound", try_map(fd.as_fd()), &[Errno::EPERM])?;
+        if round == 0 {
+            vm.delete(slot)?;
+        }
+        drop(vm);
+        expect_errno("mmap once unbound", try_map(fd.as_fd()), &[Errno::EPERM])?;
+        expect_errno("ftruncate", ftruncate(&fd, 2 * MIB), &[Errno::EPERM])?;
+    }
+    Ok(())
+}
+
+fn reopened_memfile_is_as_inaccessible() -> CaseResult {
+    let fd = memfile(MIB)?;
+    allocate(&fd, 0, PAGE)?;
+    for mode in [libc::O_RDONLY, libc::O_RDWR] {
+        let again = reopen(&fd, mode).context("reopen")?;
+        expect_errno("mmap", try_map(again.as_fd()), &[Errno::EPERM])?;
+    }
+    // Even after the first descriptor is gone.
+    let again = reopen(&fd, libc::O_RDWR)?;
+    drop(fd);
+    expect_errno("mmap", try_map(again.as_fd()), &[Errno::EPERM])
+}

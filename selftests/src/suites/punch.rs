@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A punched hole reaches the guest, at the right place and nowhere else.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::setup::{GUEST, LAYOUTS, SHARED, Setup, check_view};
+use crate::guest::Command;
+use crate::ktap::{CaseResult, Suite};
+use crate::pattern::{Pattern, Rng, seed};
+use crate::sys::{allocate, expect_allocated, punch};
+use crate::vm::Private;
+use crate::{HUGE, MIB, PAGE, private_suite};
+
+macro_rules! cases {
+    ($name:literal, $kind:ident) => {
+        private_suite!(
+            $name,
+            $kind,
+            [
+                hole_reads_zeros_and_data_outside_stays,
+                second_vcpu_sees_the_hole,
+                hole_in_first_and_last_page,
+                hole_over_the_whole_slot,
+                hole_below_the_slot_changes_nothing,
+                hole_above_the_slot_changes_nothing,
+                hole_across_the_start_of_the_slot,
+                hole_across_the_end_of_the_slot,
+                hole_around_the_slot,
+                hole_may_be_written_again,
+                hole_leaves_the_shared_view_alone,
+                hole_in_a_hole_changes_nothing,
+                hole_past_the_end_of_the_file_is_allowed,
+                random_holes_hit_exactly_their_pages,
+                vcpu_that_reads_meanwhile_sees_the_hole_at_once,
+                hole_flushes_the_tlb_a_bounded_number_of_times,
+                fallocate_over_live_memory_changes_no_byte,
+                file_outlives_its_vm,
+            ]
+        )
+    };
+}
+
+pub static SUITE: Suite = cases!("punch", Memfile);
+/// The same on guest_memfd: proves the tests on every kernel.
+pub static GMEM: Suite = cases!("punch_gmem", GuestMemfd);
+
+/// Punch `[start, end)`, bytes relative to the slot's part of the file and perhaps outside of it,
+/// at every layout; then exactly the pages inside read as zeros.
+fn punch_and_check(kind: Private, size: u64, start: i64, end: i64) -> CaseResult {
+    for layout in LAYOUTS {
+        let mut s = Setup::at(kind, size, layout)?;
+        let from = layout.offset.saturating_add_signed(start);
+        let to = layout.offset.saturating_add_signed(end);
+        if from == to {
+            // Nothing lies below offset 0.
+            continue;
+        }
+        let hole = (from.max(layout.offset), to.min(layout.offset + size));
+        s.fill_both()?;
+        punch(&s.fd, from, to - from)
+            .with_context(|| format!("punch [{from:#x}, {to:#x})"))
+            .and_then(|()| match hole.1.checked_sub(hole.0) {
+                Some(len) if len > 0 => check_hole(&mut s, hole.0 - layout.offset, len),
+                _ => s.vcpu.verify(s.slot.gpa, size, GUEST),
+            })
+            .and_then(|()| check_view(&s.slot, 0, size, SHARED))
+            .with_context(|| format!("{layout:x?}"))?;
+    }
+    Ok(())
+}
+
+/// The guest reads zeros in `[start, start + len)` of the slot and its own data elsewhere.
+fn check_hole(s: &mut Setup, start: u64, len: u64) -> Result<()> {
+    let (gpa, end) = (s.slot.gpa, start + len);
+    s.vcpu.verify(gpa, start, GUEST).context("below the hole")?;
+    s.vcpu.verify(gpa + start, len, Pattern::ZERO).context("in the hole")?;
+    s.vcpu.verify(gpa + end, s.slot.size - end, GUEST).context("above the hole")
+}
+
+fn hole_reads_zeros_and_data_outside_stays(kind: Private) -> CaseResult {
+    punch_and_check(kind, MIB, 16 * 4096, 48 * 4096)
+}
+
+fn second_vcpu_sees_the_hole(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    let mut other = s.vm.vcpu(1)?;
+    s.fill_both()?;
+    other.verify(s.slot.gpa, s.slot.size, GUEST)?;
+    punch(&s.fd, 8 * PAGE, 8 * PAGE)?;
+    other.verify(s.slot.gpa + 8 * PAGE, 8 * PAGE, Pattern::ZERO)?;
+    other.verify(s.slot.gpa, 8 * PAGE, GUEST)?;
+    check_hole(&mut s, 8 * PAGE, 8 * PAGE)
+}
+
+fn hole_in_first_and_last_page(kind: Private) -> CaseResult {
+    punch_and_check(kind, MIB, 0, 4096)?;
+    punch_and_check(kind, MIB, MIB as i64 - 4096, MIB as i64)
+}
+
+fn hole_over_the_whole_slot(kind: Private) -> CaseResult {
+    punch_and_check(kind, MIB, 0, MIB as i64)
+}
+
+fn hole_below_the_slot_changes_nothing(kind: Private) -> CaseResult {
+    punch_and_check(kind, MIB, -16 * 4096, 0)
+}
+
+fn hole_above_the_slot_changes_nothing(kind: Private) -> CaseResult {
+    punch_and_check(kind, MIB, MIB as i64, MIB as i64 + 16 * 4096)
+}
+
+fn hole_across_the_start_of_the_slot(kind: Private) -> CaseResult {
+    punch_and_check(kind, MIB, -4 * 4096, 4 * 4096)
+}
+
+fn hole_across_the_end_of_the_slot(kind: Private) -> CaseResult {
+    punch_and_check(kind, MIB, MIB as i64 - 4 * 4096, MIB as i64 + 4 * 4096)
+}
+
+fn hole_around_the_slot(kind: Private) -> CaseResult {
+    punch_and_check(kind, MIB, -4096, MIB as i64 + 4096)
+}
+
+fn hole_may_be_written_again(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    let part = (s.slot.gpa + 4 * PAGE, 4 * PAGE);
+    for round in 0..8 {
+        let pattern = Pattern::Generation(round);
+        s.vcpu.fill(part.0, part.1, pattern)?;
+        s.vcpu.verify(part.0, part.1, pattern)?;
+        punch(&s.fd, 4 * PAGE, 4 * PAGE)?;
+        s.vcpu.verify(part.0, part.1, Pattern::ZERO)?;
+    }
+    Ok(())
+}
+
+fn hole_leaves_the_shared_view_alone(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    s.fill_both()?;
+    s.vm.set_shared(s.slot.gpa, 32 * PAGE)?;
+    s.vcpu.verify(s.slot.gpa, 32 * PAGE, SHARED)?;
+    punch(&s.fd, 0, 64 * PAGE)?;
+    s.vcpu.verify(s.slot.gpa, 32 * PAGE, SHARED)?;
+    s.vcpu.verify(s.slot.gpa + 32 * PAGE, 32 * PAGE, Pattern::ZERO)
+}
+
+fn hole_in_a_hole_changes_nothing(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    punch(&s.fd, 0, MIB)?;
+    s.fill_both()?;
+    punch(&s.fd, 8 * PAGE, 8 * PAGE)?;
+    punch(&s.fd, 8 * PAGE, 8 * PAGE)?;
+    punch(&s.fd, 10 * PAGE, PAGE)?;
+    check_hole(&mut s, 8 * PAGE, 8 * PAGE)
+}
+
+fn hole_past_the_end_of_the_file_is_allowed(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    s.fill_both()?;
+    let end = MIB + HUGE;
+    punch(&s.fd, end, MIB).context("at the end")?;
+    punch(&s.fd, end + MIB, MIB).context("past the end")?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+}
+
+fn random_holes_hit_exactly_their_pages(kind: Private) -> CaseResult {
+    let mut rng = Rng::new(seed());
+    for layout in LAYOUTS {
+        let mut s = Setup::at(kind, MIB, layout)?;
+        let pages = s.slot.size / PAGE;
+        s.fill_both()?;
+        let mut there = vec![true; pages as usize];
+        for _ in 0..12 {
+            let first = rng.below(pages);
+            let len = 1 + rng.below(8.min(pages - first));
+            punch(&s.fd, layout.offset + first * PAGE, len * PAGE)?;
+            there[first as usize..(first + len) as usize].fill(false);
+        }
+        for (page, there) in (0..).zip(there) {
+            let wanted = if there { GUEST } else { Pattern::ZERO };
+            s.vcpu
+                .verify(s.slot.gpa + page * PAGE, PAGE, wanted)
+                .with_context(|| format!("page {page}, {layout:x?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A vCPU has the pages in its TLB all the while. Once the punch has returned, what it loads must
+/// be zero: a load of the old word would be a stale mapping.
+fn vcpu_that_reads_meanwhile_sees_the_hole_at_once(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    let mut reader = s.vm.vcpu(1)?;
+    let gpa = s.slot.gpa;
+    for round in 0..20 {
+        s.vcpu.fill(gpa, 16 * PAGE, Pattern::Generation(round))?;
+        reader.post(Command::Watch, &[gpa, gpa + 16 * PAGE, PAGE, 0])?;
+        let stopper = reader.stopper();
+        thread::scope(|scope| {
+            let running = scope.spawn(|| reader.run_endless(Command::Watch));
+            while stopper.rounds() < 2 && !running.is_finished() {
+                thread::sleep(Duration::from_micros(200));
+            }
+            let punched = punch(&s.fd, 4 * PAGE, 4 * PAGE);
+            let seen = s.vcpu.verify(gpa + 4 * PAGE, 4 * PAGE, Pattern::ZERO);
+            stopper.stop();
+            running.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
+            punched?;
+            seen.with_context(|| format!("round {round}"))
+        })?;
+        reader.verify(gpa + 4 * PAGE, 4 * PAGE, Pattern::ZERO)?;
+        reader.verify(gpa, 4 * PAGE, Pattern::Generation(round))?;
+    }
+    Ok(())
+}
+
+fn hole_flushes_the_tlb_a_bounded_number_of_times(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, 8 * MIB)?;
+    s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    let stats = s.vm.stats()?;
+    let before = stats.get("remote_tlb_flush_requests")?;
+    punch(&s.fd, MIB, 6 * MIB)?;
+    let flushes = stats.get("remote_tlb_flush_requests")? - before;
+    println!("a hole of {} pages: {flushes} TLB flushes", 6 * MIB / PAGE);
+    ensure!((1..=2).contains(&flushes), "{flushes} TLB flushes");
+    Ok(())
+}
+
+fn fallocate_over_live_memory_changes_no_byte(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    s.vcpu.fill(s.slot.gpa, MIB / 2, GUEST)?;
+    for _ in 0..2 {
+        allocate(&s.fd, 0, MIB)?;
+        s.vcpu.verify(s.slot.gpa, MIB / 2, GUEST)?;
+        s.vcpu.verify(s.slot.gpa + MIB / 2, MIB / 2, Pattern::ZERO)?;
+    }
+    Ok(())
+}
+
+fn file_outlives_its_vm(kind: Private) -> CaseResult {
+    let mut s = Setup::new(kind, MIB)?;
+    s.fill_both()?;
+    let Setup { vm, vcpu, fd, slot, .. } = s;
+    drop((vm, vcpu, slot));
+    punch(&fd, 0, MIB)?;
+    allocate(&fd, 0, MIB)?;
+    punch(&fd, 0, MIB)?;
+    match kind {
+        Private::Memfile => expect_allocated(&fd, 0, "after everything was punched"),
+        Private::GuestMemfd => Ok(()),
+    }
+}

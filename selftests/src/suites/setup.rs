@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A VM with one vCPU and one slot of private memory: where most cases start.
+
+use std::os::fd::OwnedFd;
+
+use anyhow::Result;
+
+use crate::pattern::Pattern;
+use crate::vm::{Private, Slot, Vcpu, Vm};
+use crate::{GIB, HUGE, MIB, PAGE};
+
+/// The slot number that [`Setup`] uses.
+pub const SLOT: u32 = 1;
+/// The pattern that [`Setup::fill_both`] puts into the shared side.
+pub const SHARED: Pattern = Pattern::Generation(1000);
+/// The pattern that [`Setup::fill_both`] lets the guest write.
+pub const GUEST: Pattern = Pattern::Generation(2000);
+
+/// Where a slot lies in guest physical memory and in its file.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub gpa: u64,
+    pub offset: u64,
+}
+
+/// Every relation of base gfn and file offset that offset arithmetic can get wrong.
+pub const LAYOUTS: [Layout; 6] = [
+    // No offset.
+    Layout { gpa: 4 * GIB, offset: 0 },
+    // Base gfn above the file offset, below it, and equal to it.
+    Layout { gpa: 4 * GIB, offset: 8 * MIB },
+    Layout { gpa: 16 * MIB, offset: 64 * MIB },
+    Layout { gpa: 16 * MIB, offset: 16 * MIB },
+    // Neither is a multiple of 2 MiB, and they are not congruent.
+    Layout { gpa: 4 * GIB + 3 * PAGE, offset: HUGE + 5 * PAGE },
+    Layout { gpa: 16 * MIB + 7 * PAGE, offset: 64 * MIB + PAGE },
+];
+
+/// A VM with a private slot.
+pub struct Setup {
+    pub vm: Vm,
+    pub vcpu: Vcpu,
+    pub fd: OwnedFd,
+    pub slot: Slot,
+}
+
+impl Setup {
+    /// A slot of `size` bytes at [`LAYOUTS`]`[0]`, all private.
+    pub fn new(kind: Private, size: u64) -> Result<Setup> {
+        Setup::at(kind, size, LAYOUTS[0])
+    }
+
+    /// A slot of `size` bytes, all private, bound to a part of a file that is 2 MiB longer.
+    pub fn at(kind: Private, size: u64, layout: Layout) -> Result<Setup> {
+        let vm = Vm::protected()?;
+        let fd = kind.create(&vm, layout.offset + size + HUGE)?;
+        let slot = vm.add_private(SLOT, layout.gpa, size, kind, &fd, layout.offset)?;
+        vm.set_private(slot.gpa, slot.size)?;
+        let vcpu = vm.vcpu(0)?;
+        Ok(Setup { vm, vcpu, fd, slot })
+    }
+
+    /// Fill the shared side with [`SHARED`], and let the guest fill the private side with
+    /// [`GUEST`].
+    pub fn fill_both(&mut self) -> Result<()> {
+        fill_view(&self.slot, SHARED);
+        self.vcpu.fill(self.slot.gpa, self.slot.size, GUEST)
+    }
+}
+
+/// Write a pattern all over the shared side of a slot; addresses are guest addresses.
+pub fn fill_view(slot: &Slot, pattern: Pattern) {
+    for offset in (0..slot.size).step_by(8) {
+        slot.view.store(offset, pattern.word(slot.gpa + offset));
+    }
+}
+
+/// Fail unless a pattern is all over a part of the shared side.
+pub fn check_view(slot: &Slot, start: u64, len: u64, pattern: Pattern) -> Result<()> {
+    for offset in (start..start + len).step_by(8) {
+        let (got, wanted) = (slot.view.load(offset), pattern.word(slot.gpa + offset));
+        anyhow::ensure!(got == wanted, "host reads {got:#x} at +{offset:#x}, wanted {wanted:#x}");
+    }
+    Ok(())
+}
+
+/// Declare a suite whose cases take the kind of private memory.
+#[macro_export]
+macro_rules! private_suite {
+    ($name:literal, $kind:ident, [$($case:ident $(: $limit:literal)?),* $(,)?]) => {
+        $crate::ktap::Suite {
+            name: $name,
+            cases: &[$($crate::ktap::Case {
+                name: stringify!($case),
+                func: || $case($crate::vm::Private::$kind),
+                limit: [$($limit,)? $crate::ktap::TIME_LIMIT][0],
+            }),*],
+            hidden: false,
+        }
+    };
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One file, several slots and several VMs; ends in any order.
+
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+
+use super::setup::{GUEST, Setup};
+use crate::ktap::{CaseResult, Suite};
+use crate::pattern::Pattern;
+use crate::sys::*;
+use crate::vm::{Private, Vm};
+use crate::{GIB, MIB, PAGE, suite};
+
+pub static SUITE: Suite = suite!(
+    "sharing",
+    [
+        slots_of_one_vm_see_their_own_part,
+        vms_see_their_own_part,
+        hole_across_two_slots_hits_both,
+        hole_across_two_vms_hits_both,
+        slots_may_be_deleted_in_any_order,
+        content_passes_from_one_vm_to_the_next,
+        vm_destroyed_while_another_thread_punches,
+        slot_deleted_while_another_thread_punches,
+        file_closed_first_then_vm,
+        many_slots_on_one_file: 120,
+    ]
+);
+
+const KIND: Private = Private::Memfile;
+const PART: u64 = MIB;
+
+/// A VM whose slots 1, 2, … are the given parts of a file, in that order from 1 GiB on, 2 GiB
+/// apart, all private.
+fn vm_on(fd: &std::os::fd::OwnedFd, parts: &[u64]) -> Result<(Vm, Vec<crate::vm::Slot>)> {
+    let vm = Vm::protected()?;
+    let mut slots = Vec::new();
+    for (id, part) in (1..).zip(parts) {
+        let gpa = GIB + u64::from(id) * 2 * GIB;
+        slots.push(vm.add_private(id, gpa, PART, KIND, fd, part * PART)?);
+        vm.set_private(gpa, PART)?;
+    }
+    Ok((vm, slots))
+}
+
+fn slots_of_one_vm_see_their_own_part() -> CaseResult {
+    let fd = memfile(4 * PART)?;
+    let (vm, slots) = vm_on(&fd, &[3, 0, 2, 1])?;
+    let mut vcpu = vm.vcpu(0)?;
+    for (n, slot) in (0..).zip(&slots) {
+        vcpu.fill(slot.gpa, slot.size, Pattern::Generation(n))?;
+    }
+    for (n, slot) in (0..).zip(&slots) {
+        vcpu.verify(slot.gpa, slot.size, Pattern::Generation(n))?;
+    }
+    expect_allocated(&fd, 4 * PART, "all parts touched")?;
+    // The file's third part is slot 3, and no other.
+    punch(&fd, 2 * PART, PART)?;
+    for (n, slot) in (0..).zip(&slots) {
+        let wanted = if n == 2 { Pattern::ZERO } else { Pattern::Generation(n) };
+        vcpu.verify(slot.gpa, slot.size, wanted).with_context(|| format!("slot {}", n + 1))?;
+    }
+    Ok(())
+}
+
+fn vms_see_their_own_part() -> CaseResult {
+    let fd = memfile(2 * PART)?;
+    let (a, slots) = vm_on(&fd, &[1])?;
+    let (b, _other) = vm_on(&fd, &[0])?;
+    let gpa = slots[0].gpa;
+    let (mut a, mut b) = (a.vcpu(0)?, b.vcpu(0)?);
+    a.fill(gpa, PART, Pattern::Generation(1))?;
+    b.verify(gpa, PART, Pattern::ZERO)?;
+    b.fill(gpa, PART, Pattern::Generation(2))?;
+    a.verify(gpa, PART, Pattern::Generation(1))
+}
+
+fn hole_across_two_slots_hits_both() -> CaseResult {
+    let fd = memfile(2 * PART)?;
+    // The later part of the file lies lower in guest memory.
+    let (vm, slots) = vm_on(&fd, &[1, 0])?;
+    let mut vcpu = vm.vcpu(0)?;
+    for slot in &slots {
+        vcpu.fill(slot.gpa, PART, GUEST)?;
+    }
+    punch(&fd, PART - 2 * PAGE, 4 * PAGE)?;
+    let (late, early) = (slots[0].gpa, slots[1].gpa);
+    vcpu.verify(early, PART - 2 * PAGE, GUEST)?;
+    vcpu.verify(early + PART - 2 * PAGE, 2 * PAGE, Pattern::ZERO)?;
+    vcpu.verify(late, 2 * PAGE, Pattern::ZERO)?;
+    vcpu.verify(late + 2 * PAGE, PART - 2 * PAGE, GUEST)
+}
+
+fn hole_across_two_vms_hits_both() -> CaseResult {
+    let fd = memfile(2 * PART)?;
+    let (vm_a, slots) = vm_on(&fd, &[0])?;
+    let (vm_b, _slots_b) = vm_on(&fd, &[1])?;
+    let gpa = slots[0].gpa;
+    let (mut a, mut b) = (vm_a.vcpu(0)?, vm_b.vcpu(0)?);
+    a.fill(gpa, PART, GUEST)?;
+    b.fill(gpa, PART, GUEST)?;
+    punch(&fd, PART - PAGE, 2 * PAGE)?;
+    a.verify(gpa, PART - PAGE, GUEST)?;
+    a.verify(gpa + PART - PAGE, PAGE, Pattern::ZERO)?;
+    b.verify(gpa, PAGE, Pattern::ZERO)?;
+    b.verify(gpa + PAGE, PART - PAGE, GUEST)
+}
+
+fn slots_may_be_deleted_in_any_order() -> CaseResult {
+    for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0]] {
+        let fd = memfile(3 * PART)?;
+        let (vm, slots) = vm_on(&fd, &[2, 0, 1])?;
+        let mut vcpu = vm.vcpu(0)?;
+        for slot in &slots {
+            vcpu.fill(slot.gpa, PART, GUEST)?;
+        }
+        let mut left: Vec<_> = slots.into_iter().map(Some).collect();
+        for n in order {
+            vm.delete(left[n].take().context("deleted twice")?)?;
+            // A hole over everything still finds those that are there.
+            punch(&fd, 0, 3 * PART)?;
+            for slot in left.iter().flatten() {
+                vcpu.verify(slot.gpa, PART, Pattern::ZERO)?;
+                vcpu.fill(slot.gpa, PART, GUEST)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn content_passes_from_one_vm_to_the_next() -> CaseResult {
+    let fd = memfile(PART)?;
+    let (vm, slots) = vm_on(&fd, &[0])?;
+    let gpa = slots[0].gpa;
+    vm.vcpu(0)?.fill(gpa, PART, GUEST)?;
+    drop((vm, slots));
+    let (vm, _slots) = vm_on(&fd, &[0])?;
+    vm.vcpu(0)?.verify(gpa, PART, GUEST)
+}
+
+/// Run `work` while another thread punches all of the file, again and again.
+fn while_punching<R>(fd: &std::os::fd::OwnedFd, work: impl FnOnce() -> Result<R>) -> Result<R> {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        let puncher = scope.spawn(|| -> Result<u32> {
+            let size = file_size(fd)?;
+            let mut holes = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                punch(fd, 0, size)?;
+                allocate(fd, 0, 8 * PAGE)?;
+                holes += 1;
+            }
+            Ok(holes)
+        });
+        let result = work();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let holes = puncher.join().map_err(|_| anyhow!("the puncher panicked"))??;
+        println!("{holes} holes meanwhile");
+        result
+    })
+}
+
+fn vm_destroyed_while_another_thread_punches() -> CaseResult {
+    let fd = memfile(2 * PART)?;
+    while_punching(&fd, || {
+        for _ in 0..20 {
+            let (vm, slots) = vm_on(&fd, &[0, 1])?;
+            let mut vcpu = vm.vcpu(0)?;
+            vcpu.fill_pages(slots[0].gpa, PART, GUEST)?;
+            vcpu.fill_pages(slots[1].gpa, PART, GUEST)?;
+            drop(vm);
+            drop(vcpu);
+        }
+        Ok(())
+    })?;
+    punch(&fd, 0, 2 * PART)?;
+    expect_allocated(&fd, 0, "in the end")
+}
+
+fn slot_deleted_while_another_thread_punches() -> CaseResult {
+    let fd = memfile(PART)?;
+    let vm = Vm::protected()?;
+    vm.set_private(GIB, PART)?;
+    let mut vcpu = vm.vcpu(0)?;
+    while_punching(&fd, || {
+        for _ in 0..100 {
+            let slot = vm.add_private(1, GIB, PART, KIND, &fd, 0)?;
+            vcpu.fill_pages(GIB, 16 * PAGE, GUEST)?;
+            vm.delete(slot)?;
+        }
+        Ok(())
+    })?;
+    punch(&fd, 0, PART)?;
+    expect_allocated(&fd, 0, "in the end")
+}
+
+fn file_closed_first_then_vm() -> CaseResult {
+    for delete in [false, true] {
+        let mut s = Setup::new(KIND, MIB)?;
+        drop(s.fd);
+        s.vcpu.fill(s.slot.gpa, MIB, GUEST)?;
+        s.vcpu.verify(s.slot.gpa, MIB, GUEST)?;
+        if delete {
+            s.vm.delete(s.slot)?;
+        }
+    }
+    Ok(())
+}
+
+fn many_slots_on_one_file() -> CaseResult {
+    let count = 1000;
+    let fd = memfile(count * PAGE)?;
+    let vm = Vm::protected()?;
+    let mut vcpu = vm.vcpu(0)?;
+    vm.set_private(GIB, 2 * count * PAGE)?;
+    let mut slots = Vec::new();
+    let start = std::time::Instant::now();
+    for n in 0..count {
+        // Backwards in the file, every other page of guest memory.
+        let (gpa, offset) = (GIB + 2 * n * PAGE, (count - 1 - n) * PAGE);
+        slots.push(vm.add_private(1 + n as u32, gpa, PAGE, KIND, &fd, offset)?);
+    }
+    for slot in &slots {
+        vcpu.fill(slot.gpa, PAGE, GUEST)?;
+    }
+    punch(&fd, 0, count / 2 * PAGE)?;
+    for (n, slot) in (0..).zip(&slots) {
+        let wanted = if n < count / 2 { GUEST } else { Pattern::ZERO };
+        vcpu.verify(slot.gpa, PAGE, wanted).with_context(|| format!("slot {n}"))?;
+    }
+    println!("made and used {count} slots in {:?}", start.elapsed());
+    let start = std::time::Instant::now();
+    for slot in slots {
+        vm.delete(slot)?;
+    }
+    println!("deleted them in {:?}", start.elapsed());
+    Ok(())
+}
