@@ -20,7 +20,7 @@ demo: all	## the table: memory of real guests on five kinds of backing
 	@scripts/demo --kernel $(KERNEL)
 
 check:		## every test; TESTS='punch.* upstream.*' chooses, V=1 shows the consoles
-	@scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
+	@set -f; scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
 
 shell: all	## the kernel interactively, module loaded (virtme-ng)
 	@scripts/shell $(KERNEL)
