@@ -17,7 +17,7 @@ help:		## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: all	## the table: memory of real guests on five kinds of backing
-	@scripts/demo --kernel $(KERNEL)
+	@scripts/demo $(KERNEL)
 
 check:		## every test; TESTS='punch.* upstream.*' chooses, V=1 shows the consoles
 	@set -f; scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
@@ -32,13 +32,13 @@ kernel: setup	## fetch, patch and build the kernel
 	@scripts/build-kernel $(KERNEL)
 
 module:		## only memfile.ko, against KDIR=<a built, patched kernel>
-	@scripts/build-module
+	@scripts/build-module $(KERNEL)
 
 selftests:	## the guest's test programs
 	@scripts/build-selftests
 
 clippy:		## the module through clippy, warnings are errors
-	@scripts/build-module --clippy
+	@scripts/build-module --clippy $(KERNEL)
 
 patches:	## write patches/7.3 anew from the work tree (scripts/work-tree)
 	@scripts/refresh-patches
@@ -51,5 +51,5 @@ distclean: clean	## also remove built kernels, sources and logs, not the downloa
 
 .PHONY: all
 all: kernel
-	@KDIR="$${KDIR:-$$(bash -c '. scripts/lib.sh; printf %s "$$BUILD/$$(flavour_name $(KERNEL))"')}" scripts/build-module
+	@scripts/build-module $(KERNEL)
 	@scripts/build-selftests
