@@ -7,11 +7,11 @@
 
 use std::thread;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
 use crate::guest::Command;
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
 use crate::sys::{Errno, Mapping};
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
@@ -33,6 +33,7 @@ macro_rules! cases {
                 access_completes_after_private_backing_arrives,
                 access_completes_after_conversion_to_private,
                 slot_deleted_and_made_again_has_its_content,
+                private_access_where_there_was_emulated_io,
                 conversion_that_overtakes_a_fault_names_the_page,
             ]
         )
@@ -160,6 +161,31 @@ fn slot_deleted_and_made_again_has_its_content(kind: Private) -> CaseResult {
     ensure!(s.vcpu.load(gpa)? == 1);
     ensure!(view.load(0) == SHARED.word(gpa), "the store is visible outside");
     s.vcpu.verify(gpa + PAGE, slot.size - PAGE, GUEST)
+}
+
+/// KVM remembers that an address is emulated I/O. It must forget when the address becomes private.
+fn private_access_where_there_was_emulated_io(kind: Private) -> CaseResult {
+    if kind == Private::GuestMemfd {
+        return skip("KVM of Linux 7.3 does not forget, and leaves with flags 0 for ever");
+    }
+    for write in [false, true] {
+        let vm = Vm::protected()?;
+        let fd = kind.create(&vm, MIB)?;
+        let mut vcpu = vm.vcpu(0)?;
+        let exit = vcpu.start(Command::Load, &[GIB])?;
+        ensure!(exit == Exit::Mmio { gpa: GIB, write: false }, "{exit:x?}");
+        ensure!(vcpu.run()? == Exit::Done);
+        let slot = vm.add_private(SLOT, GIB, MIB, kind, &fd, 0)?;
+        slot.view.store(0, 0x5a5a);
+        vm.set_private(GIB, MIB)?;
+        if write {
+            vcpu.store(GIB, 7).context("store")?;
+            ensure!(slot.view.load(0) == 0x5a5a, "the store is visible outside");
+        }
+        let got = vcpu.load(GIB).context("load")?;
+        ensure!(got == if write { 7 } else { 0 }, "the guest loads {got:#x}");
+    }
+    Ok(())
 }
 
 /// Conversions run against accesses. Nearly always the fault waits; when it does not, the exit must

@@ -5,7 +5,9 @@ use crate::ktap::Suite;
 
 mod access;
 mod binding;
+mod cap;
 mod control;
+mod convert;
 mod creation;
 mod exits;
 mod fdinfo;
@@ -18,7 +20,9 @@ mod property;
 mod punch;
 mod setup;
 mod sharing;
+mod signals;
 mod size;
+mod stress;
 mod uring;
 mod zero;
 
@@ -30,12 +34,14 @@ pub static SUITES: &[&Suite] = &[
     &access::SUITE,
     &property::SUITE,
     &binding::SUITE,
+    &cap::SUITE,
     &guest::SUITE,
     &guest::GMEM,
     &punch::SUITE,
     &punch::GMEM,
     &exits::SUITE,
     &exits::GMEM,
+    &convert::SUITE,
     &ondemand::SUITE,
     &zero::SUITE,
     &zero::GMEM,
@@ -43,6 +49,9 @@ pub static SUITES: &[&Suite] = &[
     &prefault::GMEM,
     &fdinfo::SUITE,
     &sharing::SUITE,
+    &signals::SUITE,
+    &stress::SUITE,
+    &stress::GMEM,
     &module::SUITE,
     &control::SUITE,
     &control::EMPTY,

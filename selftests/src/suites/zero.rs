@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! No guest ever sees what a page held before: fresh pages are zero, whichever way they come.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::setup::Setup;
 use crate::ktap::{CaseResult, Suite};
@@ -10,47 +10,71 @@ use crate::sys::{allocate, punch};
 use crate::vm::Private;
 use crate::{MIB, PAGE, mem, private_suite};
 
-pub static SUITE: Suite = private_suite!("zero", Memfile, [fresh_pages_are_zero: 180]);
-/// The same on guest_memfd: proves the test on every kernel.
-pub static GMEM: Suite = private_suite!("zero_gmem", GuestMemfd, [fresh_pages_are_zero: 180]);
+pub static SUITE: Suite = private_suite!(
+    "zero",
+    Memfile,
+    [
+        fresh_pages_on_demand: 180,
+        fresh_pages_after_fallocate: 180,
+        fresh_pages_after_pre_fault: 180,
+        fresh_pages_after_punch: 180,
+        fresh_pages_next_to_written_ones: 180,
+    ]
+);
+/// The cheapest of them on guest_memfd: proves the test on every kernel.
+pub static GMEM: Suite =
+    private_suite!("zero_gmem", GuestMemfd, [fresh_pages_next_to_written_ones: 180]);
 
-/// All memory that the machine has free is filled with a pattern first, which takes a while; so
-/// one case takes pages in every way there is, each from memory that nobody had since.
-fn fresh_pages_are_zero(kind: Private) -> CaseResult {
-    let way = 64 * MIB;
-    let mut s = Setup::new(kind, 5 * way)?;
+const SIZE: u64 = 128 * MIB;
+
+/// A VM that gets its memory from a machine whose free memory was full of a pattern.
+fn soiled(kind: Private) -> Result<Setup> {
+    let s = Setup::new(kind, SIZE)?;
     let bytes = mem::soil_free_memory(0xdead_c0de_dead_c0de)?;
     println!("soiled {} MiB of free memory", bytes >> 20);
-    ensure!(bytes >= 10 * way, "too little memory to say anything");
-    let at = |n| (s.slot.gpa + n * way, n * way);
+    ensure!(bytes >= 2 * SIZE, "too little memory to say anything");
+    Ok(s)
+}
 
-    let (gpa, _) = at(0);
-    s.vcpu.verify(gpa, way, Pattern::ZERO).context("on demand")?;
+fn fresh_pages_on_demand(kind: Private) -> CaseResult {
+    let mut s = soiled(kind)?;
+    s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO)
+}
 
-    let (gpa, offset) = at(1);
-    allocate(&s.fd, offset, way)?;
-    s.vcpu.verify(gpa, way, Pattern::ZERO).context("after fallocate")?;
+fn fresh_pages_after_fallocate(kind: Private) -> CaseResult {
+    let mut s = soiled(kind)?;
+    allocate(&s.fd, 0, SIZE)?;
+    s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO)
+}
 
-    let (gpa, _) = at(2);
-    let (result, left) = s.vcpu.raw_pre_fault(gpa, way);
+fn fresh_pages_after_pre_fault(kind: Private) -> CaseResult {
+    let mut s = soiled(kind)?;
+    let (result, left) = s.vcpu.raw_pre_fault(s.slot.gpa, SIZE);
     result.with_context(|| format!("KVM_PRE_FAULT_MEMORY, {left} bytes left"))?;
-    s.vcpu.verify(gpa, way, Pattern::ZERO).context("after a pre-fault")?;
+    s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO)
+}
 
-    // A page that was allocated for one word must not bring others' words along.
-    let (gpa, offset) = at(3);
-    s.vcpu.fill_pages(gpa, way, Pattern::Constant(1))?;
-    for page in (0..way).step_by(64 * PAGE as usize) {
-        let gpa = gpa + page;
+fn fresh_pages_after_punch(kind: Private) -> CaseResult {
+    let mut s = soiled(kind)?;
+    let part = SIZE / 4;
+    s.vcpu.fill(s.slot.gpa, part, Pattern::Generation(1))?;
+    punch(&s.fd, 0, part)?;
+    s.vcpu.verify(s.slot.gpa, part, Pattern::ZERO)?;
+    allocate(&s.fd, part, part)?;
+    punch(&s.fd, part, part)?;
+    allocate(&s.fd, part, part)?;
+    s.vcpu.verify(s.slot.gpa + part, part, Pattern::ZERO).context("allocated, punched, allocated")
+}
+
+/// A page that was allocated for one word must not bring others' words along.
+fn fresh_pages_next_to_written_ones(kind: Private) -> CaseResult {
+    let mut s = soiled(kind)?;
+    let part = SIZE / 4;
+    s.vcpu.fill_pages(s.slot.gpa, part, Pattern::Constant(1))?;
+    for page in (0..part).step_by(64 * PAGE as usize) {
+        let gpa = s.slot.gpa + page;
         s.vcpu.verify(gpa, 8, Pattern::Constant(1))?;
-        s.vcpu.verify(gpa + 8, PAGE - 8, Pattern::ZERO).context("next to a written word")?;
+        s.vcpu.verify(gpa + 8, PAGE - 8, Pattern::ZERO)?;
     }
-
-    punch(&s.fd, offset, way)?;
-    s.vcpu.verify(gpa, way, Pattern::ZERO).context("after a punch")?;
-
-    let (gpa, offset) = at(4);
-    allocate(&s.fd, offset, way)?;
-    punch(&s.fd, offset, way)?;
-    allocate(&s.fd, offset, way)?;
-    s.vcpu.verify(gpa, way, Pattern::ZERO).context("after fallocate, punch, fallocate")
+    Ok(())
 }

@@ -22,6 +22,9 @@ const RUN_LIMIT: Duration = Duration::from_secs(40);
 /// How long an endless command may take.
 const ENDLESS_LIMIT: Duration = Duration::from_secs(600);
 
+/// How often the same exit may follow itself before the vCPU counts as stuck.
+const STUCK: u32 = 100_000;
+
 /// Why the vCPU came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -48,7 +51,7 @@ pub struct RunCounters {
     pub rounds: u64,
     /// Words that could not be judged because the page was changing.
     pub discarded: u64,
-    /// Memory-fault exits that were answered by entering again.
+    /// Exits because of missing memory that were answered by entering again.
     pub faults: u64,
 }
 
@@ -296,6 +299,11 @@ impl Vcpu {
     /// Check random words against a table until stopped; see program.s.
     pub fn stress(&mut self, args: &[u64; 6]) -> Result<RunCounters> {
         self.post(Command::Stress, args)?;
+        self.finish_stress()
+    }
+
+    /// The rest of [`Vcpu::stress`], once its command is posted.
+    pub fn finish_stress(&mut self) -> Result<RunCounters> {
         let counters = self.run_endless(Command::Stress)?;
         let what = match self.result(0) {
             0 => return Ok(counters),
@@ -312,15 +320,20 @@ impl Vcpu {
         )
     }
 
-    /// Enter until the posted command is done, however often memory faults make the vCPU come back.
+    /// Enter until the posted command is done, however often the vCPU comes back because memory is
+    /// being converted or its slot replaced. What it reads meanwhile is anything.
     pub fn run_endless(&mut self, command: Command) -> Result<RunCounters> {
-        let mut faults = 0;
+        let (mut faults, mut last, mut repeated) = (0, Exit::Done, 0);
         loop {
-            match self.run_for(ENDLESS_LIMIT)? {
+            let exit = self.run_for(ENDLESS_LIMIT)?;
+            repeated = if exit == last { repeated + 1 } else { 0 };
+            last = exit;
+            match exit {
                 Exit::Done => break,
-                Exit::MemoryFault { errno: Errno::EFAULT, .. } => faults += 1,
+                Exit::MemoryFault { errno: Errno::EFAULT, .. } | Exit::Mmio { .. } => faults += 1,
                 other => self.expect_done(other, command)?,
             }
+            ensure!(repeated < STUCK, "vCPU {}: no way out of {exit:x?}", self.id);
         }
         let word = |offset| self.system.load(self.mailbox + offset);
         Ok(RunCounters {

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0
+//! KVM_CAP_MEMFILE: which flags a VM's slots are registered with (rule 8).
+
+use anyhow::{Context, Result, ensure};
+
+use crate::ktap::{CaseResult, Suite, missing_memfile};
+use crate::sys::*;
+use crate::uapi::*;
+use crate::vm::{Private, Vm, VmType, open_kvm};
+use crate::{GIB, MIB, mem, suite};
+
+pub static SUITE: Suite = suite!(
+    "cap",
+    [
+        check_on_the_device,
+        check_on_a_vm,
+        chosen_flags_reach_the_file,
+        may_be_chosen_again,
+        is_busy_with_a_private_slot,
+        bad_arguments_are_refused,
+        vm_without_private_memory_refuses,
+        different_flags_on_one_file_are_refused,
+    ]
+);
+
+const PINNED: u64 = MEMFILE_F_ALL;
+const MOVABLE: u64 = MEMFILE_F_USER_INACCESSIBLE | MEMFILE_F_UNRECLAIMABLE;
+const RECLAIMABLE: u64 = MEMFILE_F_USER_INACCESSIBLE | MEMFILE_F_UNMOVABLE;
+const BOTH: u64 = MEMFILE_F_USER_INACCESSIBLE;
+
+/// A VM with private memory; SKIP if it has no KVM_CAP_MEMFILE.
+fn protected() -> Result<Vm> {
+    drop(memfile_unsized()?);
+    let vm = Vm::protected()?;
+    if vm.check_extension(KVM_CAP_MEMFILE) <= 0 {
+        return missing_memfile("KVM has no KVM_CAP_MEMFILE");
+    }
+    Ok(vm)
+}
+
+fn choose(vm: &Vm, flags: u64) -> SysResult<()> {
+    vm.raw_enable_cap(KVM_CAP_MEMFILE, flags)
+}
+
+/// The flags that fdinfo shows for a file.
+fn flags_of(fd: impl std::os::fd::AsFd) -> Result<String> {
+    mem::fdinfo(fd, "memfile-flags")?.context("fdinfo has no memfile-flags")
+}
+
+fn check_on_the_device() -> CaseResult {
+    drop(protected()?);
+    let mask = open_kvm()?.check_extension_raw(KVM_CAP_MEMFILE.into());
+    ensure!(mask == MEMFILE_F_ALL as i32, "KVM_CHECK_EXTENSION on the device gives {mask:#x}");
+    Ok(())
+}
+
+fn check_on_a_vm() -> CaseResult {
+    let mask = protected()?.check_extension(KVM_CAP_MEMFILE);
+    ensure!(mask == MEMFILE_F_ALL as i32, "a protected VM says {mask:#x}");
+    let mask = Vm::new(VmType::Default)?.check_extension(KVM_CAP_MEMFILE);
+    ensure!(mask == 0, "a default VM says {mask:#x}");
+    Ok(())
+}
+
+fn chosen_flags_reach_the_file() -> CaseResult {
+    for flags in [PINNED, MOVABLE, RECLAIMABLE, BOTH] {
+        let vm = protected()?;
+        choose(&vm, flags).with_context(|| format!("choose {flags:#x}"))?;
+        let fd = memfile(MIB)?;
+        let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+        let got = flags_of(&fd)?;
+        ensure!(got == format!("{flags:#x}"), "chose {flags:#x}, fdinfo says {got}");
+        vm.set_private(GIB, MIB)?;
+        vm.vcpu(0)?.store(GIB, 1)?;
+        vm.delete(slot)?;
+        let got = flags_of(&fd)?;
+        ensure!(got == format!("{BOTH:#x}"), "unbound, fdinfo says {got}");
+    }
+    Ok(())
+}
+
+fn may_be_chosen_again() -> CaseResult {
+    let vm = protected()?;
+    let fd = memfile(MIB)?;
+    for flags in [MOVABLE, RECLAIMABLE, PINNED, BOTH] {
+        choose(&vm, PINNED)?;
+        choose(&vm, flags)?;
+        let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+        let got = flags_of(&fd)?;
+        ensure!(got == format!("{flags:#x}"), "chose {flags:#x}, fdinfo says {got}");
+        vm.delete(slot)?;
+    }
+    Ok(())
+}
+
+fn is_busy_with_a_private_slot() -> CaseResult {
+    let vm = protected()?;
+    let fd = memfile(2 * MIB)?;
+    let first = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+    let second = vm.add_private(2, 2 * GIB, MIB, Private::Memfile, &fd, MIB)?;
+    for flags in [BOTH, PINNED] {
+        expect_errno("two slots", choose(&vm, flags), &[Errno::EBUSY])?;
+    }
+    vm.delete(first)?;
+    expect_errno("one slot left", choose(&vm, BOTH), &[Errno::EBUSY])?;
+    vm.delete(second)?;
+    choose(&vm, BOTH).context("no slot left")
+}
+
+fn bad_arguments_are_refused() -> CaseResult {
+    let vm = protected()?;
+    let refused = |what: &str, flags, args| {
+        let result = vm.raw_enable_cap_full(KVM_CAP_MEMFILE, flags, args);
+        expect_errno(what, result, &[Errno::EINVAL])
+    };
+    for bit in 3..64 {
+        refused(&format!("bit {bit}"), 0, [PINNED | 1 << bit, 0, 0, 0])?;
+    }
+    for flags in [0, MEMFILE_F_UNMOVABLE, MEMFILE_F_UNRECLAIMABLE, PINNED & !BOTH] {
+        refused(&format!("{flags:#x} without USER_INACCESSIBLE"), 0, [flags, 0, 0, 0])?;
+    }
+    for bit in 0..32 {
+        refused(&format!("cap.flags bit {bit}"), 1 << bit, [PINNED, 0, 0, 0])?;
+    }
+    for n in 1..4 {
+        let mut args = [PINNED, 0, 0, 0];
+        args[n] = 1;
+        refused(&format!("args[{n}]"), 0, args)?;
+    }
+    // What was refused left the default.
+    let fd = memfile(MIB)?;
+    let _slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+    let got = flags_of(&fd)?;
+    ensure!(got == format!("{PINNED:#x}"), "fdinfo says {got}");
+    Ok(())
+}
+
+fn vm_without_private_memory_refuses() -> CaseResult {
+    drop(protected()?);
+    let vm = Vm::new(VmType::Default)?;
+    expect_errno("default VM", choose(&vm, PINNED), &[Errno::EINVAL])
+}
+
+fn different_flags_on_one_file_are_refused() -> CaseResult {
+    let (a, b) = (protected()?, protected()?);
+    let fd = memfile(2 * MIB)?;
+    choose(&b, MOVABLE)?;
+    let slot = a.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+    let other = crate::vm::small_pages(MIB)?;
+    let half = Some((Private::Memfile, std::os::fd::AsFd::as_fd(&fd), MIB));
+    let request = crate::vm::region(1, GIB, &other, half);
+    expect_errno("other flags", b.raw_set_region(&request), &[Errno::EINVAL])?;
+    let got = flags_of(&fd)?;
+    ensure!(got == format!("{PINNED:#x}"), "the refused binding left {got}");
+    a.delete(slot)?;
+    b.raw_set_region(&request).context("alone on the file")?;
+    let got = flags_of(&fd)?;
+    ensure!(got == format!("{MOVABLE:#x}"), "fdinfo says {got}");
+    Ok(())
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Converting memory through either door, which are one state.
+
+use anyhow::{Context, Result, ensure};
+
+use super::setup::{GUEST, SHARED, Setup};
+use crate::guest::Command;
+use crate::ktap::{CaseResult, Suite};
+use crate::sys::*;
+use crate::vm::{DOORS, Door, Exit, Private, Vm, VmType};
+use crate::{GIB, HUGE, MIB, PAGE, suite};
+
+pub static SUITE: Suite = suite!(
+    "convert",
+    [
+        regions_convert,
+        both_doors_are_one_state,
+        converting_twice_is_fine,
+        bad_ranges_are_refused,
+        unknown_attributes_are_refused,
+        refused_conversion_changes_nothing,
+        vm_without_private_memory_has_no_regions,
+        range_without_slot_may_be_converted,
+        single_pages_convert_alone,
+    ]
+);
+
+/// A private slot of which both sides are filled; SKIP where there is no memfile.
+fn filled(size: u64) -> Result<Setup> {
+    let mut s = Setup::new(Private::Memfile, size)?;
+    s.fill_both()?;
+    Ok(s)
+}
+
+fn regions_convert() -> CaseResult {
+    let mut s = filled(MIB)?;
+    let (gpa, size) = (s.slot.gpa, s.slot.size);
+    s.vm.convert(Door::Region, gpa, size, false)?;
+    s.vcpu.verify(gpa, size, SHARED)?;
+    s.vm.convert(Door::Region, gpa, size, true)?;
+    s.vcpu.verify(gpa, size, GUEST)
+}
+
+fn both_doors_are_one_state() -> CaseResult {
+    let mut s = filled(MIB)?;
+    let (gpa, half) = (s.slot.gpa, s.slot.size / 2);
+    for (one, other) in [(Door::Attributes, Door::Region), (Door::Region, Door::Attributes)] {
+        s.vm.convert(one, gpa, 2 * half, false)?;
+        s.vcpu.verify(gpa, 2 * half, SHARED)?;
+        s.vm.convert(other, gpa, half, true)?;
+        s.vcpu.verify(gpa, half, GUEST)?;
+        s.vcpu.verify(gpa + half, half, SHARED)?;
+        s.vm.convert(one, gpa + half, half, true)?;
+        s.vm.convert(other, gpa + PAGE, PAGE, false)?;
+        s.vcpu.verify(gpa, PAGE, GUEST)?;
+        s.vcpu.verify(gpa + PAGE, PAGE, SHARED)?;
+        s.vcpu.verify(gpa + 2 * PAGE, 2 * half - 2 * PAGE, GUEST)?;
+        s.vm.convert(one, gpa, 2 * half, true)?;
+        s.vcpu.verify(gpa, 2 * half, GUEST)?;
+    }
+    Ok(())
+}
+
+fn converting_twice_is_fine() -> CaseResult {
+    let mut s = filled(MIB)?;
+    for door in DOORS {
+        for (private, wanted) in [(false, SHARED), (true, GUEST)] {
+            for _ in 0..3 {
+                s.vm.convert(door, s.slot.gpa, s.slot.size, private)?;
+                s.vcpu.verify(s.slot.gpa, s.slot.size, wanted)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ranges that neither door takes.
+const BAD: [(u64, u64); 9] = [
+    (GIB, 0),
+    (0, 0),
+    (GIB + 1, PAGE),
+    (GIB, PAGE + 1),
+    (GIB, 1),
+    (GIB + PAGE / 2, PAGE / 2),
+    (!(PAGE - 1), 2 * PAGE),
+    (PAGE, !(PAGE - 1)),
+    (1 << 63, 1 << 63),
+];
+
+fn bad_ranges_are_refused() -> CaseResult {
+    drop(memfile_unsized()?);
+    let vm = Vm::protected()?;
+    for door in DOORS {
+        for (gpa, size) in BAD {
+            for private in [true, false] {
+                let what = format!("{door:?} [{gpa:#x}, +{size:#x})");
+                let result = vm.raw_convert(door, gpa, size, private);
+                expect_errno(&what, result, &[Errno::EINVAL])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unknown_attributes_are_refused() -> CaseResult {
+    let vm = Vm::protected()?;
+    for bit in (0..64).filter(|&bit| bit != 3) {
+        let result = vm.raw_set_attributes(GIB, PAGE, 1 << bit);
+        expect_errno(&format!("attribute bit {bit}"), result, &[Errno::EINVAL])?;
+    }
+    Ok(())
+}
+
+fn refused_conversion_changes_nothing() -> CaseResult {
+    let mut s = filled(MIB)?;
+    let (gpa, size) = (s.slot.gpa, s.slot.size);
+    for door in DOORS {
+        for (private, wanted) in [(true, GUEST), (false, SHARED)] {
+            s.vm.convert(door, gpa, size, private)?;
+            for (start, len) in [(gpa + 1, size), (gpa, size - 1), (gpa, 0)] {
+                let result = s.vm.raw_convert(door, start, len, !private);
+                expect_errno("bad range", result, &[Errno::EINVAL])?;
+            }
+            s.vcpu.verify(gpa, size, wanted)?;
+        }
+    }
+    Ok(())
+}
+
+/// There it is SEV's, with host addresses; without SEV there is none.
+fn vm_without_private_memory_has_no_regions() -> CaseResult {
+    drop(memfile_unsized()?);
+    let vm = Vm::new(VmType::Default)?;
+    for private in [true, false] {
+        expect_errno("default VM", vm.raw_region(GIB, PAGE, private), &[Errno::ENOTTY])?;
+    }
+    Ok(())
+}
+
+fn range_without_slot_may_be_converted() -> CaseResult {
+    drop(memfile_unsized()?);
+    for door in DOORS {
+        let vm = Vm::protected()?;
+        vm.convert(door, GIB, MIB, true)?;
+        let fd = memfile(MIB)?;
+        let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+        let mut vcpu = vm.vcpu(0)?;
+        vcpu.fill(GIB, MIB, GUEST).context("the slot came later")?;
+        ensure!(slot.view.load(0) == 0, "the access was not private");
+        vm.delete(slot)?;
+        vm.convert(door, GIB, MIB, false)?;
+        let exit = vcpu.start(Command::Load, &[GIB])?;
+        ensure!(exit == Exit::Mmio { gpa: GIB, write: false }, "{exit:x?}");
+    }
+    Ok(())
+}
+
+/// v7's array lost the neighbours of a page whose state was stored alone.
+fn single_pages_convert_alone() -> CaseResult {
+    let mut s = filled(HUGE + PAGE)?;
+    let (gpa, pages) = (s.slot.gpa, s.slot.size / PAGE);
+    for door in DOORS {
+        s.vm.convert(door, gpa, s.slot.size, true)?;
+        for page in (0..pages).step_by(3) {
+            s.vm.convert(door, gpa + page * PAGE, PAGE, false)?;
+        }
+        for page in 0..pages {
+            let wanted = if page % 3 == 0 { SHARED } else { GUEST };
+            let seen = s.vcpu.verify(gpa + page * PAGE, PAGE, wanted);
+            seen.with_context(|| format!("{door:?}, page {page}"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0
+//! fallocate under signals: gives up only on a fatal one (rule 22).
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::setup::{GUEST, Setup};
+use crate::ktap::{CaseResult, Suite};
+use crate::pattern::Pattern;
+use crate::sys::*;
+use crate::vm::{Private, Vm};
+use crate::{MIB, mem, suite};
+
+pub static SUITE: Suite = suite!(
+    "signals",
+    [
+        fallocate_survives_a_storm: 120,
+        fallocate_in_a_storm_changes_no_live_byte: 120,
+        fatal_signal_ends_fallocate,
+    ]
+);
+
+/// Signals that arrived.
+static ARRIVED: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn count(_: libc::c_int) {
+    ARRIVED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Run `work` while a timer of 1 ms and another thread send signals to this thread.
+fn in_a_storm<R>(work: impl FnOnce() -> R) -> Result<R> {
+    for signal in [libc::SIGALRM, libc::SIGUSR1] {
+        // SAFETY: The handler only counts. Without SA_RESTART, so that calls can be interrupted.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = count as extern "C" fn(libc::c_int) as usize;
+            libc::sigaction(signal, &action, std::ptr::null_mut());
+        }
+    }
+    let tick = libc::timeval { tv_sec: 0, tv_usec: 1000 };
+    let timer = |interval| {
+        let spec = libc::itimerval { it_interval: interval, it_value: interval };
+        // SAFETY: The specification outlives the call.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_setitimer,
+                libc::ITIMER_REAL,
+                &raw const spec,
+                std::ptr::null::<libc::itimerval>(),
+            )
+        })
+    };
+    // SAFETY: Take nothing.
+    let (pid, tid) = unsafe { (libc::getpid(), libc::gettid()) };
+    let stop = AtomicBool::new(false);
+    timer(tick).context("setitimer")?;
+    let result = thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                // SAFETY: Takes no pointer.
+                unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::SIGUSR1) };
+                thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let result = work();
+        stop.store(true, Ordering::Relaxed);
+        flood.join().map_err(|_| anyhow!("the flood panicked"))?;
+        Ok(result)
+    });
+    timer(libc::timeval { tv_sec: 0, tv_usec: 0 }).context("setitimer")?;
+    result
+}
+
+/// How often fallocate was interrupted before it did its work, and how long that took; none if it
+/// got nowhere.
+fn allocate_in_storm(fd: &OwnedFd, len: u64, rounds: u32) -> Result<(u32, Option<Duration>)> {
+    in_a_storm(|| {
+        let start = Instant::now();
+        let mut interrupted = 0;
+        for _ in 0..rounds {
+            while let Err(errno) = allocate(fd.as_fd(), 0, len) {
+                ensure!(errno == Errno::EINTR, "fallocate: {errno}");
+                interrupted += 1;
+                // A guest_memfd keeps what it has, and may still get nowhere.
+                if start.elapsed() > Duration::from_secs(20) {
+                    return Ok((interrupted, None));
+                }
+            }
+            punch(fd.as_fd(), 0, len).context("punch")?;
+        }
+        Ok((interrupted, Some(start.elapsed())))
+    })?
+}
+
+fn fallocate_survives_a_storm() -> CaseResult {
+    let (len, rounds) = (64 * MIB, 8);
+    let vm = Vm::protected()?;
+    let files =
+        [("memfile", memfile(len)?), ("memfd", memfd(len)?), ("guest_memfd", vm.guest_memfd(len)?)];
+    println!("{rounds} times fallocate of {} MiB, then a hole:", len / MIB);
+    println!("{:<12} {:>8} {:>12} {:>10}", "file", "signals", "interrupted", "ms");
+    for (name, fd) in &files {
+        ARRIVED.store(0, Ordering::Relaxed);
+        let (interrupted, took) = allocate_in_storm(fd, len, rounds)?;
+        let signals = ARRIVED.load(Ordering::Relaxed);
+        let ms = took.map_or("never done".into(), |took| took.as_millis().to_string());
+        println!("{name:<12} {signals:>8} {interrupted:>12} {ms:>10}");
+        ensure!(signals > 10, "there was no storm");
+        ensure!(*name != "memfile" || (interrupted == 0 && took.is_some()), "it was interrupted");
+    }
+    expect_allocated(&files[0].1, 0, "in the end")
+}
+
+fn fallocate_in_a_storm_changes_no_live_byte() -> CaseResult {
+    let size = 16 * MIB;
+    let mut s = Setup::new(Private::Memfile, size)?;
+    s.vcpu.fill(s.slot.gpa, size / 2, GUEST)?;
+    ARRIVED.store(0, Ordering::Relaxed);
+    let interrupted = in_a_storm(|| -> Result<u32> {
+        let mut interrupted = 0;
+        for _ in 0..50 {
+            match allocate(&s.fd, 0, size) {
+                Ok(()) => {}
+                Err(Errno::EINTR) => interrupted += 1,
+                Err(errno) => return Err(errno).context("fallocate"),
+            }
+            punch(&s.fd, size / 2, size / 2)?;
+        }
+        Ok(interrupted)
+    })??;
+    println!("{} signals, {interrupted} interruptions", ARRIVED.load(Ordering::Relaxed));
+    ensure!(interrupted == 0, "fallocate was interrupted");
+    expect_allocated(&s.fd, size / 2, "after the storm")?;
+    s.vcpu.verify(s.slot.gpa, size / 2, GUEST)?;
+    s.vcpu.verify(s.slot.gpa + size / 2, size / 2, Pattern::ZERO)
+}
+
+fn fatal_signal_ends_fallocate() -> CaseResult {
+    let len = 1024 * MIB;
+    let fd = memfile(len)?;
+    for delay in [1, 5, 20, 50] {
+        // SAFETY: The child only makes system calls, and never returns from here.
+        let pid = check(unsafe { libc::fork() })? as libc::pid_t;
+        if pid == 0 {
+            loop {
+                let _ = allocate(&fd, 0, len);
+                let _ = punch(&fd, 0, len);
+            }
+        }
+        thread::sleep(Duration::from_millis(delay));
+        let start = Instant::now();
+        // SAFETY: Takes no pointer.
+        check(unsafe { libc::kill(pid, libc::SIGKILL) })?;
+        let mut status = 0;
+        // SAFETY: The status outlives the call.
+        check(unsafe { libc::waitpid(pid, &mut status, 0) })?;
+        let took = start.elapsed();
+        let held = allocated(&fd)?;
+        println!("killed after {delay} ms: gone within {took:?}, {} MiB held", held / MIB);
+        ensure!(took < Duration::from_secs(5), "it took {took:?} to die");
+        let pages = mem::fdinfo(&fd, "memfile-pages")?.context("fdinfo has no memfile-pages")?;
+        ensure!(pages.parse() == Ok(held / crate::PAGE), "{pages} pages, {held} bytes");
+        punch(&fd, 0, len)?;
+        expect_allocated(&fd, 0, "after a punch")?;
+    }
+    allocate(&fd, 0, 64 * MIB).context("the file still works")?;
+    expect_allocated(&fd, 64 * MIB, "in the end")
+}

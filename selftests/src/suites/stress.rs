@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Guest vCPUs access memory while the host converts, punches, allocates and pre-faults it.
+//!
+//! What each page must hold is in a table that host and guest share, with an epoch that is odd
+//! while the page is being changed; see `program.s`. A vCPU judges a word only if the epoch did not
+//! change around its load, and then it must be exactly the word of the table: a stale mapping is
+//! caught by content. Each vCPU also has a word of its own in each page, which must survive as long
+//! as the epoch does.
+
+use std::sync::atomic::{Ordering, fence};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::setup::{LAYOUTS, Layout, SLOT, Setup};
+use crate::guest::{Command, SCRATCH, STRESS_ENTRY, STRESS_NOTE, STRESS_WORDS};
+use crate::ktap::{CaseResult, Suite};
+use crate::pattern::{Pattern, Rng, mix, seed};
+use crate::sys::*;
+use crate::vm::{Door, Private, RunCounters, Slot};
+use crate::{HUGE, PAGE, private_suite};
+
+macro_rules! cases {
+    ($name:literal, $kind:ident) => {
+        private_suite!(
+            $name,
+            $kind,
+            [
+                wrong_word_is_noticed,
+                lost_own_word_is_noticed,
+                access_against_conversion_one_vcpu,
+                access_against_conversion_several_vcpus,
+                access_against_punch,
+                access_against_slot_replacement,
+                access_against_everything,
+                access_against_everything_unaligned,
+            ]
+        )
+    };
+}
+
+pub static SUITE: Suite = cases!("stress", Memfile);
+/// The same on guest_memfd: proves the tests on every kernel.
+pub static GMEM: Suite = cases!("stress_gmem", GuestMemfd);
+
+/// How long each stress lasts.
+const DURATION: Duration = Duration::from_secs(4);
+/// A huge page and one more.
+const PAGES: u64 = HUGE / PAGE + 1;
+/// Room for the table, then for each vCPU's notes, all in the shared system slot.
+const TABLE: u64 = SCRATCH;
+const NOTES: u64 = SCRATCH + 0x8000;
+const NOTES_SIZE: u64 = 0x4000;
+
+const _: () = assert!(PAGES * STRESS_ENTRY <= NOTES - TABLE && PAGES * STRESS_NOTE <= NOTES_SIZE);
+
+/// What the host does to the pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Share,
+    Privatise,
+    Punch,
+    Refill,
+    Allocate,
+    PreFault,
+    ReplaceSlot,
+}
+
+/// One page, as the host knows it.
+#[derive(Clone, Copy)]
+struct Page {
+    private: bool,
+    private_content: Pattern,
+    shared_content: Pattern,
+}
+
+/// The host's side of a stress.
+struct Bench {
+    s: Setup,
+    kind: Private,
+    layout: Layout,
+    doors: Vec<Door>,
+    rng: Rng,
+    pages: Vec<Page>,
+    generation: u64,
+}
+
+impl Bench {
+    /// All pages private, with known content on both sides.
+    fn new(kind: Private, layout: Layout) -> Result<Bench> {
+        let mut s = Setup::at(kind, PAGES * PAGE, layout)?;
+        let rng = Rng::new(seed());
+        // Where the kernel has v7's door, use both.
+        let region = s.vm.raw_region(s.slot.gpa, PAGE, true);
+        let doors = match region {
+            Ok(()) => vec![Door::Attributes, Door::Region],
+            Err(_) => vec![Door::Attributes],
+        };
+        let (private_content, shared_content) = (Pattern::Generation(1), Pattern::Generation(2));
+        s.vcpu.fill(s.slot.gpa, s.slot.size, private_content)?;
+        super::setup::fill_view(&s.slot, shared_content);
+        let page = Page { private: true, private_content, shared_content };
+        let pages = vec![page; PAGES as usize];
+        let mut bench = Bench { s, kind, layout, doors, rng, pages, generation: 2 };
+        bench.begin(0, PAGES);
+        bench.end(0, PAGES);
+        Ok(bench)
+    }
+
+    fn epoch(&self, page: u64) -> &std::sync::atomic::AtomicU64 {
+        self.s.vm.system().word(TABLE + page * STRESS_ENTRY)
+    }
+
+    /// From here on nobody judges these pages.
+    fn begin(&mut self, first: u64, count: u64) {
+        for page in first..first + count {
+            self.epoch(page).fetch_add(1, Ordering::SeqCst);
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// From here on they must hold what `self.pages` says.
+    fn end(&mut self, first: u64, count: u64) {
+        for page in first..first + count {
+            let Page { private, private_content, shared_content } = self.pages[page as usize];
+            let content = if private { private_content } else { shared_content };
+            let entry = TABLE + page * STRESS_ENTRY;
+            let system = self.s.vm.system();
+            system.store(entry + 8, content.word(self.s.slot.gpa + page * PAGE));
+            system.store(entry + 16, content.step(8));
+        }
+        fence(Ordering::SeqCst);
+        for page in first..first + count {
+            self.epoch(page).fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn next_generation(&mut self) -> Pattern {
+        self.generation += 1;
+        Pattern::Generation(self.generation)
+    }
+
+    /// Do one thing to some pages.
+    fn act(&mut self, action: Action) -> Result<()> {
+        let longest = if self.rng.below(4) == 0 { PAGES } else { 16 };
+        let first = self.rng.below(PAGES);
+        let count = 1 + self.rng.below(longest.min(PAGES - first));
+        let (gpa, len) = (self.s.slot.gpa + first * PAGE, count * PAGE);
+        let offset = self.layout.offset + first * PAGE;
+        let door = self.doors[self.rng.below(self.doors.len() as u64) as usize];
+        match action {
+            // These two change nothing that a guest can see.
+            Action::Allocate => allocate(&self.s.fd, offset, len).context("fallocate")?,
+            Action::PreFault => match self.s.vcpu.raw_pre_fault(gpa, len).0 {
+                Ok(()) | Err(Errno::EAGAIN) => {}
+                Err(errno) => return Err(errno).context("pre-fault"),
+            },
+            Action::Share => {
+                let content = self.next_generation();
+                let punched = self.rng.below(2) == 0;
+                self.begin(first, count);
+                self.write_view(first, count, content);
+                self.s.vm.convert(door, gpa, len, false)?;
+                if punched {
+                    punch(&self.s.fd, offset, len).context("punch")?;
+                }
+                for page in &mut self.pages[first as usize..(first + count) as usize] {
+                    page.private = false;
+                    page.shared_content = content;
+                    if punched {
+                        page.private_content = Pattern::ZERO;
+                    }
+                }
+                // Again: a vCPU may have written its own word late, but nothing else.
+                self.write_view(first, count, content);
+                self.end(first, count);
+            }
+            Action::Privatise => {
+                self.begin(first, count);
+                self.s.vm.convert(door, gpa, len, true)?;
+                for page in &mut self.pages[first as usize..(first + count) as usize] {
+                    page.private = true;
+                }
+                self.end(first, count);
+            }
+            Action::Punch => {
+                self.begin(first, count);
+                punch(&self.s.fd, offset, len).context("punch")?;
+                for page in &mut self.pages[first as usize..(first + count) as usize] {
+                    page.private_content = Pattern::ZERO;
+                }
+                self.end(first, count);
+            }
+            Action::Refill => {
+                let content = self.next_generation();
+                self.begin(first, count);
+                for page in first..first + count {
+                    let gpa = self.s.slot.gpa + page * PAGE;
+                    self.s.vcpu.fill(gpa, STRESS_WORDS * 8, content)?;
+                    let page = &mut self.pages[page as usize];
+                    if page.private {
+                        page.private_content = content;
+                    } else {
+                        page.shared_content = content;
+                    }
+                }
+                self.end(first, count);
+            }
+            Action::ReplaceSlot => {
+                self.begin(0, PAGES);
+                self.s.vm.raw_delete(SLOT).context("delete the slot")?;
+                self.bind_again()?;
+                self.end(0, PAGES);
+            }
+        }
+        Ok(())
+    }
+
+    fn bind_again(&self) -> Result<()> {
+        let Slot { gpa, view, .. } = &self.s.slot;
+        let private = (self.kind, std::os::fd::AsFd::as_fd(&self.s.fd), self.layout.offset);
+        let request = crate::vm::region(SLOT, *gpa, view, Some(private));
+        self.s.vm.raw_set_region(&request).context("make the slot again")
+    }
+
+    fn write_view(&self, first: u64, count: u64, content: Pattern) {
+        for page in first..first + count {
+            for word in 0..STRESS_WORDS {
+                let offset = page * PAGE + word * 8;
+                self.s.slot.view.store(offset, content.word(self.s.slot.gpa + offset));
+            }
+        }
+    }
+
+    /// What the stress command needs to know, for vCPU `id`.
+    fn arguments(&self, id: u64) -> [u64; 6] {
+        let own = STRESS_WORDS * 8 + id * 8;
+        let random = mix(id ^ self.generation) | 1;
+        [self.s.slot.gpa, PAGES, TABLE, random, own, NOTES + id * NOTES_SIZE]
+    }
+
+    /// Let `vcpus` access the pages while the host picks from `actions`.
+    fn run(mut self, vcpus: u64, actions: &[Action]) -> CaseResult {
+        let mut workers = Vec::new();
+        for id in 1..=vcpus {
+            let mut vcpu = self.s.vm.vcpu(id)?;
+            vcpu.post(Command::Stress, &self.arguments(id))?;
+            workers.push(vcpu);
+        }
+        let stoppers: Vec<_> = workers.iter().map(|vcpu| vcpu.stopper()).collect();
+        let mut done = vec![0u64; actions.len()];
+        let (result, counters) = thread::scope(|scope| {
+            let running: Vec<_> =
+                workers.iter_mut().map(|vcpu| scope.spawn(|| vcpu.finish_stress())).collect();
+            let start = Instant::now();
+            let mut result = Ok(());
+            while result.is_ok() && start.elapsed() < DURATION {
+                if running.iter().any(|r| r.is_finished()) {
+                    break;
+                }
+                let choice = self.rng.below(actions.len() as u64) as usize;
+                result = self.act(actions[choice]);
+                done[choice] += 1;
+            }
+            for stopper in &stoppers {
+                stopper.stop();
+            }
+            let counters: Vec<Result<RunCounters>> = running
+                .into_iter()
+                .map(|r| r.join().unwrap_or_else(|_| bail!("the vCPU thread panicked")))
+                .collect();
+            (result, counters)
+        });
+        for (action, times) in actions.iter().zip(&done) {
+            println!("{action:?}: {times} times");
+        }
+        for counters in counters {
+            let counters = counters?;
+            println!("{counters:?}");
+            ensure!(counters.rounds > 1000, "hardly anything was checked");
+        }
+        ensure!(done.iter().all(|&times| times > 0), "something was never done");
+        result
+    }
+}
+
+/// A table with one wrong entry must end the stress.
+fn wrong_word_is_noticed(kind: Private) -> CaseResult {
+    let bench = Bench::new(kind, LAYOUTS[0])?;
+    let mut vcpu = bench.s.vm.vcpu(1)?;
+    bench.s.vm.system().store(TABLE + 100 * STRESS_ENTRY + 8, 12345);
+    match vcpu.stress(&bench.arguments(1)) {
+        Err(e) if e.to_string().contains("wrong word") => Ok(()),
+        other => bail!("wanted a wrong word, got {other:?}"),
+    }
+}
+
+/// A hole that nobody announces takes the vCPU's own words away, or the content: either is noticed.
+fn lost_own_word_is_noticed(kind: Private) -> CaseResult {
+    let bench = Bench::new(kind, LAYOUTS[0])?;
+    let mut vcpu = bench.s.vm.vcpu(1)?;
+    let arguments = bench.arguments(1);
+    // Zeros everywhere, so that only the own words can tell.
+    punch(&bench.s.fd, 0, PAGES * PAGE)?;
+    for page in 0..PAGES {
+        bench.s.vm.system().store(TABLE + page * STRESS_ENTRY + 8, 0);
+        bench.s.vm.system().store(TABLE + page * STRESS_ENTRY + 16, 0);
+    }
+    vcpu.post(Command::Stress, &arguments)?;
+    let stopper = vcpu.stopper();
+    thread::scope(|scope| {
+        let running = scope.spawn(|| vcpu.finish_stress());
+        while stopper.rounds() < 20 * PAGES && !running.is_finished() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        punch(&bench.s.fd, 0, PAGES * PAGE)?;
+        let limit = Instant::now() + Duration::from_secs(20);
+        while !running.is_finished() && Instant::now() < limit {
+            thread::sleep(Duration::from_millis(1));
+        }
+        stopper.stop();
+        match running.join().map_err(|_| anyhow!("the vCPU thread panicked"))? {
+            Err(e) if e.to_string().contains("own word lost") => Ok(()),
+            other => bail!("wanted a lost word, got {other:?}"),
+        }
+    })
+}
+
+fn access_against_conversion_one_vcpu(kind: Private) -> CaseResult {
+    Bench::new(kind, LAYOUTS[0])?.run(1, &[Action::Share, Action::Privatise])
+}
+
+fn access_against_conversion_several_vcpus(kind: Private) -> CaseResult {
+    Bench::new(kind, LAYOUTS[0])?.run(3, &[Action::Share, Action::Privatise, Action::Refill])
+}
+
+fn access_against_punch(kind: Private) -> CaseResult {
+    Bench::new(kind, LAYOUTS[0])?.run(2, &[Action::Punch, Action::Refill, Action::Allocate])
+}
+
+/// All pages stay private: KVM of Linux 7.3 does not forget that a shared page without a slot was
+/// emulated I/O, see `exits.private_access_where_there_was_emulated_io`.
+fn access_against_slot_replacement(kind: Private) -> CaseResult {
+    let actions = [Action::ReplaceSlot, Action::Punch, Action::Refill, Action::PreFault];
+    Bench::new(kind, LAYOUTS[0])?.run(3, &actions)
+}
+
+const EVERYTHING: [Action; 6] = [
+    Action::Share,
+    Action::Privatise,
+    Action::Punch,
+    Action::Refill,
+    Action::Allocate,
+    Action::PreFault,
+];
+
+fn access_against_everything(kind: Private) -> CaseResult {
+    Bench::new(kind, LAYOUTS[0])?.run(3, &EVERYTHING)
+}
+
+fn access_against_everything_unaligned(kind: Private) -> CaseResult {
+    Bench::new(kind, LAYOUTS[4])?.run(3, &EVERYTHING)
+}
