@@ -21,14 +21,19 @@ unsigned long memfile_nrpages(struct inode *inode)
 	return READ_ONCE(inode->i_mapping->nrpages);
 }
 
-/* Where new pages come from, and whether migration looks at those there are. */
-void memfile_set_movable(struct inode *inode, bool movable)
+/* Do new pages come from movable blocks? */
+void memfile_set_gfp_movable(struct inode *inode, bool movable)
 {
 	struct address_space *mapping = inode->i_mapping;
 	gfp_t gfp = mapping_gfp_mask(mapping) & ~__GFP_MOVABLE;
 
 	mapping_set_gfp_mask(mapping, movable ? gfp | __GFP_MOVABLE : gfp);
-	assign_bit(AS_INACCESSIBLE, &mapping->flags, !movable);
+}
+
+/* Does migration look at the pages that are there? */
+void memfile_set_migratable(struct inode *inode, bool migratable)
+{
+	assign_bit(AS_INACCESSIBLE, &inode->i_mapping->flags, !migratable);
 }
 
 void memfile_set_evictable(struct inode *inode, bool evictable)
@@ -50,11 +55,6 @@ bool memfile_writable(struct file *file)
 void memfile_get_file(struct file *file)
 {
 	get_file(file);
-}
-
-struct folio *memfile_lock_folio(struct inode *inode, pgoff_t index)
-{
-	return filemap_lock_folio(inode->i_mapping, index);
 }
 
 pgoff_t memfile_folio_index(struct folio *folio)
@@ -85,12 +85,6 @@ bool memfile_page_poisoned(struct page *page)
 bool memfile_folio_poisoned(struct folio *folio)
 {
 	return folio_contain_hwpoisoned_page(folio);
-}
-
-void memfile_zero_pages(struct folio *folio, pgoff_t start, pgoff_t end)
-{
-	folio_zero_range(folio, (start - folio->index) << PAGE_SHIFT,
-			 (end - start) << PAGE_SHIFT);
 }
 
 void memfile_put_folio(struct folio *folio)

@@ -12,7 +12,8 @@
 /* Inode: valid while the node is. */
 loff_t memfile_i_size(struct inode *inode);
 unsigned long memfile_nrpages(struct inode *inode);
-void memfile_set_movable(struct inode *inode, bool movable);
+void memfile_set_gfp_movable(struct inode *inode, bool movable);
+void memfile_set_migratable(struct inode *inode, bool migratable);
 void memfile_set_evictable(struct inode *inode, bool evictable);
 void memfile_rescue(struct inode *inode);
 
@@ -21,14 +22,12 @@ bool memfile_writable(struct file *file);
 void memfile_get_file(struct file *file);
 
 /* Folio: the caller holds a reference. */
-struct folio *memfile_lock_folio(struct inode *inode, pgoff_t index);
 pgoff_t memfile_folio_index(struct folio *folio);
 unsigned int memfile_folio_order(struct folio *folio);
 struct page *memfile_folio_page(struct folio *folio, pgoff_t index);
 unsigned long memfile_page_pfn(struct page *page);
 bool memfile_page_poisoned(struct page *page);
 bool memfile_folio_poisoned(struct folio *folio);
-void memfile_zero_pages(struct folio *folio, pgoff_t start, pgoff_t end);
 void memfile_put_folio(struct folio *folio);
 void memfile_put_page(struct page *page);
 

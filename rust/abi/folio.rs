@@ -11,7 +11,6 @@ use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use kernel::error::{
     code::*,
-    from_err_ptr,
     to_result,
     Result, //
 };
@@ -46,15 +45,6 @@ impl Locked {
         })?;
         // INVARIANT: `shmem_get_folio()` returns a locked folio with a reference for the caller.
         NonNull::new(folio).map(Self).ok_or(ENOMEM)
-    }
-
-    /// The folio with page `index`, if it is in memory. Sleeps.
-    pub(crate) fn find(inode: &Inode, index: u64) -> Option<Self> {
-        // SAFETY: The inode is valid by its type invariant.
-        // CAST: `pgoff_t` is as wide on 64 bits.
-        let folio = unsafe { bindings::memfile_lock_folio(inode.as_ptr(), index as usize) };
-        // INVARIANT: `filemap_lock_folio()` returns a locked folio with a reference for the caller.
-        from_err_ptr(folio).ok().and_then(NonNull::new).map(Self)
     }
 
     /// The folio that a callback got from C, which keeps the lock and the reference.
@@ -100,17 +90,6 @@ impl Locked {
     pub(crate) fn mark_dirty(&self) {
         // SAFETY: The folio is valid by the type invariant.
         unsafe { bindings::folio_mark_dirty(self.as_ptr()) };
-    }
-
-    /// Clears those of the file pages `pages` that it has.
-    pub(crate) fn zero(&self, pages: Range) {
-        let Some(hit) = self.pages().and_then(|mine| mine.intersect(pages)) else {
-            return;
-        };
-        // SAFETY: The folio is valid by the type invariant, and `hit` lies inside of it.
-        unsafe {
-            bindings::memfile_zero_pages(self.as_ptr(), hit.start() as usize, hit.end() as usize)
-        };
     }
 
     fn page(&self, index: u64) -> *mut bindings::page {

@@ -61,11 +61,14 @@ impl Inode {
     /// Tells the memory management what it may do with the pages. Does not sleep; the caller
     /// serialises.
     ///
-    /// An unbound file takes unmovable memory although its pages may move, because the usual next
+    /// An unbound file takes new pages from unmovable blocks although they may move: the usual next
     /// thing is a binding that pins them, and a pinned page must not sit in a movable block.
     pub(crate) fn apply(&self, flags: Flags, bound: bool) {
+        let movable = !flags.unmovable();
         // SAFETY: The inode is valid by the type invariant.
-        unsafe { bindings::memfile_set_movable(self.as_ptr(), bound && !flags.unmovable()) };
+        unsafe { bindings::memfile_set_gfp_movable(self.as_ptr(), bound && movable) };
+        // SAFETY: As above.
+        unsafe { bindings::memfile_set_migratable(self.as_ptr(), movable) };
         // SAFETY: As above.
         unsafe { bindings::memfile_set_evictable(self.as_ptr(), !flags.unreclaimable()) };
     }

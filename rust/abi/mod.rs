@@ -9,11 +9,15 @@ pub(crate) mod ops;
 pub(crate) mod record;
 pub(crate) mod trace;
 
+use crate::policy::range;
 use crate::policy::Refusal;
 use kernel::error::{
     code::*,
     Error, //
 };
+
+// The policy layer does not know the kernel.
+kernel::static_assert!(range::PAGE_SIZE == kernel::page::PAGE_SIZE as u64);
 
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {

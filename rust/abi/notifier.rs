@@ -49,9 +49,11 @@ impl Notifier {
 
     /// What it binds, if that lies in a file of `file_pages` pages.
     pub(crate) fn binding(self, file_pages: u64) -> Result<Binding, Refusal> {
-        // SAFETY: Valid by the type invariant.
-        let raw = unsafe { &*self.as_ptr() };
-        Binding::new(raw.pgoff as u64, raw.nr_pages as u64, raw.frame, file_pages)
+        let raw = self.as_ptr();
+        // SAFETY: Valid by the type invariant, and these fields do not change. (No reference to the
+        // whole: the tree's links and the life beside them do, under a lock that we do not hold.)
+        let (pgoff, nr_pages, frame) = unsafe { ((*raw).pgoff, (*raw).nr_pages, (*raw).frame) };
+        Binding::new(pgoff as u64, nr_pages as u64, frame, file_pages)
     }
 
     /// Are all callbacks there?
@@ -77,10 +79,12 @@ impl Notifier {
         node: *mut bindings::memfile_node,
         store: &'static bindings::memfile_backing_store,
     ) {
+        let raw = self.as_ptr();
         // SAFETY: Valid by the type invariant; nobody else looks at it before it is registered.
-        let raw = unsafe { &mut *self.as_ptr() };
-        raw.node = node;
-        raw.bs = store;
+        unsafe {
+            (*raw).node = node;
+            (*raw).bs = store;
+        }
     }
 
     pub(super) fn set_file(self, file: *mut bindings::file) {
@@ -160,12 +164,10 @@ impl Tree {
 
     /// When `notifier`, which is in this tree, lives. `self` proves that the lock is held.
     pub(crate) fn life(&self, notifier: Notifier) -> Life {
-        // SAFETY: Valid by the type invariant of `Notifier`.
-        let raw = unsafe { &*notifier.as_ptr() };
-        Life {
-            birth: raw.birth,
-            death: raw.death,
-        }
+        let raw = notifier.as_ptr();
+        // SAFETY: Valid by the type invariant of `Notifier`; written under the lock only.
+        let (birth, death) = unsafe { ((*raw).birth, (*raw).death) };
+        Life { birth, death }
     }
 
     /// Sets when `notifier` lives.

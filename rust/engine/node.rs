@@ -20,9 +20,9 @@
 //!
 //! [`Node::bind`], [`Node::unbind`] and [`Node::drain`] wait for running invalidations that are
 //! older than themselves, and hold `slots_lock` at most. An invalidation ends without waiting for
-//! any of them: what lies between its start and its end is truncation, the copying of one folio, or
-//! its move to the swap cache; these wait for folio locks only, whose holders do not wait for
-//! `slots_lock`.
+//! any of them: what lies between its start and its end is truncation under the inode lock, the
+//! copying of one folio, or its move to the swap cache; these wait for folio locks only, whose
+//! holders do not wait for `slots_lock`.
 //!
 //! # Invariants
 //!
@@ -130,9 +130,7 @@ impl State {
 impl Node {
     /// A node for a new, empty file.
     pub(crate) fn new(inode: Inode) -> Result<Pin<KBox<Self>>> {
-        COUNTERS.create.count();
-        inode.apply(Flags::CREATION, false);
-        KBox::pin_init(
+        let node = KBox::pin_init(
             pin_init!(Self {
                 inode,
                 state <- new_spinlock!(State {
@@ -146,7 +144,10 @@ impl Node {
                 ended <- new_condvar!("memfile_ended"),
             }),
             GFP_KERNEL,
-        )
+        )?;
+        COUNTERS.create.count();
+        node.inode.apply(Flags::CREATION, false);
+        Ok(node)
     }
 
     /// `MEMFILE_F_*` of the moment.
@@ -161,22 +162,18 @@ impl Node {
 
     /// fallocate(2), in bytes. Sleeps, takes the inode lock.
     ///
-    /// A hole is announced before the first of its pages goes, and once for all of them (rule 14).
-    /// Allocation takes nothing away; when it fails, shmem undoes what is not uptodate, and all
-    /// that a consumer ever got is (rule 16, rule 22).
+    /// shmem does the work. When it punches a hole it calls [`Self::invalidate_start`] and
+    /// [`Self::invalidate_end`] around it, once for the whole hole (rule 14). Allocation takes
+    /// nothing away; when it fails, shmem undoes what is not uptodate, and all that a consumer ever
+    /// got is (rule 16, rule 22).
     pub(crate) fn fallocate(&self, file: File, mode: i32, offset: i64, len: i64) -> Result {
         let bytes = |value| u64::try_from(value).map_err(|_| EINVAL);
         let size = self.inode.size();
         // CAST: Bits.
-        match file::fallocate(mode as u32, bytes(offset)?, bytes(len)?, size)? {
-            Space::Allocate => file.fallocate(mode, offset, len),
-            Space::Punch(pages) => self.invalidate(pages, || {
-                COUNTERS.punch.count();
-                file.fallocate(mode, offset, len)?;
-                super::shmem::clear_edges(&self.inode, pages);
-                Ok(())
-            }),
+        if let Space::Punch(_) = file::fallocate(mode as u32, bytes(offset)?, bytes(len)?, size)? {
+            COUNTERS.punch.count();
         }
+        file.fallocate(mode, offset, len)
     }
 
     /// Binds `notifier` to the pages of `file` it names (rules 6 to 8). Sleeps.
@@ -294,7 +291,8 @@ impl Node {
         self.each(record, |notifier, _| notifier.flush());
     }
 
-    /// The second half. `self` may be freed as soon as this returns.
+    /// The second half. For swap-out, what keeps `self` is `record`, and only until [`Self::end`]
+    /// gives the lock up: nothing may touch `self` after that.
     pub(crate) fn invalidate_end(&self, record: Record) {
         self.each(record, |notifier, frames| notifier.invalidate_end(frames));
         if let Some(running) = record.running() {

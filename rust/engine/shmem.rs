@@ -5,7 +5,6 @@
 use super::node::Node;
 use super::stats::COUNTERS;
 use crate::abi::folio::Locked;
-use crate::abi::inode::Inode;
 use crate::abi::record::Record;
 use crate::abi::trace;
 use crate::policy::range::{
@@ -37,17 +36,6 @@ fn find_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u
 
     folio.mark_dirty();
     Ok((folio, index, binding.order_at(frame, order)))
-}
-
-/// Clears what is left of the hole `pages` in folios that reach out of it. shmem splits these, or
-/// clears the part itself if it cannot, but not in a mapping marked inaccessible. Sleeps.
-pub(crate) fn clear_edges(inode: &Inode, pages: Range) {
-    for index in [pages.start(), pages.end() - 1] {
-        if let Some(folio) = Locked::find(inode, index) {
-            folio.zero(pages);
-            folio.mark_dirty();
-        }
-    }
 }
 
 /// May reclaim swap `pages`, all of one folio, out (rules 18 and 19)? What a consumer has used since
