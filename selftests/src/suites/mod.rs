@@ -18,11 +18,13 @@ mod ondemand;
 mod prefault;
 mod property;
 mod punch;
+mod seal;
 mod setup;
 mod sharing;
 mod signals;
 mod size;
 mod stress;
+mod uffd;
 mod uring;
 mod zero;
 
@@ -49,6 +51,7 @@ pub static SUITES: &[&Suite] = &[
     &prefault::GMEM,
     &fdinfo::SUITE,
     &sharing::SUITE,
+    &seal::SUITE,
     &signals::SUITE,
     &stress::SUITE,
     &stress::GMEM,
