@@ -3,8 +3,8 @@
 //! Size and space of a file (rule 2). Sizes and offsets are bytes, as in the system calls.
 
 use super::range::{
-    Range,
-    PAGE_SIZE, //
+    page_aligned,
+    Range, //
 };
 use super::Refusal;
 
@@ -13,7 +13,7 @@ pub(crate) fn set_size(old: u64, new: u64) -> Result<(), Refusal> {
     if old != 0 {
         return Err(Refusal::NotPermitted);
     }
-    if new % PAGE_SIZE != 0 {
+    if !page_aligned(new) {
         return Err(Refusal::Invalid);
     }
     Ok(())

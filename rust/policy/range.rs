@@ -13,6 +13,11 @@ pub(crate) const PAGE_SHIFT: u32 = 12;
 /// Bytes per page.
 pub(crate) const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 
+/// Are these bytes whole pages?
+pub(crate) fn page_aligned(bytes: u64) -> bool {
+    bytes & (PAGE_SIZE - 1) == 0
+}
+
 /// Pages `[start, end)`, never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Range {
@@ -36,7 +41,7 @@ impl Range {
     /// The page-aligned bytes `[offset, offset + len)`.
     pub(crate) fn from_bytes(offset: u64, len: u64) -> Result<Self, Refusal> {
         let end = offset.checked_add(len).ok_or(Refusal::Invalid)?;
-        if offset % PAGE_SIZE != 0 || end % PAGE_SIZE != 0 {
+        if !page_aligned(offset) || !page_aligned(end) {
             return Err(Refusal::Invalid);
         }
         Self::new(offset >> PAGE_SHIFT, end >> PAGE_SHIFT).ok_or(Refusal::Invalid)
