@@ -225,8 +225,7 @@ unsafe extern "C" fn invalidate_start(
     record.set_node(node);
     if let Some(pages) = Range::new(start as u64, end as u64) {
         // SAFETY: As above.
-        let node = unsafe { borrow_node(node) };
-        shmem::swap_out(&node, record, pages);
+        unsafe { borrow_node(node) }.invalidate_start(record, pages);
     }
 }
 

@@ -5,7 +5,6 @@
 use super::node::Node;
 use super::stats::COUNTERS;
 use crate::abi::folio::Locked;
-use crate::abi::record::Record;
 use crate::abi::trace;
 use crate::policy::range::{
     Binding,
@@ -47,16 +46,11 @@ pub(crate) fn may_writeout(node: &Node, pages: Range) -> bool {
     let young = node.test_clear_young(pages);
     if young {
         COUNTERS.young.count();
+    } else {
+        COUNTERS.swap_out.count();
+        trace::swap_out(&node.inode, pages);
     }
     !young
-}
-
-/// Swap-out is about to take `pages`, all of one folio, out of the file, and ends `record` when it
-/// has. Sleeps.
-pub(crate) fn swap_out(node: &Node, record: Record, pages: Range) {
-    COUNTERS.swap_out.count();
-    trace::swap_out(&node.inode, pages);
-    node.invalidate_start(record, pages);
 }
 
 /// Moves `pages`, all of one folio, with `migrate` (rules 18 and 19). Sleeps.

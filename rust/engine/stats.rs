@@ -68,7 +68,7 @@ counters! {
     migrate,
     /// Folios that were asked to migrate and did not.
     migrate_error,
-    /// Invalidations by swap-out.
+    /// Folios that reclaim was allowed to swap out.
     swap_out,
     /// Swap-outs refused because a consumer had used the folio.
     young,
