@@ -56,8 +56,7 @@ llvm_tool() {
 	esac
 }
 
-# Variables every kernel make gets. No ccache: the trees stay, so make itself
-# knows what to build again, and a first build takes half as long without it.
+# Variables every kernel make gets.
 kernel_make_vars() {
 	KMAKE=(LLVM="$LLVM" RUSTC="$RUSTC" BINDGEN="$BINDGEN"
 		CLIPPY_DRIVER="$CLIPPY_DRIVER"
@@ -70,6 +69,16 @@ toolchain_id() {
 	"$RUSTC" -V
 	"$(llvm_tool clang)" --version | head -1
 	"$BINDGEN" --version
+}
+
+# ccache_compilers: plain and base differ in few files, so the second of them
+# mostly comes out of ccache. Preprocessing is hashed without line markers
+# (one inserted line in fcntl.h would change every file) and without the
+# "direct" mode, which needs them.
+ccache_compilers() {
+	KMAKE+=("CC=ccache $(llvm_tool clang)")
+	export CCACHE_DIR=$CACHE/ccache CCACHE_MAXSIZE=2G CCACHE_NODIRECT=1
+	export CCACHE_PREFIX_CPP=$ROOT/scripts/cpp-no-lines
 }
 
 # The build tree of a flavour; a KERNEL_SRC tree has build trees of its own.

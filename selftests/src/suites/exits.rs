@@ -163,18 +163,8 @@ fn slot_deleted_and_made_again_has_its_content(kind: Private) -> CaseResult {
     s.vcpu.verify(gpa + PAGE, slot.size - PAGE, GUEST)
 }
 
-/// Does KVM look at the attributes again when it finds an address that was emulated I/O? A change to
-/// kvm_mmu_page_fault() that no release has yet.
-fn can_forget_emulated_io() -> bool {
-    false
-}
-
 /// KVM remembers that an address is emulated I/O. It must forget when the address becomes private.
 fn private_access_where_there_was_emulated_io(kind: Private) -> CaseResult {
-    // Whatever backs the slot: the fault on the remembered entry is taken for a shared one.
-    if !can_forget_emulated_io() {
-        return skip("KVM of Linux 7.3 does not forget, and leaves with flags 0 for ever");
-    }
     for write in [false, true] {
         let vm = Vm::protected()?;
         let fd = kind.create(&vm, MIB)?;
