@@ -1,12 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The policy layer of the kernel module, compiled for the host.
+//! The policy layer of the kernel module, compiled for the host; for the tests the heart of the
+//! engine as well, without a kernel under it.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![allow(dead_code, reason = "the module uses it, here it is only tested")]
 
 #[path = "../../policy/mod.rs"]
 mod policy;
 
 #[cfg(test)]
+extern crate self as kernel;
+#[cfg(test)]
+use stand_in::{new_condvar, new_spinlock, prelude, seq_file, seq_print, sync};
+#[cfg(test)]
+use std::fmt;
+
+#[cfg(test)]
+mod abi;
+#[cfg(test)]
+mod engine;
+#[cfg(test)]
+mod stand_in;
+
+#[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod protocol;
+#[cfg(test)]
+mod sequence;

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Writes broken variants of the engine, for which the checker in `protocol.rs` has to find the
+//! fault: they guard the checker.
+//!
+//! Each is `engine/node.rs` with one text replaced. Where that text does not occur exactly once any
+//! more, the variant is left whole, so that its test fails: then give it a text that does.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::{env, fs};
+
+/// Name, what it replaces, and by what.
+const MUTANTS: &[(&str, &str, &str)] = &[
+    (
+        "bind_does_not_wait",
+        "other.holds_up_birth(birth, pages)",
+        "{ let _ = other; false }",
+    ),
+    (
+        "unbind_does_not_wait",
+        "other.holds_up_death(life, pages)",
+        "{ let _ = other; false }",
+    ),
+    (
+        "the_newborn_hear_the_older",
+        "tree.life(notifier).hears(running.seq)",
+        "(running.seq < tree.life(notifier).death)",
+    ),
+    (
+        "the_dying_hear_the_younger",
+        "tree.life(notifier).hears(running.seq)",
+        "(tree.life(notifier).birth < running.seq)",
+    ),
+    ("nobody_is_woken", "self.ended.notify_all();", ""),
+    (
+        "woken_without_the_lock",
+        "self.ended.notify_all();",
+        "drop(state); self.ended.notify_all();",
+    ),
+    (
+        "starts_are_not_called",
+        "self.each(record, |notifier, frames| notifier.invalidate_start(frames));",
+        "",
+    ),
+    (
+        "ends_are_not_called",
+        "self.each(record, |notifier, frames| notifier.invalidate_end(frames));",
+        "",
+    ),
+    (
+        "nothing_is_clipped",
+        "bound.frames_of(running.pages)",
+        "bound.frames_of(bound.pages())",
+    ),
+    (
+        "exclusive_bindings_may_overlap",
+        "state.exclusive.next(pages, None).is_some()",
+        "false",
+    ),
+];
+
+const NODE: &str = "../engine/node.rs";
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed={NODE}");
+    let whole = fs::read_to_string(NODE).expect(NODE);
+    // Inner documentation cannot be included.
+    let lines = whole.lines().filter(|line| !line.starts_with("//!"));
+    let whole = lines.map(|line| format!("{line}\n")).collect::<String>();
+
+    let mut out = String::new();
+    for &(name, from, to) in MUTANTS {
+        let source = if whole.matches(from).count() == 1 {
+            whole.replace(from, to)
+        } else {
+            println!("cargo::warning=mutant {name} does not fit {NODE} any more");
+            whole.clone()
+        };
+        write!(out, "pub(crate) mod {name} {{\n{source}}}\n").expect("a String grows");
+    }
+    let path = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("mutants.rs");
+    fs::write(&path, out).expect("OUT_DIR is ours");
+}

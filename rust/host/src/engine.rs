@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The engine's own sources, and broken variants of them (see `build.rs`).
+
+#![allow(unsafe_code, reason = "expanded from pin_init!")]
+
+use crate::abi::inode::{File, Inode};
+use crate::abi::notifier::Notifier;
+use crate::abi::record::Record;
+use crate::kernel::prelude::*;
+use crate::policy::range::Range;
+
+#[path = "../../engine/node.rs"]
+pub(crate) mod node;
+#[path = "../../engine/stats.rs"]
+pub(crate) mod stats;
+
+#[allow(warnings, reason = "they are wrong")]
+pub(crate) mod mutants {
+    use super::stats;
+    include!(concat!(env!("OUT_DIR"), "/mutants.rs"));
+}
+
+/// What the checker needs of a node.
+pub(crate) trait Protocol: Sized + 'static {
+    fn new(inode: Inode) -> Pin<Box<Self>>;
+    fn bind(&self, file: File, flags: u64, notifier: Notifier) -> Result;
+    fn unbind(&self, notifier: Notifier);
+    fn drain(&self);
+    fn invalidate_start(&self, record: Record, pages: Range);
+    fn invalidate_end(&self, record: Record);
+}
+
+macro_rules! protocol {
+    ($($path:path,)*) => {
+        $(
+            impl Protocol for $path {
+                fn new(inode: Inode) -> Pin<Box<Self>> {
+                    <$path>::new(inode).expect("memory is there")
+                }
+
+                fn bind(&self, file: File, flags: u64, notifier: Notifier) -> Result {
+                    <$path>::bind(self, file, flags, notifier)
+                }
+
+                fn unbind(&self, notifier: Notifier) {
+                    <$path>::unbind(self, notifier);
+                }
+
+                fn drain(&self) {
+                    <$path>::drain(self);
+                }
+
+                fn invalidate_start(&self, record: Record, pages: Range) {
+                    <$path>::invalidate_start(self, record, pages);
+                }
+
+                fn invalidate_end(&self, record: Record) {
+                    <$path>::invalidate_end(self, record);
+                }
+            }
+        )*
+    };
+}
+
+protocol! {
+    node::Node,
+    mutants::bind_does_not_wait::Node,
+    mutants::unbind_does_not_wait::Node,
+    mutants::the_newborn_hear_the_older::Node,
+    mutants::the_dying_hear_the_younger::Node,
+    mutants::nobody_is_woken::Node,
+    mutants::woken_without_the_lock::Node,
+    mutants::starts_are_not_called::Node,
+    mutants::ends_are_not_called::Node,
+    mutants::nothing_is_clipped::Node,
+    mutants::exclusive_bindings_may_overlap::Node,
+}

@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The protocol of bindings and invalidations under every interleaving.
+//!
+//! What runs is `engine/node.rs` itself, on loom's locks, against consumers that map pages as KVM
+//! does. What must hold, in every order in which the threads can take their steps:
+//!
+//! * a page leaves the file only when nobody maps it, and nobody maps one that has left;
+//! * a consumer is called for exactly those of its frames that an invalidation covers, and between
+//!   its birth and its death each start has its end;
+//! * when unbinding returns, nothing calls the consumer (its memory is freed at once, and loom
+//!   reports every use of it that is not ordered before that), and the same for the node;
+//! * nobody waits for ever.
+//!
+//! Two threads are checked exhaustively. For three, the number of times that a thread is interrupted
+//! although it could go on is bounded: `MEMFILE_PREEMPTIONS=N` sets the bound, 0 lifts it.
+//!
+//! The second half of the file does the same with broken variants of the engine, and fails unless
+//! the fault is found.
+
+use crate::abi;
+use crate::abi::inode::{File, Inode};
+use crate::abi::notifier::{Consumer, Notifier};
+use crate::abi::record::Record;
+use crate::engine::node::Node;
+use crate::engine::{mutants, Protocol};
+use crate::kernel::prelude::*;
+use crate::policy::range::Range;
+use crate::stand_in::sync::{lie_in, Memory, SpinLock};
+use crate::stand_in::together;
+use loom::thread::{spawn, JoinHandle};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Pages of the file.
+const PAGES: u64 = 8;
+/// What KVM registers with by default.
+const FLAGS: u64 = 7;
+
+/// How many preemptions there are in scenarios of three threads, unless told otherwise.
+const PREEMPTIONS: usize = 3;
+
+/// Runs a scenario in all the ways it can go.
+fn explore(threads: usize, scenario: impl Fn() + Send + Sync + 'static) {
+    let mut explorer = loom::model::Builder::new();
+    explorer.max_branches = 100_000;
+    explorer.preemption_bound = match std::env::var("MEMFILE_PREEMPTIONS") {
+        Ok(bound) => Some(bound.parse().expect("MEMFILE_PREEMPTIONS is a number")),
+        Err(_) => Some(PREEMPTIONS),
+    }
+    .filter(|&bound| bound > 0 && threads > 2);
+    let executions = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counter = executions.clone();
+    together(&explorer, move || {
+        counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        abi::reset();
+        scenario();
+    });
+    println!(
+        "{} interleavings",
+        executions.load(std::sync::atomic::Ordering::Relaxed)
+    );
+}
+
+/// A file and those who use it.
+struct World<N> {
+    node: Pin<Box<N>>,
+    node_memory: Rc<Memory>,
+    /// How often each page was taken away; its lock stands for the folio locks.
+    generations: SpinLock<[u32; PAGES as usize]>,
+    slots: RefCell<Vec<Rc<Slot>>>,
+    holes: Rc<RefCell<Vec<Range>>>,
+}
+
+impl<N: Protocol> World<N> {
+    fn new() -> Rc<Self> {
+        let node_memory = Rc::new(Memory::new());
+        lie_in(&node_memory);
+        let node = N::new(Inode::with_pages(PAGES));
+        lie_in(&Rc::new(Memory::new()));
+        Rc::new(Self {
+            node,
+            node_memory,
+            generations: SpinLock::new([0; PAGES as usize]),
+            slots: RefCell::default(),
+            holes: Rc::default(),
+        })
+    }
+
+    /// A consumer that wants pages `[start, end)`, not yet bound.
+    fn slot(&self, start: u64, end: u64, observer: bool) -> Rc<Slot> {
+        let frame = 1000 + 10 * start;
+        let slot = Rc::new(Slot {
+            start,
+            end,
+            frame,
+            notifier: Cell::new(None),
+            memory: Memory::new(),
+            mmu: SpinLock::new(Mmu::default()),
+            holes: self.holes.clone(),
+        });
+        let notifier = Notifier::new(start, end - start, frame, observer, Some(slot.clone()));
+        slot.notifier.set(Some(notifier));
+        self.slots.borrow_mut().push(slot.clone());
+        slot
+    }
+
+    fn bind(&self, slot: &Slot) -> Result {
+        self.node
+            .bind(File { writable: true }, FLAGS, slot.notifier())
+    }
+
+    /// A slot that is bound.
+    fn bound(&self, start: u64, end: u64, observer: bool) -> Rc<Slot> {
+        let slot = self.slot(start, end, observer);
+        self.bind(&slot).expect("nothing is in the way");
+        slot
+    }
+
+    /// Unbinds and frees a slot, after the guest has been kept from it, as KVM does.
+    fn unbind(&self, slot: &Slot) {
+        slot.mmu.lock().mapped.clear();
+        self.node.unbind(slot.notifier());
+        slot.memory.free();
+        // Nobody else looks at it any more: no lock.
+        assert!(
+            slot.mmu.peek(|mmu| mmu.open.is_empty()),
+            "a start without an end"
+        );
+    }
+
+    /// The guest touches a page, once.
+    fn fault(&self, slot: &Slot, page: u64) {
+        let seq = slot.mmu.lock().seq;
+        // get_pfn()
+        let generation = self.generations.lock()[page as usize];
+        let frame = slot.frame + (page - slot.start);
+        let mut mmu = slot.mmu.lock();
+        if mmu.seq == seq && !mmu.open.iter().any(|open| covers(*open, frame)) {
+            let now = self
+                .generations
+                .peek(|generations| generations[page as usize]);
+            assert_eq!(generation, now, "a page is mapped that has left the file");
+            mmu.mapped.push(page);
+        }
+    }
+
+    /// Takes pages away.
+    fn punch(&self, start: u64, end: u64) {
+        let (pages, record) = self.start_punch(start, end);
+        self.end_punch(pages, record);
+    }
+
+    fn start_punch(&self, start: u64, end: u64) -> (Range, Record) {
+        let pages = Range::of(start, end);
+        let record = Record::new();
+        self.holes.borrow_mut().push(pages);
+        self.node.invalidate_start(record, pages);
+        (pages, record)
+    }
+
+    fn end_punch(&self, pages: Range, record: Record) {
+        let mut generations = self.generations.lock();
+        for page in pages.start()..pages.end() {
+            generations[page as usize] += 1;
+        }
+        drop(generations);
+        // Whoever maps one from now on finds another generation.
+        let slots = self.slots.borrow().clone();
+        for slot in slots {
+            let mmu = slot.mmu.lock();
+            let mapped = mmu.mapped.iter().any(|&page| covers(pages, page));
+            assert!(!mapped, "a page that is mapped has left the file");
+        }
+        self.node.invalidate_end(record);
+    }
+
+    /// The file's last user is gone.
+    fn free(&self) {
+        self.node.drain();
+        self.node_memory.free();
+    }
+}
+
+fn covers(frames: Range, frame: u64) -> bool {
+    (frames.start()..frames.end()).contains(&frame)
+}
+
+/// A consumer, as KVM is one: what a fault found is mapped only if no invalidation has come by.
+struct Slot {
+    start: u64,
+    end: u64,
+    frame: u64,
+    notifier: Cell<Option<Notifier>>,
+    /// What the callbacks use; the checker looks at the rest for longer than a consumer could.
+    memory: Memory,
+    mmu: SpinLock<Mmu>,
+    holes: Rc<RefCell<Vec<Range>>>,
+}
+
+#[derive(Default)]
+struct Mmu {
+    /// Starts whose end has not come.
+    open: Vec<Range>,
+    /// Counts the ends.
+    seq: u64,
+    mapped: Vec<u64>,
+}
+
+impl Slot {
+    fn notifier(&self) -> Notifier {
+        self.notifier.get().expect("made by World::slot()")
+    }
+
+    /// The frames of a hole, page by page.
+    fn clip(&self, hole: Range) -> Vec<u64> {
+        let pages = (self.start..self.end).filter(|&page| covers(hole, page));
+        pages.map(|page| self.frame + (page - self.start)).collect()
+    }
+}
+
+impl Consumer for Slot {
+    fn invalidate_start(&self, frames: Range) {
+        let mut mmu = self.mmu.lock();
+        self.memory.touch();
+        let all: Vec<u64> = (frames.start()..frames.end()).collect();
+        let meant = self
+            .holes
+            .borrow()
+            .iter()
+            .any(|&hole| self.clip(hole) == all);
+        assert!(meant, "called for {frames:?}, which no hole covers");
+        mmu.open.push(frames);
+        mmu.mapped
+            .retain(|page| !all.contains(&(page - self.start + self.frame)));
+    }
+
+    fn flush(&self) {
+        let mmu = self.mmu.lock();
+        self.memory.touch();
+        assert!(!mmu.open.is_empty(), "a flush before its start");
+    }
+
+    fn invalidate_end(&self, frames: Range) {
+        let mut mmu = self.mmu.lock();
+        self.memory.touch();
+        let at = mmu.open.iter().position(|&open| open == frames);
+        mmu.open.swap_remove(at.expect("an end without a start"));
+        mmu.seq += 1;
+    }
+
+    fn test_clear_young(&self, _: Range) -> bool {
+        false
+    }
+}
+
+/// Another thread that does something in this world.
+fn go<N: Protocol>(world: &Rc<World<N>>, f: impl FnOnce(&World<N>) + 'static) -> JoinHandle<()> {
+    let world = world.clone();
+    spawn(move || f(&world))
+}
+
+fn join<const N: usize>(threads: [JoinHandle<()>; N]) {
+    for thread in threads {
+        thread.join().expect("a panic ends the model before");
+    }
+}
+
+/// A binding is born, used, and dies while a hole is punched.
+fn life_meets_punch<N: Protocol>() {
+    let world = World::<N>::new();
+    let punch = go(&world, |world| world.punch(1, 3));
+    let slot = world.bound(0, 4, false);
+    world.fault(&slot, 1);
+    world.unbind(&slot);
+    join([punch]);
+    world.free();
+}
+
+/// A guest faults, in and beside a hole that is being punched.
+fn faults_meet_punch<N: Protocol>() {
+    let world = World::<N>::new();
+    let slot = world.bound(0, 4, false);
+    let punch = go(&world, |world| world.punch(2, 8));
+    world.fault(&slot, 1);
+    world.fault(&slot, 3);
+    join([punch]);
+    world.unbind(&slot);
+    world.free();
+}
+
+/// One hole covers parts of two slots, one of which is replaced meanwhile.
+fn slot_is_replaced_in_a_hole<N: Protocol>() {
+    let world = World::<N>::new();
+    let left = world.bound(0, 4, false);
+    let right = world.bound(4, 8, false);
+    let punch = go(&world, |world| world.punch(3, 6));
+    world.unbind(&left);
+    let left = world.bound(2, 4, false);
+    world.fault(&left, 3);
+    join([punch]);
+    world.unbind(&left);
+    world.unbind(&right);
+    world.free();
+}
+
+/// One that only listens goes away while a hole is punched.
+fn observer_leaves_in_a_hole<N: Protocol>() {
+    let world = World::<N>::new();
+    let slot = world.bound(0, 4, false);
+    let observer = world.bound(2, 6, true);
+    let punch = go(&world, |world| world.punch(1, 5));
+    world.unbind(&observer);
+    world.fault(&slot, 2);
+    join([punch]);
+    world.unbind(&slot);
+    world.free();
+}
+
+/// Reclaim has taken the last page and is not done when the inode goes.
+fn swap_out_ends_while_the_file_goes<N: Protocol>() {
+    let world = World::<N>::new();
+    let (pages, record) = world.start_punch(0, 1);
+    let swap = go(&world, move |world| world.end_punch(pages, record));
+    world.free();
+    join([swap]);
+}
+
+/// Of two overlapping exclusive bindings at most one comes to be, of two others both do.
+fn two_bind_at_once<N: Protocol>() {
+    for (start, both) in [(3, false), (4, true)] {
+        let world = World::<N>::new();
+        let (one, other) = (world.slot(0, 4, false), world.slot(start, 8, false));
+        let answer = Rc::new(Cell::new(false));
+        let thread = go(&world, {
+            let (answer, other) = (answer.clone(), other.clone());
+            move |world| answer.set(world.bind(&other).is_ok())
+        });
+        let mine = world.bind(&one).is_ok();
+        join([thread]);
+        assert!(mine || answer.get(), "both were refused");
+        assert_eq!(mine && answer.get(), both, "exclusive bindings overlap");
+        for (slot, bound) in [(one, mine), (other, answer.get())] {
+            if bound {
+                world.unbind(&slot);
+            }
+        }
+        world.free();
+    }
+}
+
+/// Two holes that overlap, and a slot that goes away in the middle.
+fn teardown_meets_two_punches<N: Protocol>() {
+    let world = World::<N>::new();
+    let slot = world.bound(0, 4, false);
+    let one = go(&world, |world| world.punch(0, 3));
+    let other = go(&world, |world| world.punch(2, 8));
+    world.fault(&slot, 2);
+    world.unbind(&slot);
+    join([one, other]);
+    world.free();
+}
+
+/// Two VMs with a part of the file each end while one hole covers both.
+fn two_teardowns_meet_a_punch<N: Protocol>() {
+    let world = World::<N>::new();
+    let left = world.bound(0, 4, false);
+    let right = world.bound(4, 8, false);
+    let end = go(&world, move |world| world.unbind(&left));
+    let punch = go(&world, |world| world.punch(3, 5));
+    world.unbind(&right);
+    join([end, punch]);
+    world.free();
+}
+
+/// Two slots appear while one hole covers both.
+fn two_births_meet_a_punch<N: Protocol>() {
+    let world = World::<N>::new();
+    let punch = go(&world, |world| world.punch(3, 5));
+    let birth = go(&world, |world| {
+        let left = world.bound(0, 4, false);
+        world.fault(&left, 3);
+        world.unbind(&left);
+    });
+    let right = world.bound(4, 8, false);
+    world.fault(&right, 4);
+    world.unbind(&right);
+    join([punch, birth]);
+    world.free();
+}
+
+macro_rules! hold {
+    ($($scenario:ident: $threads:literal threads,)*) => {
+        $(
+            #[test]
+            fn $scenario() {
+                explore($threads, super::$scenario::<Node>);
+            }
+        )*
+    };
+}
+
+mod every_interleaving_of {
+    use super::*;
+
+    hold! {
+        life_meets_punch: 2 threads,
+        faults_meet_punch: 2 threads,
+        slot_is_replaced_in_a_hole: 2 threads,
+        observer_leaves_in_a_hole: 2 threads,
+        swap_out_ends_while_the_file_goes: 2 threads,
+        two_bind_at_once: 2 threads,
+        teardown_meets_two_punches: 3 threads,
+        two_teardowns_meet_a_punch: 3 threads,
+        two_births_meet_a_punch: 3 threads,
+    }
+}
+
+macro_rules! found {
+    ($($mutant:ident in $scenario:ident of $threads:literal: $what:literal,)*) => {
+        $(
+            #[test]
+            #[should_panic(expected = $what)]
+            fn $mutant() {
+                explore($threads, super::$scenario::<mutants::$mutant::Node>);
+            }
+        )*
+    };
+}
+
+mod the_checker_finds_that {
+    use super::*;
+
+    found! {
+        bind_does_not_wait in life_meets_punch of 2: "a page that is mapped has left the file",
+        unbind_does_not_wait in life_meets_punch of 2: "Causality violation",
+        the_newborn_hear_the_older in life_meets_punch of 2: "an end without a start",
+        the_dying_hear_the_younger in teardown_meets_two_punches of 3: "Causality violation",
+        nobody_is_woken in life_meets_punch of 2: "deadlock",
+        woken_without_the_lock in swap_out_ends_while_the_file_goes of 2: "Causality violation",
+        starts_are_not_called in faults_meet_punch of 2: "a flush before its start",
+        ends_are_not_called in faults_meet_punch of 2: "a start without an end",
+        nothing_is_clipped in faults_meet_punch of 2: "which no hole covers",
+        exclusive_bindings_may_overlap in two_bind_at_once of 2: "exclusive bindings overlap",
+    }
+}

@@ -1,0 +1,558 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Random sequences of everything that can happen to a file, against a model that keeps lists and
+//! looks at every page.
+//!
+//! There is one thread. Where a call has to wait, [`Driver::meanwhile`] lets other things happen
+//! until it need not any more, and checks that it did need to.
+//!
+//! `MEMFILE_OPS=N` makes it at least N operations, `MEMFILE_SEED=N` repeats a run.
+
+use crate::abi;
+use crate::abi::inode::{File, Inode, FALLOCATED};
+use crate::abi::notifier::{Consumer, Notifier};
+use crate::abi::record::Record;
+use crate::engine::node::Node;
+use crate::kernel::prelude::*;
+use crate::kernel::seq_file::SeqFile;
+use crate::policy::range::Range;
+use crate::stand_in::sync::while_waiting;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Pages of the file.
+const PAGES: u64 = 24;
+const PAGE: u64 = 4096;
+/// Invalidations that run at a time, at most.
+const RUNNING: usize = 4;
+/// Operations of a case: from, to.
+const LENGTH: (usize, usize) = (20, 60);
+
+#[derive(Clone, Debug)]
+enum Op {
+    Bind {
+        pgoff: u64,
+        nr_pages: u64,
+        frame: u64,
+        flags: u64,
+        kind: Kind,
+    },
+    Unbind(usize),
+    Start {
+        start: u64,
+        len: u64,
+    },
+    End(usize),
+    Young {
+        start: u64,
+        len: u64,
+    },
+    Fallocate {
+        mode: i32,
+        offset: i64,
+        len: i64,
+    },
+    SetSize {
+        old: u64,
+        new: u64,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Exclusive,
+    Observer,
+    /// The file is open for reading only.
+    ReadOnly,
+    /// A consumer that forgot its callbacks.
+    Deaf,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let kind = prop_oneof![
+        8 => Just(Kind::Exclusive),
+        4 => Just(Kind::Observer),
+        1 => Just(Kind::ReadOnly),
+        1 => Just(Kind::Deaf),
+    ];
+    let frame = prop_oneof![8 => 0..3 * PAGES, 1 => u64::MAX - 8..=u64::MAX];
+    let flags = prop_oneof![8 => Just(7u64), 2 => Just(1u64), 1 => 0..10u64, 1 => any::<u64>()];
+    let bytes = || {
+        prop_oneof![6 => (0..=PAGES as i64 + 2).prop_map(|n| n * PAGE as i64),
+                               1 => -1..2 * PAGE as i64, 1 => any::<i64>()]
+    };
+    let size = || prop_oneof![Just(0), 1..2 * PAGE, (0..4u64).prop_map(|n| n * PAGE)];
+    prop_oneof![
+        6 => (0..PAGES + 2, 0..8u64, frame, flags, kind).prop_map(
+            |(pgoff, nr_pages, frame, flags, kind)| Op::Bind { pgoff, nr_pages, frame, flags, kind }),
+        4 => any::<usize>().prop_map(Op::Unbind),
+        6 => (0..PAGES, 1..PAGES).prop_map(|(start, len)| Op::Start { start, len }),
+        6 => any::<usize>().prop_map(Op::End),
+        1 => (0..PAGES, 1..PAGES).prop_map(|(start, len)| Op::Young { start, len }),
+        1 => (0..9i32, bytes(), bytes())
+            .prop_map(|(mode, offset, len)| Op::Fallocate { mode, offset, len }),
+        1 => (size(), size()).prop_map(|(old, new)| Op::SetSize { old, new }),
+    ]
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Call {
+    Start,
+    Flush,
+    End,
+    Young,
+}
+
+/// Who was called, for what, with which frames.
+type Heard = (Call, usize, Vec<u64>);
+
+/// A consumer that only writes down.
+struct Ear {
+    id: usize,
+    heard: Rc<RefCell<Vec<Heard>>>,
+}
+
+impl Ear {
+    fn note(&self, call: Call, frames: Option<Range>) {
+        let frames = frames.map_or(vec![], |frames| (frames.start()..frames.end()).collect());
+        self.heard.borrow_mut().push((call, self.id, frames));
+    }
+}
+
+impl Consumer for Ear {
+    fn invalidate_start(&self, frames: Range) {
+        self.note(Call::Start, Some(frames));
+    }
+
+    fn flush(&self) {
+        self.note(Call::Flush, None);
+    }
+
+    fn invalidate_end(&self, frames: Range) {
+        self.note(Call::End, Some(frames));
+    }
+
+    fn test_clear_young(&self, frames: Range) -> bool {
+        self.note(Call::Young, Some(frames));
+        self.id % 2 == 1
+    }
+}
+
+/// What the model knows of a binding.
+#[derive(Clone)]
+struct Bound {
+    id: usize,
+    notifier: Notifier,
+    pages: std::ops::Range<u64>,
+    frame: u64,
+    flags: u64,
+    observer: bool,
+    dying: bool,
+}
+
+/// What the model knows of an invalidation.
+struct Running {
+    id: usize,
+    record: Record,
+    pages: std::ops::Range<u64>,
+    called: Vec<(usize, Vec<u64>)>,
+}
+
+#[derive(Default)]
+struct Model {
+    bound: Vec<Bound>,
+    running: Vec<Running>,
+    /// Which invalidations the call under way has to wait for.
+    awaited: Vec<usize>,
+    ids: usize,
+}
+
+fn share(a: &std::ops::Range<u64>, b: &std::ops::Range<u64>) -> bool {
+    a.clone().any(|page| b.contains(&page))
+}
+
+impl Model {
+    fn id(&mut self) -> usize {
+        self.ids += 1;
+        self.ids
+    }
+
+    /// Who hears of an invalidation that begins now, and for which frames.
+    fn hearers(&self, pages: &std::ops::Range<u64>) -> Vec<(usize, Vec<u64>)> {
+        let alive = self.bound.iter().filter(|bound| !bound.dying);
+        let hits = alive.map(|bound| {
+            let hit = bound.pages.clone().filter(|page| pages.contains(page));
+            (
+                bound.id,
+                hit.map(|page| page - bound.pages.start + bound.frame)
+                    .collect(),
+            )
+        });
+        hits.filter(|(_, frames): &(_, Vec<u64>)| !frames.is_empty())
+            .collect()
+    }
+
+    fn exclusive(&self) -> impl Iterator<Item = &Bound> {
+        self.bound.iter().filter(|bound| !bound.observer)
+    }
+
+    fn flags(&self) -> u64 {
+        self.exclusive().next().map_or(1, |bound| bound.flags)
+    }
+
+    /// What binding must answer.
+    fn judge(&self, pgoff: u64, nr_pages: u64, frame: u64, flags: u64, kind: Kind) -> Result {
+        let end = u128::from(pgoff) + u128::from(nr_pages);
+        let last = u128::from(frame) + u128::from(nr_pages);
+        if kind == Kind::Deaf {
+            return Err(EINVAL);
+        }
+        if kind == Kind::ReadOnly {
+            return Err(EACCES);
+        }
+        if nr_pages == 0 || end > u128::from(PAGES) || last > u128::from(u64::MAX) {
+            return Err(EINVAL);
+        }
+        if kind == Kind::Observer {
+            return Ok(());
+        }
+        if !(flags < 8 && flags % 2 == 1) || self.exclusive().any(|bound| bound.flags != flags) {
+            return Err(EINVAL);
+        }
+        let pages = pgoff..pgoff + nr_pages;
+        if self.exclusive().any(|bound| share(&bound.pages, &pages)) {
+            return Err(EEXIST);
+        }
+        Ok(())
+    }
+}
+
+struct Driver {
+    node: Pin<Box<Node>>,
+    model: RefCell<Model>,
+    heard: Rc<RefCell<Vec<Heard>>>,
+    /// Decides what happens during waits.
+    chance: Cell<usize>,
+    waits: Cell<u64>,
+}
+
+impl Driver {
+    fn new() -> Rc<Self> {
+        abi::reset();
+        let driver = Rc::new(Self {
+            node: Node::new(Inode::with_pages(PAGES)).expect("memory is there"),
+            model: RefCell::default(),
+            heard: Rc::default(),
+            chance: Cell::new(1),
+            waits: Cell::new(0),
+        });
+        let weak = Rc::downgrade(&driver);
+        while_waiting(Some(Rc::new(move || {
+            weak.upgrade().expect("it is waiting").meanwhile();
+        })));
+        driver
+    }
+
+    /// A call waits. It must have somebody to wait for, and gets nearer to its end.
+    fn meanwhile(&self) {
+        self.waits.set(self.waits.get() + 1);
+        let awaited = !self.model.borrow().awaited.is_empty();
+        assert!(awaited, "a wait for nobody");
+        let chance = self.chance.get();
+        self.chance.set(chance.rotate_left(7).wrapping_add(11));
+        if chance.is_multiple_of(3) {
+            self.start(chance as u64 / 3 % PAGES, 1 + chance as u64 / 100 % PAGES);
+        }
+        self.end(chance / 7);
+    }
+
+    fn take_heard(&self) -> Vec<Heard> {
+        self.heard.take()
+    }
+
+    fn start(&self, start: u64, len: u64) {
+        if self.model.borrow().running.len() >= RUNNING {
+            return;
+        }
+        let pages = start..start + len;
+        let record = Record::new();
+        let mut called = self.model.borrow().hearers(&pages);
+        called.sort();
+        self.node
+            .invalidate_start(record, Range::of(pages.start, pages.end));
+
+        let mut heard = self.take_heard();
+        let flushes = heard.split_off(heard.len() / 2);
+        let starts: Vec<_> = heard
+            .iter()
+            .map(|(_, id, frames)| (*id, frames.clone()))
+            .collect();
+        assert!(
+            heard.iter().all(|(call, ..)| *call == Call::Start),
+            "{heard:?}"
+        );
+        assert!(
+            flushes.iter().all(|(call, ..)| *call == Call::Flush),
+            "{flushes:?}"
+        );
+        assert_eq!(sorted(starts), called, "who is called at the start");
+        let flushed: Vec<_> = flushes.iter().map(|(_, id, _)| *id).collect();
+        let ids: Vec<_> = called.iter().map(|(id, _)| *id).collect();
+        assert_eq!(sorted(flushed), ids, "who is told to flush");
+
+        let mut model = self.model.borrow_mut();
+        let id = model.id();
+        model.running.push(Running {
+            id,
+            record,
+            pages,
+            called,
+        });
+    }
+
+    fn end(&self, which: usize) {
+        let mut model = self.model.borrow_mut();
+        if model.running.is_empty() {
+            return;
+        }
+        let which = which % model.running.len();
+        let Running {
+            id, record, called, ..
+        } = model.running.remove(which);
+        model.awaited.retain(|&other| other != id);
+        drop(model);
+        self.node.invalidate_end(record);
+        let heard = self.take_heard();
+        assert!(
+            heard.iter().all(|(call, ..)| *call == Call::End),
+            "{heard:?}"
+        );
+        let ends = heard
+            .into_iter()
+            .map(|(_, id, frames)| (id, frames))
+            .collect();
+        assert_eq!(sorted(ends), called, "who is called at the end");
+    }
+
+    fn young(&self, start: u64, len: u64) {
+        let mut called = self.model.borrow().hearers(&(start..start + len));
+        called.sort();
+        let young = self.node.test_clear_young(Range::of(start, start + len));
+        assert_eq!(young, called.iter().any(|(id, _)| id % 2 == 1));
+        let heard = self.take_heard();
+        assert!(
+            heard.iter().all(|(call, ..)| *call == Call::Young),
+            "{heard:?}"
+        );
+        let asked = heard
+            .into_iter()
+            .map(|(_, id, frames)| (id, frames))
+            .collect();
+        assert_eq!(sorted(asked), called, "who is asked");
+    }
+
+    fn bind(&self, pgoff: u64, nr_pages: u64, frame: u64, flags: u64, kind: Kind) {
+        let mut model = self.model.borrow_mut();
+        let id = model.id();
+        let ear = || -> Rc<dyn Consumer> {
+            Rc::new(Ear {
+                id,
+                heard: self.heard.clone(),
+            })
+        };
+        let ear = (kind != Kind::Deaf).then(ear);
+        let observer = kind == Kind::Observer;
+        let notifier = Notifier::new(pgoff, nr_pages, frame, observer, ear);
+        let want = model.judge(pgoff, nr_pages, frame, flags, kind);
+        if want.is_ok() {
+            let pages = pgoff..pgoff + nr_pages;
+            let older = model
+                .running
+                .iter()
+                .filter(|other| share(&other.pages, &pages));
+            model.awaited = older.map(|other| other.id).collect();
+            let dying = false;
+            model.bound.push(Bound {
+                id,
+                notifier,
+                pages,
+                frame,
+                flags,
+                observer,
+                dying,
+            });
+        }
+        drop(model);
+        let file = File {
+            writable: kind != Kind::ReadOnly,
+        };
+        assert_eq!(self.node.bind(file, flags, notifier), want);
+        assert_eq!(notifier.file_held(), want.is_ok());
+        assert_eq!(self.model.borrow().awaited, [], "it did not wait for these");
+    }
+
+    fn unbind(&self, which: usize) {
+        let mut model = self.model.borrow_mut();
+        if model.bound.is_empty() {
+            return;
+        }
+        let which = which % model.bound.len();
+        let Bound { id, notifier, .. } = model.bound[which];
+        model.bound[which].dying = true;
+        let callers = model
+            .running
+            .iter()
+            .filter(|other| other.called.iter().any(|c| c.0 == id));
+        model.awaited = callers.map(|other| other.id).collect();
+        drop(model);
+        self.node.unbind(notifier);
+        assert!(!notifier.file_held());
+        let mut model = self.model.borrow_mut();
+        assert_eq!(model.awaited, [], "it did not wait for these");
+        model.bound.remove(which);
+    }
+
+    fn fallocate(&self, mode: i32, offset: i64, len: i64) {
+        FALLOCATED.set(None);
+        let aligned = |bytes: i64| bytes >= 0 && bytes % PAGE as i64 == 0;
+        let end = i128::from(offset) + i128::from(len);
+        let want = if offset < 0 || len < 0 {
+            Err(EINVAL)
+        } else if !(0..4).contains(&mode) {
+            Err(EOPNOTSUPP)
+        } else if mode & 2 != 0 {
+            let whole = aligned(offset) && aligned(len) && len > 0;
+            if whole {
+                Ok(())
+            } else {
+                Err(EINVAL)
+            }
+        } else if end <= i128::from(PAGES * PAGE) {
+            Ok(())
+        } else {
+            Err(EINVAL)
+        };
+        let file = File { writable: true };
+        assert_eq!(self.node.fallocate(file, mode, offset, len), want);
+        assert_eq!(
+            FALLOCATED.get(),
+            want.is_ok().then_some((mode, offset, len))
+        );
+    }
+
+    fn set_size(&self, old: u64, new: u64) {
+        let want = match (old, new % PAGE) {
+            (0, 0) => Ok(()),
+            (0, _) => Err(EINVAL),
+            _ => Err(EPERM),
+        };
+        assert_eq!(self.node.set_size(old, new), want);
+    }
+
+    fn apply(&self, op: Op) {
+        match op {
+            Op::Bind {
+                pgoff,
+                nr_pages,
+                frame,
+                flags,
+                kind,
+            } => self.bind(pgoff, nr_pages, frame, flags, kind),
+            Op::Unbind(which) => self.unbind(which),
+            Op::Start { start, len } => self.start(start, len),
+            Op::End(which) => self.end(which),
+            Op::Young { start, len } => self.young(start, len),
+            Op::Fallocate { mode, offset, len } => self.fallocate(mode, offset, len),
+            Op::SetSize { old, new } => self.set_size(old, new),
+        }
+        self.check();
+    }
+
+    /// What the file says of itself.
+    fn check(&self) {
+        let model = self.model.borrow();
+        let (flags, count) = (model.flags(), model.exclusive().count());
+        let seq = SeqFile::default();
+        self.node.show(&seq);
+        let want = format!("memfile-flags:\t{flags:#x}\nmemfile-bindings:\t{count}\n");
+        let shown = seq.0.take();
+        assert!(shown.starts_with(&want), "{shown} instead of {want}");
+        let (applied, bound) = self.node.inode.applied.get().expect("told at creation");
+        assert_eq!(
+            (u64::from(applied.bits()), bound),
+            (flags, count > 0),
+            "what mm was told"
+        );
+        assert!(
+            self.heard.borrow().is_empty(),
+            "a call that nobody asked for"
+        );
+    }
+
+    /// Everything ends.
+    fn finish(&self) {
+        while !self.model.borrow().bound.is_empty() {
+            self.unbind(self.chance.get());
+        }
+        self.check();
+        while !self.model.borrow().running.is_empty() {
+            self.end(0);
+        }
+        self.node.drain();
+    }
+}
+
+fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
+    list.sort();
+    list
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is not a number")),
+    )
+}
+
+#[test]
+fn every_call_does_what_the_model_says() {
+    let seed = number("MEMFILE_SEED").unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.expect("the clock is set").as_nanos() as u64
+    });
+    let ops = number("MEMFILE_OPS").unwrap_or(50_000);
+    println!("MEMFILE_SEED={seed} MEMFILE_OPS={ops}");
+
+    let config = Config {
+        cases: (ops as usize).div_ceil(LENGTH.0) as u32,
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let (done, waits) = (Cell::new(0), Cell::new(0));
+    let sequences = (
+        prop::collection::vec(op(), LENGTH.0..LENGTH.1),
+        any::<usize>(),
+    );
+    let result = TestRunner::new(config).run(&sequences, |(sequence, chance)| {
+        let driver = Driver::new();
+        driver.chance.set(chance);
+        done.set(done.get() + sequence.len() as u64);
+        for op in sequence {
+            driver.apply(op);
+        }
+        driver.finish();
+        waits.set(waits.get() + driver.waits.get());
+        Ok(())
+    });
+    while_waiting(None);
+    println!("{} operations, {} of them waits", done.get(), waits.get());
+    if let Err(failure) = result {
+        panic!("{failure}\nrepeat with MEMFILE_SEED={seed} MEMFILE_OPS={ops}");
+    }
+    assert!(done.get() >= ops);
+    assert!(waits.get() > ops / 100, "hardly anything waited");
+}

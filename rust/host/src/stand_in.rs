@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! As much of the `kernel` crate as the engine uses, for the host.
+//!
+//! Locks come in two kinds. Within [`together`] they are loom's, which runs what is done in it once
+//! for every order in which its threads can take their steps. Elsewhere there is one thread only,
+//! and who would wait calls what [`sync::while_waiting`] was given, until the wait is over.
+
+#![allow(unsafe_code, reason = "initialisation in place")]
+
+use std::cell::Cell;
+
+thread_local! {
+    static TOGETHER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `f` for every interleaving of the threads it starts, as far as `explorer` goes.
+pub(crate) fn together(explorer: &loom::model::Builder, f: impl Fn() + Send + Sync + 'static) {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            TOGETHER.set(false);
+        }
+    }
+    let _reset = Reset;
+    TOGETHER.set(true);
+    explorer.check(f);
+}
+
+pub(crate) mod prelude {
+    use pinned_init::PinInit as Init;
+    pub(crate) use pinned_init::{pin_data, pin_init};
+    use std::mem::MaybeUninit;
+    pub(crate) use std::pin::Pin;
+
+    /// An errno.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Error(&'static str);
+
+    pub(crate) type Result<T = (), E = Error> = core::result::Result<T, E>;
+
+    impl From<std::convert::Infallible> for Error {
+        fn from(never: std::convert::Infallible) -> Self {
+            match never {}
+        }
+    }
+
+    macro_rules! errnos {
+        ($($name:ident)*) => {
+            $(pub(crate) const $name: Error = Error(stringify!($name));)*
+        };
+    }
+    errnos! { EINVAL EPERM EACCES EEXIST EOPNOTSUPP }
+
+    pub(crate) type KBox<T> = Box<T>;
+    pub(crate) struct Gfp;
+    pub(crate) const GFP_KERNEL: Gfp = Gfp;
+
+    pub(crate) trait PinInBox<T> {
+        fn pin_init<E>(init: impl Init<T, E>, _: Gfp) -> Result<Pin<Box<T>>>
+        where
+            Error: From<E>;
+    }
+
+    impl<T> PinInBox<T> for Box<T> {
+        fn pin_init<E>(init: impl Init<T, E>, _: Gfp) -> Result<Pin<Box<T>>>
+        where
+            Error: From<E>,
+        {
+            let mut place = Box::new(MaybeUninit::<T>::uninit());
+            // SAFETY: The place is valid, stays where it is, and is given up if this fails.
+            unsafe { init.__pinned_init(place.as_mut_ptr()) }?;
+            // SAFETY: It was initialised just now.
+            Ok(Box::into_pin(unsafe { place.assume_init() }))
+        }
+    }
+}
+
+pub(crate) mod sync {
+    use super::TOGETHER;
+    use loom::cell::UnsafeCell;
+    use std::cell::{RefCell, RefMut};
+    use std::ops::{Deref, DerefMut};
+    use std::rc::Rc;
+
+    /// Memory that somebody frees. With loom, a use that is not ordered before it is an error.
+    pub(crate) struct Memory(Option<UnsafeCell<()>>);
+
+    impl Memory {
+        pub(crate) fn new() -> Self {
+            Self(TOGETHER.get().then(|| UnsafeCell::new(())))
+        }
+
+        pub(crate) fn touch(&self) {
+            if let Some(cell) = &self.0 {
+                cell.with(|_| ());
+            }
+        }
+
+        pub(crate) fn free(&self) {
+            if let Some(cell) = &self.0 {
+                cell.with_mut(|_| ());
+            }
+        }
+    }
+
+    thread_local! {
+        static NODE: RefCell<Rc<Memory>> = RefCell::new(Rc::new(Memory(None)));
+        static WAITING: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
+    }
+
+    /// From here on locks and condition variables made by this thread lie in this memory.
+    pub(crate) fn lie_in(memory: &Rc<Memory>) {
+        NODE.set(memory.clone());
+    }
+
+    /// What a wait of this thread does until it is over.
+    pub(crate) fn while_waiting(f: Option<Rc<dyn Fn()>>) {
+        WAITING.set(f);
+    }
+
+    pub(crate) struct SpinLock<T> {
+        gate: Option<loom::sync::Mutex<()>>,
+        memory: Rc<Memory>,
+        value: RefCell<T>,
+    }
+
+    impl<T> SpinLock<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self {
+                gate: TOGETHER.get().then(|| loom::sync::Mutex::new(())),
+                memory: NODE.with_borrow(Rc::clone),
+                value: RefCell::new(value),
+            }
+        }
+
+        /// For the checker, who is alone with it.
+        pub(crate) fn peek<R>(&self, f: impl FnOnce(&T) -> R) -> R {
+            f(&self.value.borrow())
+        }
+
+        pub(crate) fn lock(&self) -> Guard<'_, T> {
+            self.memory.touch();
+            let gate = self.gate.as_ref().map(|gate| gate.lock().unwrap());
+            Guard {
+                lock: self,
+                value: Some(self.value.borrow_mut()),
+                gate,
+            }
+        }
+    }
+
+    pub(crate) struct Guard<'a, T> {
+        lock: &'a SpinLock<T>,
+        value: Option<RefMut<'a, T>>,
+        gate: Option<loom::sync::MutexGuard<'a, ()>>,
+    }
+
+    impl<T> Deref for Guard<'_, T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            self.value.as_ref().expect("only a wait takes it")
+        }
+    }
+
+    impl<T> DerefMut for Guard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            self.value.as_mut().expect("only a wait takes it")
+        }
+    }
+
+    pub(crate) struct CondVar {
+        queue: Option<loom::sync::Condvar>,
+        memory: Rc<Memory>,
+    }
+
+    impl CondVar {
+        pub(crate) fn new() -> Self {
+            Self {
+                queue: TOGETHER.get().then(loom::sync::Condvar::new),
+                memory: NODE.with_borrow(Rc::clone),
+            }
+        }
+
+        pub(crate) fn wait<T>(&self, guard: &mut Guard<'_, T>) {
+            self.memory.touch();
+            guard.value = None;
+            if let Some(queue) = &self.queue {
+                guard.gate = guard.gate.take().map(|gate| queue.wait(gate).unwrap());
+            } else {
+                let waiting = WAITING.with_borrow(Option::clone);
+                waiting.expect("a wait that nobody ends")();
+            }
+            guard.value = Some(guard.lock.value.borrow_mut());
+        }
+
+        pub(crate) fn notify_all(&self) {
+            self.memory.touch();
+            if let Some(queue) = &self.queue {
+                queue.notify_all();
+            }
+        }
+    }
+
+    pub(crate) mod atomic {
+        use std::marker::PhantomData;
+        use std::sync::atomic::{AtomicI64, Ordering};
+        pub(crate) use Ordering::Relaxed;
+
+        /// Counters order nothing: not loom's.
+        pub(crate) struct Atomic<T>(AtomicI64, PhantomData<T>);
+
+        impl Atomic<i64> {
+            pub(crate) const fn new(value: i64) -> Self {
+                Self(AtomicI64::new(value), PhantomData)
+            }
+
+            pub(crate) fn fetch_add(&self, value: i64, order: Ordering) {
+                self.0.fetch_add(value, order);
+            }
+
+            pub(crate) fn load(&self, order: Ordering) -> i64 {
+                self.0.load(order)
+            }
+        }
+    }
+}
+
+pub(crate) mod seq_file {
+    use std::cell::RefCell;
+
+    /// What a file of `/proc` shows.
+    #[derive(Default)]
+    pub(crate) struct SeqFile(pub(crate) RefCell<String>);
+}
+
+macro_rules! new_spinlock {
+    ($value:expr, $name:literal) => {
+        crate::stand_in::sync::SpinLock::new($value)
+    };
+}
+
+macro_rules! new_condvar {
+    ($name:literal) => {
+        crate::stand_in::sync::CondVar::new()
+    };
+}
+
+macro_rules! seq_print {
+    ($seq:expr, $($args:tt)*) => {
+        $seq.0.borrow_mut().push_str(&format!($($args)*))
+    };
+}
+
+pub(crate) use {new_condvar, new_spinlock, seq_print};
