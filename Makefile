@@ -10,7 +10,7 @@ $(foreach v,KERNEL_SRC RUSTC LLVM BINDGEN QEMU MEMFILE_CACHE KDIR,$(if $($v),,$(
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check shell kernel module selftests clippy patches clean distclean
+.PHONY: help setup demo check bench proof shell kernel module selftests clippy patches clean distclean
 
 help:		## this list
 	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
@@ -21,6 +21,13 @@ demo: all	## the table: memory of real guests on five kinds of backing
 
 check:		## every test; TESTS='punch.* upstream.*' chooses, V=1 shows the consoles
 	@set -f; scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
+
+bench: all	## instructions of private memory and of shmem, with ratios and targets
+	@scripts/build-kernel base
+	@scripts/bench
+
+proof:		## the host's checks in depth: OPS=2000000 operations, PREEMPTIONS=4, SEED=
+	@scripts/proof
 
 shell: all	## the kernel interactively, module loaded (virtme-ng)
 	@scripts/shell $(KERNEL)

@@ -12,7 +12,9 @@
 //! - [`ktap`]: the test runner.
 //! - [`suites`]: the tests.
 //! - [`demo`]: the table of who pays for which memory, and when.
+//! - [`bench`]: what operations cost, in instructions.
 
+pub mod bench;
 pub mod demo;
 pub mod guest;
 pub mod ktap;

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What operations cost, in instructions, on memfile and on guest_memfd in the same boot.
+//!
+//! Meant for a machine with one CPU whose time stamp counter counts instructions (`scripts/boot
+//! --icount`); elsewhere the figures are ticks of that counter and mean nothing.
+
+mod profile;
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::pattern::Pattern;
+use crate::sys::{self, Mapping};
+use crate::vm::{Private, Vcpu, Vm, region, small_pages};
+use crate::{GIB, HUGE, PAGE};
+
+use profile::Profiler;
+
+/// Where the guest's memory under test begins.
+const GPA: u64 = 4 * GIB;
+/// First slot under test.
+const SLOT: u32 = 1;
+/// Pages of a measurement of single pages.
+const PAGES: u64 = 1024;
+/// What is profiled as well, see scripts/bench.
+const FAULT: &str = "4K first-touch fault, exit to resume";
+const PUNCH: &str = "punch, per page";
+/// Both kinds, the one to be compared with last.
+const KINDS: [Private; 2] = [Private::Memfile, Private::GuestMemfd];
+
+/// One figure.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    /// What was done.
+    pub name: String,
+    /// On what.
+    pub subject: &'static str,
+    /// Instructions each.
+    pub instructions: u64,
+    /// How often it was done.
+    pub times: u64,
+}
+
+/// Where an operation was interrupted, as "outermost;...;innermost" and how often.
+#[derive(Clone, Debug, Serialize)]
+pub struct Profile {
+    pub name: String,
+    pub subject: &'static str,
+    /// Operations that were profiled.
+    pub times: u64,
+    pub stacks: Vec<(String, u64)>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    pub kernel: String,
+    pub figures: Vec<Figure>,
+    pub profiles: Vec<Profile>,
+}
+
+/// The time stamp counter.
+fn now() -> u64 {
+    // SAFETY: Every x86-64 has it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// How many instructions `work` takes.
+fn count(work: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let start = now();
+    work()?;
+    Ok(now() - start)
+}
+
+fn subject(kind: Private) -> &'static str {
+    match kind {
+        Private::Memfile => "memfile",
+        Private::GuestMemfd => "guest_memfd",
+    }
+}
+
+impl Report {
+    fn add(&mut self, name: impl Into<String>, subject: &'static str, total: u64, times: u64) {
+        let name = name.into();
+        let instructions = total / times;
+        eprintln!("{name}, {subject}: {instructions}");
+        self.figures.push(Figure { name, subject, instructions, times });
+    }
+}
+
+/// Everything that private memory does.
+pub fn private() -> Result<Report> {
+    let mut report = Report { kernel: sys::kernel_release()?, ..Report::default() };
+    for kind in KINDS {
+        // The first of everything costs more: per-CPU caches, static calls, page tables.
+        faults(kind, &mut Report::default())?;
+        faults(kind, &mut report)?;
+        conversions(kind, &mut report)?;
+        for bindings in [1, 4096] {
+            punch_page(kind, bindings, &mut report)?;
+        }
+        bind(kind, 4096, &mut report)?;
+        for bindings in [1, 100, 1000] {
+            punch_all(kind, bindings, &mut report)?;
+        }
+    }
+    Ok(report)
+}
+
+/// Where the instructions go.
+pub fn profiles() -> Result<Report> {
+    let mut report = Report { kernel: sys::kernel_release()?, ..Report::default() };
+    for kind in KINDS {
+        faults(kind, &mut Report::default())?;
+        let pages = 32 * PAGES;
+        let mut b = Bench::new(kind, pages * PAGE, 1)?;
+        b.profile(FAULT, &mut report, |b, start, len| b.touch(start, len).map(drop))?;
+        b.profile(PUNCH, &mut report, |b, start, len| b.punch(start, len))?;
+    }
+    Ok(report)
+}
+
+/// A VM, a file, and one or more slots that bind parts of it, as far as possible of equal size.
+struct Bench {
+    vm: Vm,
+    vcpu: Vcpu,
+    fd: OwnedFd,
+    kind: Private,
+    /// The shared side of all slots.
+    view: Mapping,
+    size: u64,
+    bindings: u64,
+}
+
+impl Bench {
+    fn new(kind: Private, size: u64, bindings: u64) -> Result<Bench> {
+        let vm = Vm::protected()?;
+        let fd = kind.create(&vm, size)?;
+        let vcpu = vm.vcpu(0)?;
+        let view = small_pages(size)?;
+        let bench = Bench { vm, vcpu, fd, kind, view, size, bindings };
+        bench.bind()?;
+        bench.vm.set_private(GPA, size)?;
+        Ok(bench)
+    }
+
+    /// Offset and length of each slot.
+    fn parts(&self) -> impl Iterator<Item = (u32, u64, u64)> + use<> {
+        let (size, bindings) = (self.size, self.bindings);
+        let step = size / bindings / PAGE * PAGE;
+        (0..bindings).map(move |n| {
+            let len = if n + 1 == bindings { size - n * step } else { step };
+            (SLOT + n as u32, n * step, len)
+        })
+    }
+
+    fn bind(&self) -> Result<()> {
+        for (slot, offset, len) in self.parts() {
+            let private = Some((self.kind, self.fd.as_fd(), offset));
+            let mut region = region(slot, GPA + offset, &self.view, private);
+            region.userspace_addr += offset;
+            region.memory_size = len;
+            self.vm.raw_set_region(&region).with_context(|| format!("add slot {slot}"))?;
+        }
+        Ok(())
+    }
+
+    fn unbind(&self) -> Result<()> {
+        for (slot, ..) in self.parts() {
+            self.vm.raw_delete(slot).with_context(|| format!("delete slot {slot}"))?;
+        }
+        Ok(())
+    }
+
+    /// Lets the guest write one word in each page: instructions.
+    fn touch(&mut self, start: u64, len: u64) -> Result<u64> {
+        count(|| self.vcpu.fill_pages(GPA + start, len, Pattern::Constant(1)))
+    }
+
+    /// Has everything allocated and mapped.
+    fn populate(&self) -> Result<()> {
+        let (result, left) = self.vcpu.raw_pre_fault(GPA, self.size);
+        result.with_context(|| format!("pre-fault, {left} bytes left"))
+    }
+
+    /// Does `work` to all of the memory, piece by piece, and samples it.
+    fn profile(
+        &mut self,
+        name: &str,
+        report: &mut Report,
+        mut work: impl FnMut(&mut Bench, u64, u64) -> Result<()>,
+    ) -> Result<()> {
+        let piece = PAGES / 8 * PAGE;
+        let mut profiler = Profiler::new()?;
+        for start in (0..self.size).step_by(piece as usize) {
+            profiler.start()?;
+            work(self, start, piece)?;
+            profiler.stop()?;
+        }
+        report.profiles.push(Profile {
+            name: name.into(),
+            subject: subject(self.kind),
+            times: self.size / PAGE,
+            stacks: profiler.stacks()?,
+        });
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Result<()> {
+        sys::punch(&self.fd, offset, len).context("punch")
+    }
+}
+
+/// The fault of a page that is not there, and of one that is.
+fn faults(kind: Private, report: &mut Report) -> Result<()> {
+    let size = PAGES * PAGE;
+    let mut b = Bench::new(kind, size + HUGE, 1)?;
+    // The page tables of the first pages, and what one command costs.
+    b.touch(0, HUGE)?;
+    let first = b.touch(HUGE, size)?;
+    let again = b.touch(HUGE, size)?;
+    report.add(FAULT, subject(kind), first - again, PAGES);
+
+    b.punch(HUGE, size)?;
+    sys::allocate(&b.fd, HUGE, size).context("allocate")?;
+    let present = b.touch(HUGE, size)?;
+    report.add("4K fault of a page that is there", subject(kind), present - again, PAGES);
+
+    b.punch(HUGE, size)?;
+    let allocate = count(|| sys::allocate(&b.fd, HUGE, size).context("allocate"))?;
+    report.add("fallocate, per page", subject(kind), allocate, PAGES);
+    b.punch(HUGE, size)?;
+    let populate = count(|| b.populate())?;
+    report.add("pre-fault, per page", subject(kind), populate, PAGES);
+    Ok(())
+}
+
+/// Private to shared and back.
+fn conversions(kind: Private, report: &mut Report) -> Result<()> {
+    let mut b = Bench::new(kind, HUGE + PAGES * PAGE, 1)?;
+    for (what, len) in [("1 page", PAGE), ("512 pages", HUGE)] {
+        let times = 32;
+        let mut total = 0;
+        for _ in 0..times {
+            b.touch(HUGE, HUGE)?;
+            total += count(|| b.vm.set_shared(GPA + HUGE, len))?;
+            total += count(|| b.vm.set_private(GPA + HUGE, len))?;
+        }
+        let name = format!("conversion of {what}, there and back");
+        report.add(name, subject(kind), total, times);
+    }
+    Ok(())
+}
+
+/// A hole of one page in a file of many bindings.
+fn punch_page(kind: Private, bindings: u64, report: &mut Report) -> Result<()> {
+    let mut b = Bench::new(kind, 4096 * 2 * PAGE, bindings)?;
+    let (mut total, times) = (0, 64);
+    for n in 0..times {
+        let offset = n * 64 * 2 * PAGE;
+        b.touch(offset, 2 * PAGE)?;
+        total += count(|| b.punch(offset, PAGE))?;
+    }
+    let s = if bindings == 1 { "" } else { "s" };
+    let name = format!("punch 1 page, {bindings} binding{s} on the file");
+    report.add(name, subject(kind), total, times);
+    Ok(())
+}
+
+/// A hole of 1 GiB of pages that the guest can reach without a fault.
+fn punch_all(kind: Private, bindings: u64, report: &mut Report) -> Result<()> {
+    let b = Bench::new(kind, GIB, bindings)?;
+    b.populate()?;
+    let total = count(|| b.punch(0, GIB))?;
+    let s = if bindings == 1 { "" } else { "s" };
+    let name = format!("punch 1 GiB, {bindings} slot{s} bound");
+    report.add(name, subject(kind), total, 1);
+    if bindings == 1 {
+        report.add(PUNCH, subject(kind), total, GIB / PAGE);
+    }
+    Ok(())
+}
+
+/// Slots come and go.
+fn bind(kind: Private, bindings: u64, report: &mut Report) -> Result<()> {
+    let b = Bench::new(kind, bindings * PAGE, bindings)?;
+    let unbind = count(|| b.unbind())?;
+    let bind = count(|| b.bind())?;
+    report.add(format!("bind {bindings} slots, each"), subject(kind), bind, bindings);
+    report.add(format!("unbind {bindings} slots, each"), subject(kind), unbind, bindings);
+    let both = bind + unbind;
+    report.add(format!("bind and unbind {bindings} slots, each"), subject(kind), both, bindings);
+    Ok(())
+}
+
+/// An ordinary memfd, which must not notice that there is memfile.
+pub fn shmem() -> Result<Report> {
+    let mut report = Report { kernel: sys::kernel_release()?, ..Report::default() };
+    for report in [&mut Report::default(), &mut report] {
+        ordinary(report)?;
+    }
+    Ok(report)
+}
+
+fn ordinary(report: &mut Report) -> Result<()> {
+    const SUBJECT: &str = "shmem";
+    let pages = 8 * PAGES;
+    let size = pages * PAGE;
+    let fd = File::from(sys::memfd(size)?);
+    let punch = || sys::punch(&fd, 0, size).context("punch");
+
+    let view = Mapping::shared(&fd, 0, size)?;
+    let fault = count(|| {
+        (0..pages).for_each(|page| view.store(page * PAGE, 1));
+        Ok(())
+    })?;
+    report.add("shmem: fault a page", SUBJECT, fault, pages);
+    drop(view);
+    report.add("shmem: punch, per page", SUBJECT, count(punch)?, pages);
+
+    let buffer = [1; PAGE as usize];
+    let write = count(|| {
+        (0..pages).try_for_each(|page| fd.write_all_at(&buffer, page * PAGE).context("write"))
+    })?;
+    report.add("shmem: write a page", SUBJECT, write, pages);
+    punch()?;
+    let allocate = count(|| sys::allocate(&fd, 0, size).context("allocate"))?;
+    report.add("shmem: fallocate, per page", SUBJECT, allocate, pages);
+    punch()?;
+    sys::allocate(&fd, 0, size)?;
+    let punches = count(|| {
+        (0..pages).try_for_each(|page| sys::punch(&fd, page * PAGE, PAGE).context("punch"))
+    })?;
+    report.add("shmem: punch a page", SUBJECT, punches, pages);
+    Ok(())
+}
