@@ -10,7 +10,7 @@ $(foreach v,KERNEL_SRC RUSTC LLVM BINDGEN QEMU MEMFILE_CACHE KDIR,$(if $($v),,$(
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check bench proof shell kernel module selftests clippy patches clean distclean
+.PHONY: help setup demo check bench trace proof shell kernel module selftests clippy patches clean distclean
 
 help:		## this list
 	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
@@ -25,6 +25,9 @@ check:		## every test; TESTS='punch.* upstream.*' chooses, V=1 shows the console
 bench: all	## instructions of private memory and of shmem, with ratios and targets
 	@scripts/build-kernel base
 	@scripts/bench
+
+trace: all	## the life of one page, from the tracepoints of a small guest
+	@scripts/trace $(KERNEL)
 
 proof:		## the host's checks in depth: OPS=2000000 operations, PREEMPTIONS=4, SEED=
 	@scripts/proof

@@ -13,6 +13,7 @@
 //! - [`suites`]: the tests.
 //! - [`demo`]: the table of who pays for which memory, and when.
 //! - [`bench`]: what operations cost, in instructions.
+//! - [`trace`]: the life of one page.
 
 pub mod bench;
 pub mod demo;
@@ -22,6 +23,7 @@ pub mod mem;
 pub mod pattern;
 pub mod suites;
 pub mod sys;
+pub mod trace;
 pub mod uapi;
 pub mod vm;
 

@@ -24,6 +24,7 @@ mod sharing;
 mod signals;
 mod size;
 mod stress;
+mod trace;
 mod uffd;
 mod uring;
 mod zero;
@@ -52,6 +53,7 @@ pub static SUITES: &[&Suite] = &[
     &fdinfo::SUITE,
     &sharing::SUITE,
     &seal::SUITE,
+    &trace::SUITE,
     &signals::SUITE,
     &stress::SUITE,
     &stress::GMEM,
