@@ -47,6 +47,10 @@ pub(crate) mod inode {
             inode
         }
 
+        pub(crate) fn number(&self) -> u64 {
+            1
+        }
+
         pub(crate) fn size(&self) -> u64 {
             self.bytes.get()
         }

@@ -12,8 +12,45 @@ use crate::policy::range::Range;
 
 #[path = "../../engine/node.rs"]
 pub(crate) mod node;
-#[path = "../../engine/stats.rs"]
-pub(crate) mod stats;
+
+/// Counters that nobody reads.
+pub(crate) mod stats {
+    use crate::kernel::prelude::*;
+
+    pub(crate) struct Counter;
+
+    impl Counter {
+        pub(crate) fn count(&self) {}
+    }
+
+    macro_rules! counters {
+        ($($name:ident)*) => {
+            pub(crate) struct Counters {
+                $(pub(crate) $name: Counter,)*
+            }
+
+            pub(crate) static COUNTERS: Counters = Counters { $($name: Counter,)* };
+        };
+    }
+    counters! { create destroy bind unbind invalidate punch }
+
+    /// A file's own.
+    pub(crate) struct Entry;
+
+    impl Entry {
+        pub(crate) fn new(_ino: u64) -> Result<Self> {
+            Ok(Self)
+        }
+    }
+
+    impl std::ops::Deref for Entry {
+        type Target = Counters;
+
+        fn deref(&self) -> &Counters {
+            &COUNTERS
+        }
+    }
+}
 
 #[allow(warnings, reason = "they are wrong")]
 pub(crate) mod mutants {

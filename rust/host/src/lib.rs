@@ -13,8 +13,6 @@ mod policy;
 extern crate self as kernel;
 #[cfg(test)]
 use stand_in::{new_condvar, new_spinlock, prelude, seq_file, seq_print, sync};
-#[cfg(test)]
-use std::fmt;
 
 #[cfg(test)]
 mod abi;

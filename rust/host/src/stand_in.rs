@@ -202,29 +202,6 @@ pub(crate) mod sync {
             }
         }
     }
-
-    pub(crate) mod atomic {
-        use std::marker::PhantomData;
-        use std::sync::atomic::{AtomicI64, Ordering};
-        pub(crate) use Ordering::Relaxed;
-
-        /// Counters order nothing: not loom's.
-        pub(crate) struct Atomic<T>(AtomicI64, PhantomData<T>);
-
-        impl Atomic<i64> {
-            pub(crate) const fn new(value: i64) -> Self {
-                Self(AtomicI64::new(value), PhantomData)
-            }
-
-            pub(crate) fn fetch_add(&self, value: i64, order: Ordering) {
-                self.0.fetch_add(value, order);
-            }
-
-            pub(crate) fn load(&self, order: Ordering) -> i64 {
-                self.0.load(order)
-            }
-        }
-    }
 }
 
 pub(crate) mod seq_file {
