@@ -70,7 +70,8 @@ static OPS: Ops = Ops(bindings::memfile_core_ops {
     show_fdinfo: Some(show_fdinfo),
     register_notifier: Some(register_notifier),
     unregister_notifier: Some(unregister_notifier),
-    may_writeout: Some(may_writeout),
+    referenced: Some(referenced),
+    writeout_start: Some(writeout_start),
     invalidate_start: Some(invalidate_start),
     invalidate_end: Some(invalidate_end),
     migrate_folio: Some(migrate_folio),
@@ -199,13 +200,34 @@ unsafe extern "C" fn unregister_notifier(notifier: *mut bindings::memfile_notifi
 /// # Safety
 ///
 /// `folio` must be locked and in the page cache of the file of `node`.
-unsafe extern "C" fn may_writeout(
+unsafe extern "C" fn referenced(
     node: *mut bindings::memfile_node,
     folio: *mut bindings::folio,
 ) -> bool {
     // SAFETY: The locked folio pins the inode, and so the node.
     let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
-    pages.is_some_and(|pages| shmem::may_writeout(&node, pages))
+    pages.is_some_and(|pages| shmem::referenced(&node, pages))
+}
+
+/// # Safety
+///
+/// As for [`referenced`] and for [`invalidate_start`]: `folio` is what is invalidated.
+unsafe extern "C" fn writeout_start(
+    node: *mut bindings::memfile_node,
+    record: *mut bindings::memfile_invalidation,
+    folio: *mut bindings::folio,
+) {
+    let Some(raw) = NonNull::new(record) else {
+        return;
+    };
+    // SAFETY: By the safety requirements of this function.
+    let record = unsafe { Record::from_raw(raw) };
+    record.set_node(node);
+    // SAFETY: The locked folio pins the inode, and so the node.
+    let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
+    if let Some(pages) = pages {
+        shmem::writeout_start(&node, record, pages);
+    }
 }
 
 /// # Safety
@@ -268,7 +290,7 @@ unsafe extern "C" fn migrate_folio(
 
 /// # Safety
 ///
-/// As for [`may_writeout`].
+/// As for [`referenced`].
 unsafe extern "C" fn error_folio(node: *mut bindings::memfile_node, folio: *mut bindings::folio) {
     // SAFETY: The locked folio pins the inode, and so the node.
     let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };

@@ -5,6 +5,7 @@
 use super::node::Node;
 use super::stats::COUNTERS;
 use crate::abi::folio::Locked;
+use crate::abi::record::Record;
 use crate::abi::trace;
 use crate::policy::range::{
     Binding,
@@ -37,20 +38,22 @@ fn find_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u
     Ok((folio, index, binding.order_at(frame, order)))
 }
 
-/// May reclaim swap `pages`, all of one folio, out (rules 18 and 19)? What a consumer has used since
-/// the last look stays. Sleeps.
-pub(crate) fn may_writeout(node: &Node, pages: Range) -> bool {
-    if node.flags().unreclaimable() {
-        return false;
-    }
+/// Has a consumer used `pages`, all of one folio, since the last look (rule 19)? Follows
+/// `folio_referenced()`. Sleeps.
+pub(crate) fn referenced(node: &Node, pages: Range) -> bool {
     let young = node.test_clear_young(pages);
     if young {
         COUNTERS.young.count();
-    } else {
-        COUNTERS.swap_out.count();
-        trace::swap_out(&node.inode, pages);
     }
-    !young
+    young
+}
+
+/// `pages`, all of one folio, leave for swap (rule 19): the start of their invalidation. That they
+/// may go was said before: files of flag `UNRECLAIMABLE` are unevictable. Sleeps.
+pub(crate) fn writeout_start(node: &Node, record: Record, pages: Range) {
+    COUNTERS.swap_out.count();
+    trace::swap_out(&node.inode, pages);
+    node.invalidate_start(record, pages);
 }
 
 /// Moves `pages`, all of one folio, with `migrate` (rules 18 and 19). Sleeps.
