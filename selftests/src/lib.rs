@@ -10,6 +10,7 @@
 //! - [`guest`]: the guest program and its mailbox.
 //! - [`vm`]: virtual machines, memory slots and vCPUs.
 //! - [`ktap`]: the test runner.
+//! - [`pressure`]: making the kernel move, swap or lose memory, and seeing that it did.
 //! - [`suites`]: the tests.
 //! - [`demo`]: the table of who pays for which memory, and when.
 //! - [`bench`]: what operations cost, in instructions.
@@ -21,6 +22,7 @@ pub mod guest;
 pub mod ktap;
 pub mod mem;
 pub mod pattern;
+pub mod pressure;
 pub mod suites;
 pub mod sys;
 pub mod trace;

@@ -2,8 +2,8 @@
 //! vCPUs: entering with a time limit, exits, and the guest program's commands.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Arc, Once};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::{kvm_pre_fault_memory, kvm_regs};
@@ -13,7 +13,7 @@ use super::{Stats, Vm};
 use crate::PAGE;
 use crate::guest::{self, Command};
 use crate::pattern::Pattern;
-use crate::sys::{self, Errno, Mapping, SysResult, check};
+use crate::sys::{self, Alarm, Errno, Mapping, SysResult, check};
 use crate::uapi::*;
 
 /// How long one command may take before the vCPU counts as stuck.
@@ -393,60 +393,4 @@ fn set_long_mode(fd: &VcpuFd) -> Result<()> {
     (sregs.ds, sregs.es, sregs.fs) = (data, data, data);
     (sregs.gs, sregs.ss) = (data, data);
     fd.set_sregs(&sregs).context("KVM_SET_SREGS")
-}
-
-/// A timer that makes the calling thread's system calls return EINTR once time is up, and again
-/// and again after that, so that a signal between two system calls is not lost.
-struct Alarm {
-    timer: libc::timer_t,
-    deadline: Instant,
-}
-
-impl Alarm {
-    fn set(limit: Duration) -> Result<Alarm> {
-        static HANDLER: Once = Once::new();
-        let signal = libc::SIGRTMIN() + 1;
-        HANDLER.call_once(|| {
-            extern "C" fn nothing(_: libc::c_int) {}
-            // SAFETY: A handler that does nothing, without SA_RESTART.
-            unsafe {
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
-                libc::sigaction(signal, &action, std::ptr::null_mut());
-            }
-        });
-        // SAFETY: All zero is a valid sigevent.
-        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
-        event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = signal;
-        // SAFETY: Takes nothing.
-        event.sigev_notify_thread_id = unsafe { libc::gettid() };
-        let mut timer: libc::timer_t = std::ptr::null_mut();
-        // SAFETY: Both structures outlive the call.
-        check(unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) })
-            .context("timer_create")?;
-        let alarm = Alarm { timer, deadline: Instant::now() + limit };
-        let spec = libc::itimerspec {
-            it_interval: libc::timespec { tv_sec: 0, tv_nsec: 100_000_000 },
-            it_value: libc::timespec {
-                tv_sec: limit.as_secs() as i64,
-                tv_nsec: i64::from(limit.subsec_nanos()),
-            },
-        };
-        // SAFETY: The timer was made above; the specification outlives the call.
-        check(unsafe { libc::timer_settime(timer, 0, &spec, std::ptr::null_mut()) })
-            .context("timer_settime")?;
-        Ok(alarm)
-    }
-
-    fn due(&self) -> bool {
-        Instant::now() >= self.deadline
-    }
-}
-
-impl Drop for Alarm {
-    fn drop(&mut self) {
-        // SAFETY: The timer was made by `set` and is deleted once.
-        unsafe { libc::timer_delete(self.timer) };
-    }
 }

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Ways to make the kernel move, swap or lose memory, and to see that it did.
+//!
+//! What is set is set back when the value that stands for it is dropped. All of it needs root; what
+//! a kernel does not have ends the case as skipped, with the name of what is missing.
+
+mod blocks;
+mod cgroup;
+mod swap;
+mod trace;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::ktap::skip;
+use crate::sys::require_root;
+use crate::{HUGE, PAGE, mem};
+
+pub use blocks::{Block, MovableZone, SmallMachine};
+pub use cgroup::Cgroup;
+pub use swap::Swap;
+pub use trace::{Event, Frame, Trace, frames};
+
+const MEMFILE_COUNTERS: &str = "/sys/kernel/debug/memfile/counters";
+
+/// The trimmed content of a file of procfs, sysfs or debugfs; SKIP if there is no such file.
+pub fn read(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim_end().to_owned()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            skip(format!("the kernel has no {}", path.display()))
+        }
+        Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+/// Write to such a file; SKIP if there is none.
+pub fn write(path: impl AsRef<Path>, value: &str) -> Result<()> {
+    let path = path.as_ref();
+    match raw_write(path, value) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            skip(format!("the kernel has no {}", path.display()))
+        }
+        Err(e) => Err(e).with_context(|| format!("write {value} to {}", path.display())),
+    }
+}
+
+/// Write to such a file with one system call, which must not create anything.
+fn raw_write(path: &Path, value: &str) -> io::Result<()> {
+    use std::io::Write;
+    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+}
+
+/// A number in such a file.
+pub fn read_number(path: impl AsRef<Path>) -> Result<u64> {
+    let text = read(&path)?;
+    text.parse().with_context(|| format!("{} reads {text}", path.as_ref().display()))
+}
+
+/// A setting of the kernel, as it was before it was changed.
+pub struct Setting {
+    path: PathBuf,
+    before: String,
+}
+
+impl Setting {
+    /// Set it. SKIP if the kernel does not have it.
+    pub fn set(path: impl Into<PathBuf>, value: &str) -> Result<Setting> {
+        require_root()?;
+        let path = path.into();
+        let text = read(&path)?;
+        // Of several words the one in brackets is in force.
+        let chosen = text.split_whitespace().find_map(|w| w.strip_prefix('[')?.strip_suffix(']'));
+        let before = chosen.unwrap_or(&text).to_owned();
+        write(&path, value)?;
+        Ok(Setting { path, before })
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        if let Err(e) = raw_write(&self.path, &self.before) {
+            println!("{} could not be set back to {}: {e}", self.path.display(), self.before);
+        }
+    }
+}
+
+/// Which huge pages files get that are not in a mounted file system: memfds, and so memfiles.
+pub fn shmem_huge(policy: &str) -> Result<Setting> {
+    Setting::set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", policy)
+}
+
+/// Compact all memory: pages move towards the end of their zone.
+pub fn compact() -> Result<()> {
+    require_root()?;
+    write("/proc/sys/vm/compact_memory", "1")
+}
+
+/// Drop whatever is clean.
+pub fn drop_caches() -> Result<()> {
+    require_root()?;
+    write("/proc/sys/vm/drop_caches", "3")
+}
+
+/// Free blocks of at least 2 MiB, counted in 2 MiB.
+pub fn free_huge_blocks() -> Result<u64> {
+    let text = fs::read_to_string("/proc/buddyinfo").context("/proc/buddyinfo")?;
+    // Node 0, zone    DMA32      1      2 ... one column per order.
+    let order = (HUGE / PAGE).ilog2();
+    let counts = |line: &str| -> Option<u64> {
+        let columns = line.split_whitespace().skip(4);
+        let big = (0u32..).zip(columns).skip(order as usize);
+        big.map(|(n, count)| Some(count.parse::<u64>().ok()? << (n - order))).sum()
+    };
+    text.lines().map(counts).sum::<Option<u64>>().context("/proc/buddyinfo")
+}
+
+/// Ask for contiguous memory the way a driver with a CMA area does: every page in it has to move.
+/// Given back on drop.
+pub struct Contiguous {
+    files: Vec<PathBuf>,
+}
+
+impl Contiguous {
+    /// As much as there is, from each area. SKIP without CMA areas.
+    pub fn take() -> Result<Contiguous> {
+        require_root()?;
+        let mut contiguous = Contiguous { files: Vec::new() };
+        let Ok(areas) = fs::read_dir("/sys/kernel/debug/cma") else {
+            return skip("the kernel has no CMA areas in debugfs");
+        };
+        for area in areas {
+            let area = area?.path();
+            let pages = read_number(area.join("count"))? - read_number(area.join("used"))?;
+            write(area.join("alloc"), &pages.to_string())?;
+            contiguous.files.push(area);
+        }
+        if contiguous.files.is_empty() {
+            return skip("the kernel has no CMA area; boot with cma=64M");
+        }
+        Ok(contiguous)
+    }
+}
+
+impl Drop for Contiguous {
+    fn drop(&mut self) {
+        for area in &self.files {
+            let used = read(area.join("used")).unwrap_or_default();
+            let _ = raw_write(&area.join("free"), &used);
+        }
+    }
+}
+
+/// Take `count` gigantic pages (1 GiB), or as many as there are: how many. The pool is emptied
+/// again. This is `alloc_contig_pages()`, which moves what is in the way.
+pub fn gigantic_pages(count: u64) -> Result<u64> {
+    let path = "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages";
+    let pool = Setting::set(path, &count.to_string())?;
+    let got = read_number(path)?;
+    drop(pool);
+    Ok(got)
+}
+
+/// Tell the kernel that a page frame is broken.
+pub fn poison(pfn: u64) -> Result<()> {
+    require_root()?;
+    write("/sys/kernel/debug/hwpoison/corrupt-pfn", &format!("{pfn:#x}"))
+}
+
+/// A page frame that [`poison`] broke works again. It must not be in use any more.
+pub fn unpoison(pfn: u64) -> Result<()> {
+    write("/sys/kernel/debug/hwpoison/unpoison-pfn", &format!("{pfn:#x}"))
+}
+
+/// Flags of a page frame in `/proc/kpageflags`.
+pub fn page_flags(pfn: u64) -> Result<u64> {
+    use std::os::unix::fs::FileExt;
+    require_root()?;
+    let mut word = [0; 8];
+    let file = fs::File::open("/proc/kpageflags").context("/proc/kpageflags")?;
+    file.read_exact_at(&mut word, pfn * 8).with_context(|| format!("kpageflags of {pfn:#x}"))?;
+    Ok(u64::from_ne_bytes(word))
+}
+
+// Bits of `page_flags()`.
+pub const KPF_LRU: u64 = 1 << 5;
+pub const KPF_UNEVICTABLE: u64 = 1 << 18;
+pub const KPF_HWPOISON: u64 = 1 << 19;
+pub const KPF_THP: u64 = 1 << 22;
+
+/// Makes allocations of the calling thread fail, while it lives.
+pub struct Failing {
+    /// The knobs of the debugfs folder, and the flag of the thread.
+    _settings: Vec<Setting>,
+}
+
+impl Failing {
+    /// `what` is `failslab` or `fail_page_alloc`; `percent` of them fail, `times` at most.
+    pub fn start(what: &str, percent: u32, times: u32) -> Result<Failing> {
+        let (percent, times) = (percent.to_string(), times.to_string());
+        let folder = Path::new("/sys/kernel/debug").join(what);
+        let mut settings = Vec::new();
+        // Set back in the order in which they were set: nothing fails any more from the first on.
+        let mut set = |path: PathBuf, value: &str| -> Result<()> {
+            settings.push(Setting::set(path, value)?);
+            Ok(())
+        };
+        set("/proc/thread-self/make-it-fail".into(), "0")?;
+        for (knob, value) in [
+            ("task-filter", "Y"),
+            ("ignore-gfp-wait", "N"),
+            ("verbose", "0"),
+            ("interval", "1"),
+            ("times", times.as_str()),
+            ("probability", percent.as_str()),
+        ] {
+            set(folder.join(knob), value)?;
+        }
+        if what == "fail_page_alloc" {
+            set(folder.join("ignore-gfp-highmem"), "N")?;
+            set(folder.join("min-order"), "0")?;
+        }
+        write("/proc/thread-self/make-it-fail", "1")?;
+        Ok(Failing { _settings: settings })
+    }
+}
+
+/// All counters of memfile.ko and of the virtual memory, at one moment.
+#[derive(Clone, Debug)]
+pub struct Counts(HashMap<String, u64>);
+
+impl Counts {
+    /// Read them. Those of memfile.ko are called `memfile.NAME`; SKIP without them.
+    pub fn now() -> Result<Counts> {
+        mem::refresh_counters();
+        let mut counts = HashMap::new();
+        let mut add = |prefix: &str, text: &str| {
+            for line in text.lines() {
+                if let Some((name, value)) = line.split_once(' ') {
+                    counts.insert(format!("{prefix}{name}"), value.trim().parse().unwrap_or(0));
+                }
+            }
+        };
+        add("memfile.", &read(MEMFILE_COUNTERS)?);
+        add("", &read("/proc/vmstat")?);
+        Ok(Counts(counts))
+    }
+
+    /// One of them.
+    pub fn get(&self, name: &str) -> Result<u64> {
+        self.0.get(name).copied().with_context(|| format!("there is no counter {name}"))
+    }
+
+    /// How much it has grown since then.
+    pub fn grown(&self, name: &str) -> Result<u64> {
+        Ok(Counts::now()?.get(name)? - self.get(name)?)
+    }
+
+    /// Fail unless each of them has grown by `least` or more; says by how much.
+    pub fn expect_grown(&self, names: &[&str], least: u64) -> Result<()> {
+        let now = Counts::now()?;
+        for name in names {
+            let grown = now.get(name)? - self.get(name)?;
+            println!("{name} +{grown}");
+            ensure!(grown >= least, "{name} has grown by {grown}, wanted {least}");
+        }
+        Ok(())
+    }
+
+    /// Fail if one of them has grown.
+    pub fn expect_same(&self, names: &[&str]) -> Result<()> {
+        let now = Counts::now()?;
+        for name in names {
+            let grown = now.get(name)? - self.get(name)?;
+            ensure!(grown == 0, "{name} has grown by {grown}");
+        }
+        Ok(())
+    }
+}
+
+/// What the kernel says it spends on content, in bytes.
+#[derive(Clone, Debug)]
+pub struct Accounts(Vec<(&'static str, u64)>);
+
+impl Accounts {
+    const NAMES: [&'static str; 5] =
+        ["AnonPages", "Shmem", "Unevictable", "ShmemHugePages", "HardwareCorrupted"];
+
+    pub fn now() -> Result<Accounts> {
+        mem::refresh_counters();
+        let mut accounts = Vec::new();
+        for name in Self::NAMES {
+            accounts.push((name, mem::meminfo(name)?));
+        }
+        accounts.push(("swap", mem::meminfo("SwapTotal")? - mem::meminfo("SwapFree")?));
+        Ok(Accounts(accounts))
+    }
+
+    /// Fail unless all are where they were, but for `slack` bytes each: what the test program
+    /// itself has allocated meanwhile.
+    pub fn expect_back(&self, slack: u64) -> Result<()> {
+        let mut wrong = Vec::new();
+        for ((name, before), (_, now)) in self.0.iter().zip(Accounts::now()?.0) {
+            if before.abs_diff(now) > slack {
+                wrong.push(format!("{name} was {} KiB, is {} KiB", before >> 10, now >> 10));
+            }
+        }
+        if !wrong.is_empty() {
+            bail!("{}", wrong.join(", "));
+        }
+        Ok(())
+    }
+}

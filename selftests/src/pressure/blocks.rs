@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memory blocks: taking memory away from the kernel while it runs.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{raw_write, read};
+use crate::PAGE;
+use crate::ktap::skip;
+use crate::sys::{Alarm, Errno, SysResult, require_root};
+
+const ROOT: &str = "/sys/devices/system/memory";
+
+/// The kernel tries for ever to take a block offline if a page of it does not move.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// A block of memory that can go offline as a whole.
+#[derive(Clone, Debug)]
+pub struct Block {
+    path: PathBuf,
+    number: u64,
+}
+
+impl Block {
+    /// Bytes in each.
+    pub fn size() -> Result<u64> {
+        let text = read(format!("{ROOT}/block_size_bytes"))?;
+        u64::from_str_radix(&text, 16).context("block_size_bytes")
+    }
+
+    /// All that are online, in order. SKIP without memory hotplug.
+    pub fn online() -> Result<Vec<Block>> {
+        require_root()?;
+        let Ok(entries) = fs::read_dir(ROOT) else {
+            return skip("the kernel has no memory hotplug");
+        };
+        let mut blocks = Vec::new();
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if let Some(number) = name.strip_prefix("memory").and_then(|n| n.parse().ok()) {
+                blocks.push(Block { path, number });
+            }
+        }
+        blocks.retain(|block| block.state().is_ok_and(|state| state == "online"));
+        blocks.sort_by_key(|block| block.number);
+        Ok(blocks)
+    }
+
+    fn state(&self) -> Result<String> {
+        read(self.path.join("state"))
+    }
+
+    /// Whether a page frame is in it.
+    pub fn holds(&self, pfn: u64) -> Result<bool> {
+        Ok(pfn * PAGE / Block::size()? == self.number)
+    }
+
+    fn raw_set(&self, state: &str) -> SysResult<()> {
+        raw_write(&self.path.join("state"), state).map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))
+    }
+
+    /// Move everything out of it and take it away. `EBUSY` if something in it never moves; `EINTR`
+    /// if something did not for [`LIMIT`].
+    pub fn raw_offline(&self) -> SysResult<()> {
+        let _alarm = Alarm::set(LIMIT).map_err(|_| Errno::EINVAL)?;
+        self.raw_set("offline")
+    }
+
+    /// [`Block::raw_offline`], once or a few times more: a page that is in use for a moment, and a
+    /// page that a CPU is about to add to a list, look like pages that cannot move.
+    pub fn offline(&self) -> Result<()> {
+        let mut result = Ok(());
+        for _ in 0..5 {
+            result = self.raw_offline();
+            if result != Err(Errno::EBUSY) {
+                break;
+            }
+        }
+        result.with_context(|| format!("take {} offline", self.path.display()))
+    }
+
+    /// Give it back: `online_movable` for pages that can be moved again, `online_kernel` for all.
+    pub fn give_back(&self, how: &str) -> Result<()> {
+        self.raw_set(how).with_context(|| format!("{how} {}", self.path.display()))
+    }
+}
+
+/// Blocks that only movable pages are in, and all that are asked for come from there first. They
+/// are ordinary memory again when this is dropped.
+pub struct MovableZone {
+    pub blocks: Vec<Block>,
+}
+
+impl MovableZone {
+    /// `count` blocks. SKIP if so many cannot be had.
+    pub fn make(count: usize) -> Result<MovableZone> {
+        let mut zone = MovableZone { blocks: Vec::new() };
+        // From the end: the kernel's own pages are more often at the start.
+        for block in Block::online()?.into_iter().rev() {
+            if zone.blocks.len() == count {
+                break;
+            }
+            // Only those without a page that cannot move answer at once; the others stay.
+            if block.raw_offline().is_ok() {
+                zone.blocks.push(block.clone());
+                block.give_back("online_movable")?;
+            }
+        }
+        if zone.blocks.len() < count {
+            return skip(format!("{} of {count} memory blocks go offline", zone.blocks.len()));
+        }
+        Ok(zone)
+    }
+
+    /// Whether a page frame is in it.
+    pub fn holds(&self, pfn: u64) -> Result<bool> {
+        for block in &self.blocks {
+            if block.holds(pfn)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Move everything out of each block in turn. With two blocks or more what is in the zone stays
+    /// there, and all of it moves at least once.
+    pub fn shuffle(&self) -> Result<()> {
+        for block in &self.blocks {
+            block.offline()?;
+            block.give_back("online_movable")?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for MovableZone {
+    fn drop(&mut self) {
+        for block in &self.blocks {
+            let back = block.offline().and_then(|()| block.give_back("online_kernel"));
+            if let Err(e) = back {
+                println!("{} stays movable: {e:#}", block.path.display());
+            }
+        }
+    }
+}
+
+/// A smaller machine: blocks that are offline until this is dropped.
+pub struct SmallMachine {
+    blocks: Vec<Block>,
+}
+
+impl SmallMachine {
+    /// Take memory away until about `bytes` are left in `MemTotal`, or as near as it goes.
+    pub fn shrink_to(bytes: u64) -> Result<SmallMachine> {
+        let mut machine = SmallMachine { blocks: Vec::new() };
+        let size = Block::size()?;
+        for block in Block::online()?.into_iter().rev() {
+            if crate::mem::meminfo("MemTotal")? < bytes + size {
+                break;
+            }
+            if block.raw_offline().is_ok() {
+                machine.blocks.push(block);
+            }
+        }
+        let left = crate::mem::meminfo("MemTotal")?;
+        println!("a machine of {} MiB", left >> 20);
+        ensure!(!machine.blocks.is_empty() || left <= bytes + size, "no block goes offline");
+        Ok(machine)
+    }
+}
+
+impl Drop for SmallMachine {
+    fn drop(&mut self) {
+        for block in &self.blocks {
+            if let Err(e) = block.give_back("online_kernel") {
+                println!("{e:#}");
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A memory cgroup of the test's own.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::{raw_write, read, read_number, write};
+use crate::ktap::skip;
+use crate::sys::{Errno, SysResult, require_root};
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// A cgroup that the calling process is in, until it is dropped.
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Make one and move there. SKIP without cgroup v2 and its memory controller.
+    pub fn enter() -> Result<Cgroup> {
+        let cgroup = Cgroup::new()?;
+        cgroup.join()?;
+        Ok(cgroup)
+    }
+
+    /// Make one that nobody is in.
+    pub fn new() -> Result<Cgroup> {
+        require_root()?;
+        if !read(format!("{ROOT}/cgroup.controllers"))?.contains("memory") {
+            return skip("cgroup v2 has no memory controller here");
+        }
+        write(format!("{ROOT}/cgroup.subtree_control"), "+memory")?;
+        let pid = std::process::id();
+        // Several may be wanted, and a case that was killed leaves its own behind.
+        let path = (0..)
+            .map(|n| PathBuf::from(format!("{ROOT}/memfile-{pid}-{n}")))
+            .find(|path| !path.exists())
+            .context("no free name for a cgroup")?;
+        fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
+        Ok(Cgroup { path })
+    }
+
+    /// Move the calling process here. What it allocates from now on is charged here.
+    pub fn join(&self) -> Result<()> {
+        write(self.path.join("cgroup.procs"), "0")
+    }
+
+    /// Set `memory.max`, `memory.high`, `memory.swap.max`.
+    pub fn set(&self, name: &str, bytes: u64) -> Result<()> {
+        write(self.path.join(name), &bytes.to_string())
+    }
+
+    /// A file with one number.
+    pub fn get(&self, name: &str) -> Result<u64> {
+        read_number(self.path.join(name))
+    }
+
+    /// Bytes charged.
+    pub fn current(&self) -> Result<u64> {
+        self.get("memory.current")
+    }
+
+    /// A line of a file with several, as `memory.stat` and `memory.events` are.
+    pub fn line(&self, file: &str, key: &str) -> Result<u64> {
+        let text = read(self.path.join(file))?;
+        let value = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
+        let value = value.with_context(|| format!("{file} has no {key}"))?;
+        value.parse().with_context(|| format!("{key} in {file}"))
+    }
+
+    /// Reclaim that much from it; `EAGAIN` if less could be had.
+    pub fn raw_reclaim(&self, bytes: u64) -> SysResult<()> {
+        raw_write(&self.path.join("memory.reclaim"), &bytes.to_string())
+            .map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))
+    }
+
+    /// Reclaim what can be had, up to that much: whether it was all.
+    pub fn reclaim(&self, bytes: u64) -> Result<bool> {
+        match self.raw_reclaim(bytes) {
+            Ok(()) => Ok(true),
+            Err(Errno::EAGAIN) => Ok(false),
+            Err(Errno::ENOENT) => skip("cgroups have no memory.reclaim here"),
+            Err(errno) => Err(errno).context("memory.reclaim"),
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // The process must be elsewhere first. What is still charged goes to the parent.
+        let _ = raw_write(format!("{ROOT}/cgroup.procs").as_ref(), "0");
+        if let Err(e) = fs::remove_dir(&self.path) {
+            println!("{} stays: {e}", self.path.display());
+        }
+    }
+}
