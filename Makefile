@@ -29,7 +29,7 @@ bench: all	## instructions of private memory and of shmem, with ratios and targe
 trace: all	## the life of one page, from the tracepoints of a small guest
 	@scripts/trace $(KERNEL)
 
-proof:		## the host's checks in depth: OPS=2000000 operations, PREEMPTIONS=4, SEED=
+proof:		## the host's checks in depth: OPS=1000000 operations, PREEMPTIONS=4, SEED=
 	@scripts/proof
 
 shell: all	## the kernel interactively, module loaded (virtme-ng)
