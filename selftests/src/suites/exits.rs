@@ -11,38 +11,29 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
 use crate::guest::Command;
-use crate::ktap::{CaseResult, Suite, skip};
+use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
 use crate::sys::{Errno, Mapping};
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::{Exit, Private, Vcpu, Vm, small_pages};
-use crate::{GIB, MIB, PAGE, private_suite};
+use crate::{GIB, MIB, PAGE, private_suites};
 
-macro_rules! cases {
-    ($name:literal, $kind:ident) => {
-        private_suite!(
-            $name,
-            $kind,
-            [
-                private_access_without_private_backing,
-                private_access_never_reaches_the_shared_page,
-                private_access_to_a_deleted_slot,
-                private_access_to_no_slot_at_all,
-                exit_is_repeated_until_resolved,
-                access_completes_after_conversion_to_shared,
-                access_completes_after_private_backing_arrives,
-                access_completes_after_conversion_to_private,
-                slot_deleted_and_made_again_has_its_content,
-                private_access_where_there_was_emulated_io,
-                conversion_that_overtakes_a_fault_names_the_page,
-            ]
-        )
-    };
-}
-
-pub static SUITE: Suite = cases!("exits", Memfile);
-/// The same on guest_memfd: proves the tests on every kernel.
-pub static GMEM: Suite = cases!("exits_gmem", GuestMemfd);
+private_suites!(
+    "exits",
+    [
+        private_access_without_private_backing,
+        private_access_never_reaches_the_shared_page,
+        private_access_to_a_deleted_slot,
+        private_access_to_no_slot_at_all,
+        exit_is_repeated_until_resolved,
+        access_completes_after_conversion_to_shared,
+        access_completes_after_private_backing_arrives,
+        access_completes_after_conversion_to_private,
+        slot_deleted_and_made_again_has_its_content,
+        private_access_where_there_was_emulated_io,
+        conversion_that_overtakes_a_fault_names_the_page,
+    ]
+);
 
 /// The exit of a private access to the page at `gpa`.
 fn private_exit(gpa: u64) -> Exit {

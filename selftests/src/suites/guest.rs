@@ -4,37 +4,28 @@
 use anyhow::{Context, ensure};
 
 use super::setup::{GUEST, LAYOUTS, SHARED, SLOT, Setup, check_view, fill_view};
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
 use crate::uapi::*;
 use crate::vm::{Door, Exit, Private, Vm};
-use crate::{GIB, HUGE, MIB, PAGE, private_suite};
+use crate::{GIB, HUGE, MIB, PAGE, private_suites};
 
-macro_rules! cases {
-    ($name:literal, $kind:ident) => {
-        private_suite!(
-            $name,
-            $kind,
-            [
-                runs_code_in_private_memory,
-                reads_back_what_it_wrote_at_every_layout,
-                private_writes_leave_the_shared_view_unchanged,
-                shared_writes_leave_private_content_unchanged,
-                several_vcpus_see_one_private_content,
-                private_memory_starts_as_zeros,
-                conversion_back_and_forth_keeps_both_sides,
-                converted_part_does_not_touch_its_neighbours,
-                guest_asks_for_conversion_by_hypercall,
-                slot_longer_than_a_huge_page_has_right_edges,
-                fd_may_be_closed_while_the_guest_runs,
-            ]
-        )
-    };
-}
-
-pub static SUITE: Suite = cases!("guest", Memfile);
-/// The same on guest_memfd: proves the tests on every kernel.
-pub static GMEM: Suite = cases!("guest_gmem", GuestMemfd);
+private_suites!(
+    "guest",
+    [
+        runs_code_in_private_memory,
+        reads_back_what_it_wrote_at_every_layout,
+        private_writes_leave_the_shared_view_unchanged,
+        shared_writes_leave_private_content_unchanged,
+        several_vcpus_see_one_private_content,
+        private_memory_starts_as_zeros,
+        conversion_back_and_forth_keeps_both_sides,
+        converted_part_does_not_touch_its_neighbours,
+        guest_asks_for_conversion_by_hypercall,
+        slot_longer_than_a_huge_page_has_right_edges,
+        fd_may_be_closed_while_the_guest_runs,
+    ]
+);
 
 fn runs_code_in_private_memory(kind: Private) -> CaseResult {
     let mut s = Setup::new(kind, MIB)?;

@@ -8,35 +8,26 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::setup::{GUEST, LAYOUTS, SHARED, SLOT, Setup, fill_view};
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
 use crate::sys::*;
 use crate::vm::Private;
-use crate::{HUGE, MIB, PAGE, private_suite};
+use crate::{HUGE, MIB, PAGE, private_suites};
 
-macro_rules! cases {
-    ($name:literal, $kind:ident) => {
-        private_suite!(
-            $name,
-            $kind,
-            [
-                maps_private_memory,
-                allocates_what_was_asked_for,
-                keeps_content,
-                stops_at_the_end_of_the_slot,
-                private_range_without_backing_is_efault,
-                unaligned_or_empty_range_is_refused,
-                works_at_every_layout,
-                runs_against_punch,
-                runs_against_slot_deletion,
-            ]
-        )
-    };
-}
-
-pub static SUITE: Suite = cases!("prefault", Memfile);
-/// The same on guest_memfd: proves the tests on every kernel.
-pub static GMEM: Suite = cases!("prefault_gmem", GuestMemfd);
+private_suites!(
+    "prefault",
+    [
+        maps_private_memory,
+        allocates_what_was_asked_for,
+        keeps_content,
+        stops_at_the_end_of_the_slot,
+        private_range_without_backing_is_efault,
+        unaligned_or_empty_range_is_refused,
+        works_at_every_layout,
+        runs_against_punch,
+        runs_against_slot_deletion,
+    ]
+);
 
 /// Pre-fault a range that must work.
 fn pre_fault(s: &Setup, gpa: u64, size: u64) -> Result<()> {

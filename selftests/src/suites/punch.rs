@@ -8,44 +8,35 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::setup::{GUEST, LAYOUTS, SHARED, Setup, check_view};
 use crate::guest::Command;
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::CaseResult;
 use crate::pattern::{Pattern, Rng, seed};
 use crate::sys::{allocate, expect_allocated, punch};
 use crate::vm::Private;
-use crate::{HUGE, MIB, PAGE, private_suite};
+use crate::{HUGE, MIB, PAGE, private_suites};
 
-macro_rules! cases {
-    ($name:literal, $kind:ident) => {
-        private_suite!(
-            $name,
-            $kind,
-            [
-                hole_reads_zeros_and_data_outside_stays,
-                second_vcpu_sees_the_hole,
-                hole_in_first_and_last_page,
-                hole_over_the_whole_slot,
-                hole_below_the_slot_changes_nothing,
-                hole_above_the_slot_changes_nothing,
-                hole_across_the_start_of_the_slot,
-                hole_across_the_end_of_the_slot,
-                hole_around_the_slot,
-                hole_may_be_written_again,
-                hole_leaves_the_shared_view_alone,
-                hole_in_a_hole_changes_nothing,
-                hole_past_the_end_of_the_file_is_allowed,
-                random_holes_hit_exactly_their_pages,
-                vcpu_that_reads_meanwhile_sees_the_hole_at_once,
-                hole_flushes_the_tlb_a_bounded_number_of_times,
-                fallocate_over_live_memory_changes_no_byte,
-                file_outlives_its_vm,
-            ]
-        )
-    };
-}
-
-pub static SUITE: Suite = cases!("punch", Memfile);
-/// The same on guest_memfd: proves the tests on every kernel.
-pub static GMEM: Suite = cases!("punch_gmem", GuestMemfd);
+private_suites!(
+    "punch",
+    [
+        hole_reads_zeros_and_data_outside_stays,
+        second_vcpu_sees_the_hole,
+        hole_in_first_and_last_page,
+        hole_over_the_whole_slot,
+        hole_below_the_slot_changes_nothing,
+        hole_above_the_slot_changes_nothing,
+        hole_across_the_start_of_the_slot,
+        hole_across_the_end_of_the_slot,
+        hole_around_the_slot,
+        hole_may_be_written_again,
+        hole_leaves_the_shared_view_alone,
+        hole_in_a_hole_changes_nothing,
+        hole_past_the_end_of_the_file_is_allowed,
+        random_holes_hit_exactly_their_pages,
+        vcpu_that_reads_meanwhile_sees_the_hole_at_once,
+        hole_flushes_the_tlb_a_bounded_number_of_times,
+        fallocate_over_live_memory_changes_no_byte,
+        file_outlives_its_vm,
+    ]
+);
 
 /// Punch `[start, end)`, bytes relative to the slot's part of the file and perhaps outside of it,
 /// at every layout; then exactly the pages inside read as zeros.

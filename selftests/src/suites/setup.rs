@@ -84,18 +84,35 @@ pub fn check_view(slot: &Slot, start: u64, len: u64, pattern: Pattern) -> Result
     Ok(())
 }
 
-/// Declare a suite whose cases take the kind of private memory.
+/// Declare the suites `SUITE` and `GMEM` of cases that take the kind of private memory: all of them
+/// run on a memfile, and those of the first list again on guest_memfd as `…_gmem`, which proves the
+/// tests on every kernel.
 #[macro_export]
-macro_rules! private_suite {
-    ($name:literal, $kind:ident, [$($case:ident $(: $limit:literal)?),* $(,)?]) => {
-        $crate::ktap::Suite {
+macro_rules! private_suites {
+    (
+        $name:literal,
+        [$($both:ident $(: $both_limit:literal)?),* $(,)?]
+        $(, memfile: [$($own:ident $(: $own_limit:literal)?),* $(,)?])? $(,)?
+    ) => {
+        pub static SUITE: $crate::ktap::Suite = $crate::ktap::Suite {
             name: $name,
-            cases: &[$($crate::ktap::Case {
-                name: stringify!($case),
-                func: || $case($crate::vm::Private::$kind),
-                limit: [$($limit,)? $crate::ktap::TIME_LIMIT][0],
-            }),*],
+            cases: &[
+                $($crate::private_suites!(@case Memfile, $both $(, $both_limit)?),)*
+                $($($crate::private_suites!(@case Memfile, $own $(, $own_limit)?),)*)?
+            ],
             hidden: false,
+        };
+        pub static GMEM: $crate::ktap::Suite = $crate::ktap::Suite {
+            name: concat!($name, "_gmem"),
+            cases: &[$($crate::private_suites!(@case GuestMemfd, $both $(, $both_limit)?),)*],
+            hidden: false,
+        };
+    };
+    (@case $kind:ident, $case:ident $(, $limit:literal)?) => {
+        $crate::ktap::Case {
+            name: stringify!($case),
+            func: || $case($crate::vm::Private::$kind),
+            limit: [$($limit,)? $crate::ktap::TIME_LIMIT][0],
         }
     };
 }

@@ -15,34 +15,25 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::setup::{LAYOUTS, Layout, SLOT, Setup};
 use crate::guest::{Command, SCRATCH, STRESS_ENTRY, STRESS_NOTE, STRESS_WORDS};
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::CaseResult;
 use crate::pattern::{Pattern, Rng, mix, seed};
 use crate::sys::*;
 use crate::vm::{Door, Private, RunCounters, Slot};
-use crate::{HUGE, PAGE, private_suite};
+use crate::{HUGE, PAGE, private_suites};
 
-macro_rules! cases {
-    ($name:literal, $kind:ident) => {
-        private_suite!(
-            $name,
-            $kind,
-            [
-                wrong_word_is_noticed,
-                lost_own_word_is_noticed,
-                access_against_conversion_one_vcpu,
-                access_against_conversion_several_vcpus,
-                access_against_punch,
-                access_against_slot_replacement,
-                access_against_everything,
-                access_against_everything_unaligned,
-            ]
-        )
-    };
-}
-
-pub static SUITE: Suite = cases!("stress", Memfile);
-/// The same on guest_memfd: proves the tests on every kernel.
-pub static GMEM: Suite = cases!("stress_gmem", GuestMemfd);
+private_suites!(
+    "stress",
+    [
+        wrong_word_is_noticed,
+        lost_own_word_is_noticed,
+        access_against_conversion_one_vcpu,
+        access_against_conversion_several_vcpus,
+        access_against_punch,
+        access_against_slot_replacement,
+        access_against_everything,
+        access_against_everything_unaligned,
+    ]
+);
 
 /// How long each stress lasts.
 const DURATION: Duration = Duration::from_secs(4);

@@ -4,26 +4,23 @@
 use anyhow::{Context, Result, ensure};
 
 use super::setup::Setup;
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
 use crate::sys::{allocate, punch};
 use crate::vm::Private;
-use crate::{MIB, PAGE, mem, private_suite};
+use crate::{MIB, PAGE, mem, private_suites};
 
-pub static SUITE: Suite = private_suite!(
+// On guest_memfd only the cheapest.
+private_suites!(
     "zero",
-    Memfile,
-    [
+    [fresh_pages_next_to_written_ones: 180],
+    memfile: [
         fresh_pages_on_demand: 180,
         fresh_pages_after_fallocate: 180,
         fresh_pages_after_pre_fault: 180,
         fresh_pages_after_punch: 180,
-        fresh_pages_next_to_written_ones: 180,
     ]
 );
-/// The cheapest of them on guest_memfd: proves the test on every kernel.
-pub static GMEM: Suite =
-    private_suite!("zero_gmem", GuestMemfd, [fresh_pages_next_to_written_ones: 180]);
 
 const SIZE: u64 = 128 * MIB;
 
