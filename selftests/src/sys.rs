@@ -382,6 +382,18 @@ impl Mapping {
         check(unsafe { libc::madvise(self.addr.byte_add(offset as usize), len as usize, advice) })
             .map(drop)
     }
+
+    /// `mprotect(2)` on a part.
+    ///
+    /// # Panics
+    ///
+    /// If the part is not inside the mapping.
+    pub fn protect(&self, offset: u64, len: u64, prot: c_int) -> SysResult<()> {
+        assert!(offset + len <= self.len());
+        // SAFETY: Inside the mapping. Touching what is out of reach is a signal, nothing worse.
+        check(unsafe { libc::mprotect(self.addr.byte_add(offset as usize), len as usize, prot) })
+            .map(drop)
+    }
 }
 
 impl Drop for Mapping {

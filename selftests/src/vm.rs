@@ -15,13 +15,14 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_enc_region}
 use kvm_bindings::{kvm_create_guest_memfd, kvm_memory_attributes, kvm_userspace_memory_region2};
 use kvm_ioctls::{Kvm, VmFd};
 
+use crate::PAGE;
 use crate::guest;
 use crate::ktap::{missing_memfile, skip};
 use crate::sys::{self, Errno, Mapping, SysResult};
 use crate::uapi::*;
 
 pub use stats::Stats;
-pub use vcpu::{Exit, RunCounters, Stopper, Vcpu};
+pub use vcpu::{Exit, RunCounters, Stopper, Vcpu, sequence};
 
 /// Which type of VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,6 +267,15 @@ impl Vm {
         let to = if private { "private" } else { "shared" };
         self.raw_convert(door, gpa, size, private)
             .with_context(|| format!("make [{gpa:#x}, +{size:#x}) {to} through {door:?}"))
+    }
+
+    /// The doors that this kernel has; v7's comes with memfile.
+    pub fn doors(&self) -> &'static [Door] {
+        // Shared is what a page without a slot is already.
+        match self.raw_region(guest::ADDRESS_SPACE - PAGE, PAGE, false) {
+            Ok(()) => &DOORS,
+            Err(_) => &DOORS[..1],
+        }
     }
 
     /// Make a range private.

@@ -3,10 +3,11 @@
 
 use anyhow::{Context, ensure};
 
-use super::setup::{GUEST, LAYOUTS, SHARED, SLOT, Setup, check_view, fill_view};
+use super::setup::{
+    GUEST, LAYOUTS, SHARED, SLOT, Setup, check_view, convert_by_hypercall, fill_view,
+};
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
-use crate::uapi::*;
 use crate::vm::{Door, Exit, Private, Vm};
 use crate::{GIB, HUGE, MIB, PAGE, private_suites};
 
@@ -116,15 +117,7 @@ fn guest_asks_for_conversion_by_hypercall(kind: Private) -> CaseResult {
     s.fill_both()?;
     let (gpa, len) = (s.slot.gpa + 16 * PAGE, 4 * PAGE);
     for private in [false, true] {
-        let exit = s.vcpu.start_map_gpa(gpa, len, private)?;
-        let Exit::Hypercall { nr: KVM_HC_MAP_GPA_RANGE, args: [start, pages, attributes] } = exit
-        else {
-            anyhow::bail!("wanted a hypercall exit, got {exit:x?}");
-        };
-        let asked = attributes & KVM_MAP_GPA_RANGE_ENCRYPTED != 0;
-        ensure!((start, pages * PAGE, asked) == (gpa, len, private), "{exit:x?}");
-        s.vm.convert(Door::Attributes, start, pages * PAGE, asked)?;
-        ensure!(s.vcpu.run()? == Exit::Done && s.vcpu.result(0) == 0);
+        convert_by_hypercall(&s.vm, &mut s.vcpu, Door::Attributes, gpa, len, private)?;
         s.vcpu.verify(gpa, len, if private { GUEST } else { SHARED })?;
     }
     Ok(())

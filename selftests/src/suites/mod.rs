@@ -18,6 +18,7 @@ mod ondemand;
 mod prefault;
 mod property;
 mod punch;
+mod scenarios;
 mod seal;
 mod setup;
 mod sharing;
@@ -52,6 +53,8 @@ pub static SUITES: &[&Suite] = &[
     &prefault::GMEM,
     &fdinfo::SUITE,
     &sharing::SUITE,
+    &scenarios::SUITE,
+    &scenarios::GMEM,
     &seal::SUITE,
     &trace::SUITE,
     &signals::SUITE,

@@ -12,7 +12,7 @@ use super::uring;
 use crate::ktap::{CaseResult, Suite, missing_memfile, skip};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::{HUGE, PAGE, suite};
+use crate::{HUGE, PAGE, pressure, suite};
 
 pub static SUITE: Suite = suite!(
     "seal",
@@ -49,7 +49,7 @@ fn sealable(size: u64) -> Result<OwnedFd> {
 }
 
 /// Add the seal; SKIP if the kernel does not know it.
-fn seal(fd: &OwnedFd) -> Result<()> {
+pub(super) fn seal(fd: &OwnedFd) -> Result<()> {
     match add_seals(fd, F_SEAL_AUTO_ALLOCATE) {
         Ok(()) => Ok(()),
         Err(Errno::EINVAL) => missing_memfile("the kernel does not know F_SEAL_AUTO_ALLOCATE"),
@@ -282,35 +282,9 @@ fn fallocate_allocates() -> CaseResult {
     Ok(())
 }
 
-/// The policy for huge pages in memfds, put back when dropped.
-struct HugePolicy(String);
-
-const HUGE_POLICY: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-
-impl HugePolicy {
-    fn set(policy: &str) -> Result<HugePolicy> {
-        let Ok(before) = std::fs::read_to_string(HUGE_POLICY) else {
-            return skip("the kernel has no huge pages in shmem");
-        };
-        if std::fs::write(HUGE_POLICY, policy).is_err() {
-            return skip("the policy for huge pages cannot be changed");
-        }
-        let chosen = before.split(['[', ']']).nth(1).unwrap_or("never").to_owned();
-        Ok(HugePolicy(chosen))
-    }
-}
-
-impl Drop for HugePolicy {
-    fn drop(&mut self) {
-        if let Err(e) = std::fs::write(HUGE_POLICY, &self.0) {
-            println!("cannot put {} back to {}: {e}", HUGE_POLICY, self.0);
-        }
-    }
-}
-
 fn fallocate_allocates_no_more_than_asked() -> CaseResult {
     drop(sealed()?);
-    let _policy = HugePolicy::set("always")?;
+    let _policy = pressure::shmem_huge("always")?;
     // The control: without the seal a huge page is what one gets.
     let plain = sealable(2 * HUGE)?;
     allocate(&plain, 0, PAGE)?;

@@ -3,10 +3,11 @@
 
 use std::os::fd::OwnedFd;
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 
 use crate::pattern::Pattern;
-use crate::vm::{Private, Slot, Vcpu, Vm};
+use crate::uapi::{KVM_HC_MAP_GPA_RANGE, KVM_MAP_GPA_RANGE_ENCRYPTED};
+use crate::vm::{Door, Exit, Private, Slot, Vcpu, Vm};
 use crate::{GIB, HUGE, MIB, PAGE};
 
 /// The slot number that [`Setup`] uses.
@@ -70,7 +71,12 @@ impl Setup {
 
 /// Write a pattern all over the shared side of a slot; addresses are guest addresses.
 pub fn fill_view(slot: &Slot, pattern: Pattern) {
-    for offset in (0..slot.size).step_by(8) {
+    fill_view_part(slot, 0, slot.size, pattern);
+}
+
+/// [`fill_view`] for a part, which begins `start` bytes into the slot.
+pub fn fill_view_part(slot: &Slot, start: u64, len: u64, pattern: Pattern) {
+    for offset in (start..start + len).step_by(8) {
         slot.view.store(offset, pattern.word(slot.gpa + offset));
     }
 }
@@ -79,8 +85,30 @@ pub fn fill_view(slot: &Slot, pattern: Pattern) {
 pub fn check_view(slot: &Slot, start: u64, len: u64, pattern: Pattern) -> Result<()> {
     for offset in (start..start + len).step_by(8) {
         let (got, wanted) = (slot.view.load(offset), pattern.word(slot.gpa + offset));
-        anyhow::ensure!(got == wanted, "host reads {got:#x} at +{offset:#x}, wanted {wanted:#x}");
+        ensure!(got == wanted, "host reads {got:#x} at +{offset:#x}, wanted {wanted:#x}");
     }
+    Ok(())
+}
+
+/// The guest asks by hypercall for the conversion of a range, and the VMM obeys.
+pub fn convert_by_hypercall(
+    vm: &Vm,
+    vcpu: &mut Vcpu,
+    door: Door,
+    gpa: u64,
+    len: u64,
+    private: bool,
+) -> Result<()> {
+    let exit = vcpu.start_map_gpa(gpa, len, private)?;
+    let Exit::Hypercall { nr: KVM_HC_MAP_GPA_RANGE, args: [start, pages, attributes] } = exit
+    else {
+        bail!("wanted a hypercall exit, got {exit:x?}");
+    };
+    let asked = attributes & KVM_MAP_GPA_RANGE_ENCRYPTED != 0;
+    ensure!((start, pages * PAGE, asked) == (gpa, len, private), "{exit:x?}");
+    vm.convert(door, start, pages * PAGE, asked)?;
+    let exit = vcpu.run()?;
+    ensure!(exit == Exit::Done && vcpu.result(0) == 0, "{exit:x?}, result {}", vcpu.result(0));
     Ok(())
 }
 

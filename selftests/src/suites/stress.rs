@@ -71,7 +71,7 @@ struct Bench {
     s: Setup,
     kind: Private,
     layout: Layout,
-    doors: Vec<Door>,
+    doors: &'static [Door],
     rng: Rng,
     pages: Vec<Page>,
     generation: u64,
@@ -82,12 +82,7 @@ impl Bench {
     fn new(kind: Private, layout: Layout) -> Result<Bench> {
         let mut s = Setup::at(kind, PAGES * PAGE, layout)?;
         let rng = Rng::new(seed());
-        // Where the kernel has v7's door, use both.
-        let region = s.vm.raw_region(s.slot.gpa, PAGE, true);
-        let doors = match region {
-            Ok(()) => vec![Door::Attributes, Door::Region],
-            Err(_) => vec![Door::Attributes],
-        };
+        let doors = s.vm.doors();
         let (private_content, shared_content) = (Pattern::Generation(1), Pattern::Generation(2));
         s.vcpu.fill(s.slot.gpa, s.slot.size, private_content)?;
         super::setup::fill_view(&s.slot, shared_content);

@@ -248,6 +248,11 @@ impl Vcpu {
 
     fn verify_stride(&mut self, start: u64, len: u64, stride: u64, pattern: Pattern) -> Result<()> {
         self.call(Command::Verify, &sequence(start, len, stride, pattern))?;
+        self.judge(start, len, stride, pattern)
+    }
+
+    /// Fail unless the [`Command::Verify`] that was done last found the pattern.
+    pub fn judge(&self, start: u64, len: u64, stride: u64, pattern: Pattern) -> Result<()> {
         let wrong = self.result(3);
         ensure!(
             wrong == 0,
@@ -364,8 +369,8 @@ impl Vcpu {
     }
 }
 
-/// Arguments of fill and verify.
-fn sequence(start: u64, len: u64, stride: u64, pattern: Pattern) -> [u64; 5] {
+/// Arguments of [`Command::Fill`] and [`Command::Verify`].
+pub fn sequence(start: u64, len: u64, stride: u64, pattern: Pattern) -> [u64; 5] {
     [start, start + len, stride, pattern.word(start), pattern.step(stride)]
 }
 
