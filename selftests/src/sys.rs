@@ -123,6 +123,34 @@ pub fn memfd(size: u64) -> Result<OwnedFd> {
     Ok(fd)
 }
 
+/// A file of `size` bytes on tmpfs, without a name.
+pub fn tmpfs_file(size: u64) -> Result<OwnedFd> {
+    let flags = libc::O_TMPFILE | libc::O_RDWR;
+    let fd = open("/dev/shm", flags).or_else(|_| open("/tmp", flags)).context("a file on tmpfs")?;
+    ftruncate(&fd, size).context("ftruncate of a file on tmpfs")?;
+    Ok(fd)
+}
+
+/// `pread(2)`.
+pub fn pread(fd: impl AsFd, bytes: &mut [u8], at: u64) -> SysResult {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: The buffer has this length.
+    check(unsafe { libc::pread(fd, bytes.as_mut_ptr().cast(), bytes.len(), at as i64) } as i64)
+}
+
+/// `pwrite(2)`.
+pub fn pwrite(fd: impl AsFd, bytes: &[u8], at: u64) -> SysResult {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: The buffer has this length.
+    check(unsafe { libc::pwrite(fd, bytes.as_ptr().cast(), bytes.len(), at as i64) } as i64)
+}
+
+/// `lseek(2)`.
+pub fn lseek(fd: impl AsFd, offset: u64, whence: c_int) -> SysResult<u64> {
+    // SAFETY: Takes no pointer.
+    check(unsafe { libc::lseek(fd.as_fd().as_raw_fd(), offset as i64, whence) }).map(|at| at as u64)
+}
+
 /// `ftruncate(2)`.
 pub fn ftruncate(fd: impl AsFd, size: u64) -> SysResult<()> {
     // SAFETY: Takes no pointer.

@@ -474,10 +474,7 @@ fn userfaultfd_has_nothing_to_register() -> CaseResult {
 fn seek_tells_only_what_is_allocated() -> CaseResult {
     let fd = memfile(MIB)?;
     allocate(&fd, 4 * PAGE, 2 * PAGE)?;
-    // SAFETY: Takes no pointer.
-    let seek = |from: u64, whence| unsafe {
-        check(libc::lseek(fd.as_raw_fd(), from as i64, whence)).map(|at| at as u64)
-    };
+    let seek = |from, whence| lseek(&fd, from, whence);
     ensure!(seek(0, libc::SEEK_END) == Ok(MIB));
     ensure!(seek(0, libc::SEEK_HOLE) == Ok(0));
     expect_errno("beyond the end", seek(MIB, libc::SEEK_DATA), &[Errno::ENXIO])?;

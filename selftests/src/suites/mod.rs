@@ -13,6 +13,7 @@ mod exits;
 mod fdinfo;
 mod guest;
 mod infra;
+mod model;
 mod module;
 mod ondemand;
 mod prefault;
@@ -37,6 +38,7 @@ pub static SUITES: &[&Suite] = &[
     &size::SUITE,
     &access::SUITE,
     &property::SUITE,
+    &model::SUITE,
     &binding::SUITE,
     &cap::SUITE,
     &guest::SUITE,

@@ -45,11 +45,7 @@ fn ordinary_memfd_cannot_be_bound() -> CaseResult {
 }
 
 fn tmpfs_file_cannot_be_bound() -> CaseResult {
-    let fd = open("/dev/shm", libc::O_TMPFILE | libc::O_RDWR)
-        .or_else(|_| open("/tmp", libc::O_TMPFILE | libc::O_RDWR))
-        .context("a file on tmpfs")?;
-    ftruncate(&fd, MIB)?;
-    expect_refused("tmpfs file", &fd)
+    expect_refused("tmpfs file", tmpfs_file(MIB)?)
 }
 
 fn hugetlb_memfd_cannot_be_bound() -> CaseResult {

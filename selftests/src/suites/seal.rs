@@ -69,20 +69,6 @@ fn sealed() -> Result<OwnedFd> {
 const BYTE: u8 = 0x77;
 const WORD: u64 = u64::from_ne_bytes([BYTE; 8]);
 
-fn pwrite(fd: &OwnedFd, bytes: &[u8], at: u64) -> SysResult {
-    // SAFETY: The buffer has this length.
-    let ret =
-        unsafe { libc::pwrite(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), at as i64) };
-    check(ret as i64)
-}
-
-fn pread(fd: &OwnedFd, bytes: &mut [u8], at: u64) -> SysResult {
-    // SAFETY: The buffer has this length.
-    let ret =
-        unsafe { libc::pread(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), at as i64) };
-    check(ret as i64)
-}
-
 /// Which signal a child gets when it touches a word of a mapping; 0 for none.
 fn signal_on_touch(view: &Mapping, offset: u64, write: bool) -> Result<c_int> {
     // SAFETY: The child touches one word and exits.
