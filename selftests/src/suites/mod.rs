@@ -4,6 +4,7 @@
 use crate::ktap::Suite;
 
 mod access;
+mod accounting;
 mod binding;
 mod cap;
 mod control;
@@ -49,6 +50,7 @@ pub static SUITES: &[&Suite] = &[
     &exits::GMEM,
     &convert::SUITE,
     &ondemand::SUITE,
+    &accounting::SUITE,
     &zero::SUITE,
     &zero::GMEM,
     &prefault::SUITE,
