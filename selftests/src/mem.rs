@@ -28,6 +28,14 @@ pub fn vmstat(key: &str) -> Result<u64> {
     line.and_then(|l| l.trim().parse().ok()).with_context(|| format!("/proc/vmstat has no {key}"))
 }
 
+/// A counter of memfile.ko: how often something has happened since it was loaded.
+pub fn counter(key: &str) -> Result<u64> {
+    let path = "/sys/kernel/debug/memfile/counters";
+    let text = std::fs::read_to_string(path).context(path)?;
+    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
+    line.and_then(|l| l.parse().ok()).with_context(|| format!("memfile has no counter {key}"))
+}
+
 /// Fold the per-CPU parts of the counters in; best effort, needs root.
 pub fn refresh_counters() {
     let _ = std::fs::write("/proc/sys/vm/stat_refresh", "1");

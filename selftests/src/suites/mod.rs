@@ -11,10 +11,12 @@ mod control;
 mod convert;
 mod creation;
 mod exits;
+mod fault;
 mod fdinfo;
 mod guest;
 mod infra;
 mod model;
+mod inject;
 mod module;
 mod ondemand;
 mod prefault;
@@ -56,6 +58,7 @@ pub static SUITES: &[&Suite] = &[
     &prefault::SUITE,
     &prefault::GMEM,
     &fdinfo::SUITE,
+    &fault::SUITE,
     &sharing::SUITE,
     &scenarios::SUITE,
     &scenarios::GMEM,

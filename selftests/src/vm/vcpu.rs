@@ -134,17 +134,25 @@ impl Vcpu {
     pub fn run_for(&mut self, limit: Duration) -> Result<Exit> {
         let alarm = Alarm::set(limit)?;
         loop {
-            self.fd.get_kvm_run().exit_reason = kvm_bindings::KVM_EXIT_UNKNOWN;
-            // SAFETY: Takes no pointer; what the guest writes is its own and our mappings' memory.
-            match check(unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_RUN(), 0) }) {
-                Ok(_) => return Ok(self.exit()),
-                Err(Errno::EINTR | Errno::EAGAIN) if alarm.due() => {
+            match self.enter() {
+                Ok(exit) => return Ok(exit),
+                Err(_) if alarm.due() => {
                     let regs = self.fd.get_regs().context("KVM_GET_REGS")?;
                     bail!("vCPU {} still runs after {limit:?}, at {:#x}", self.id, regs.rip);
                 }
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
-                Err(errno) => return Ok(self.failure(errno)),
+                Err(_) => {}
             }
+        }
+    }
+
+    /// One KVM_RUN, without a time limit; an error only if it is to be tried again.
+    pub fn enter(&mut self) -> SysResult<Exit> {
+        self.fd.get_kvm_run().exit_reason = kvm_bindings::KVM_EXIT_UNKNOWN;
+        // SAFETY: Takes no pointer; what the guest writes is its own and our mappings' memory.
+        match check(unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_RUN(), 0) }) {
+            Ok(_) => Ok(self.exit()),
+            Err(errno @ (Errno::EINTR | Errno::EAGAIN)) => Err(errno),
+            Err(errno) => Ok(self.failure(errno)),
         }
     }
 

@@ -1,0 +1,630 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memory runs out: what fails says so, changes nothing, leaks nothing, and works once there is
+//! memory again.
+//!
+//! Most cases make a call with less memory than it needs, and a little more each time, until it has
+//! enough: see [`Injector::sweep`].
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::inject::{Injector, SHORTAGES, Shortage};
+use super::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
+use crate::guest::Command;
+use crate::ktap::{CaseResult, Suite};
+use crate::mem::{self, counter};
+use crate::pattern::{Pattern, Rng, seed};
+use crate::pressure::{Cgroup, Setting, shmem_huge};
+use crate::sys::*;
+use crate::uapi::*;
+use crate::vm::{DOORS, Exit, Private, Slot, Vm, region, small_pages};
+use crate::{GIB, HUGE, MIB, PAGE, suite};
+
+pub static SUITE: Suite = suite!(
+    "fault",
+    [
+        memfd_create_that_fails_leaves_nothing,
+        size_and_seal_that_fail_change_nothing,
+        fallocate_that_fails_undoes_what_it_did,
+        fallocate_that_fails_spares_what_the_guest_touches_meanwhile,
+        hole_needs_no_memory,
+        hole_in_a_huge_page_needs_no_memory,
+        binding_that_fails_changes_nothing,
+        deletion_that_fails_changes_nothing,
+        conversion_that_fails_changes_nothing,
+        conversion_to_shared_needs_no_memory,
+        pre_fault_that_fails_says_enomem,
+        private_fault_that_fails_exits_with_enomem_and_resumes,
+        huge_private_fault_falls_back_or_exits_with_enomem,
+        private_fault_over_the_limit_of_the_cgroup_is_enomem,
+        private_fault_over_the_limit_is_killed_for_as_a_memfd_is,
+        private_fault_over_the_commit_limit_is_enospc,
+    ]
+);
+
+const KIND: Private = Private::Memfile;
+
+/// What memfile counts as in use, and what the process has open.
+#[derive(Debug, PartialEq, Eq)]
+struct Usage {
+    files: u64,
+    bindings: u64,
+    pages: u64,
+    module: String,
+    descriptors: usize,
+}
+
+impl Usage {
+    fn now() -> Result<Usage> {
+        let pairs = [("create", "destroy"), ("bind", "unbind"), ("get_pfn", "put_pfn")];
+        let mut used = [0; 3];
+        for (used, (more, less)) in used.iter_mut().zip(pairs) {
+            *used = counter(more)?.wrapping_sub(counter(less)?);
+        }
+        let [files, bindings, pages] = used;
+        let module = std::fs::read_to_string("/sys/module/memfile/refcnt").context("refcnt")?;
+        let descriptors = std::fs::read_dir("/proc/self/fd").context("/proc/self/fd")?.count();
+        Ok(Usage { files, bindings, pages, module, descriptors })
+    }
+
+    /// Fail unless all is as it was.
+    fn expect_unchanged(&self) -> Result<()> {
+        let now = Usage::now()?;
+        ensure!(now == *self, "in use before: {self:?}, now: {now:?}");
+        Ok(())
+    }
+}
+
+/// An [`Injector`]; SKIP where there is no memfile either.
+fn injector() -> Result<Injector> {
+    drop(memfile(PAGE)?);
+    Injector::new()
+}
+
+/// The binding of a file, as fdinfo shows it.
+fn expect_bindings(fd: impl AsFd, wanted: &str) -> Result<()> {
+    let got = mem::fdinfo(fd, "memfile-bindings")?.context("fdinfo has no memfile-bindings")?;
+    ensure!(got == wanted, "fdinfo says {got} bindings, wanted {wanted}");
+    Ok(())
+}
+
+fn memfd_create_that_fails_leaves_nothing() -> CaseResult {
+    let injector = injector()?;
+    let before = Usage::now()?;
+    let failed = injector.sweep(
+        "memfd_create",
+        &mut (),
+        // ENOSPC is shmem's word for no inode, with any memfd.
+        |()| {
+            let result = memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE);
+            result.map_err(|e| if e == Errno::ENOSPC { Errno::ENOMEM } else { e })
+        },
+        |(), result| {
+            if let Ok(fd) = result {
+                ftruncate(&fd, PAGE).context("the file that was made")?;
+            }
+            before.expect_unchanged()
+        },
+    )?;
+    ensure!(failed > 0, "no allocation was needed");
+    Ok(())
+}
+
+fn size_and_seal_that_fail_change_nothing() -> CaseResult {
+    let injector = injector()?;
+    injector.sweep(
+        "ftruncate",
+        &mut memfile_unsized()?,
+        |fd| ftruncate(fd, MIB),
+        |fd, result| {
+            let size = file_size(&*fd)?;
+            ensure!(size == if result.is_ok() { MIB } else { 0 }, "the size is {size:#x}");
+            *fd = memfile_unsized()?;
+            Ok(())
+        },
+    )?;
+    let sealable = || memfd_create(MFD_CLOEXEC | MFD_ALLOW_SEALING).context("memfd_create");
+    injector.sweep(
+        "F_ADD_SEALS",
+        &mut sealable()?,
+        |fd| add_seals(fd, F_SEAL_AUTO_ALLOCATE),
+        |fd, result| {
+            let seals = get_seals(&*fd)?;
+            let wanted = if result.is_ok() { F_SEAL_AUTO_ALLOCATE } else { 0 };
+            ensure!(seals == wanted, "the seals are {seals:#x}");
+            *fd = sealable()?;
+            Ok(())
+        },
+    )?;
+    Ok(())
+}
+
+/// The pages that the guest has stay, and stay mapped: nobody is even told (rule 16).
+fn fallocate_that_fails_undoes_what_it_did() -> CaseResult {
+    let injector = injector()?;
+    let size = 64 * PAGE;
+    let mut s = Setup::new(KIND, size)?;
+    let (live, len) = (s.slot.gpa + 20 * PAGE, 8 * PAGE);
+    s.vcpu.fill(live, len, GUEST)?;
+    let stats = s.vm.stats()?;
+    let mapped = stats.get("pages_4k")?;
+    let usage = Usage::now()?;
+    let invalidated = counter("invalidate")?;
+    let failed = injector.sweep(
+        "fallocate",
+        &mut s,
+        |s| allocate(&s.fd, 0, size),
+        |s, result| {
+            usage.expect_unchanged()?;
+            if result.is_ok() {
+                expect_allocated(&s.fd, size, "after success")?;
+                punch(&s.fd, 0, 20 * PAGE)?;
+                punch(&s.fd, 28 * PAGE, size - 28 * PAGE)?;
+            } else {
+                ensure!(counter("invalidate")? == invalidated, "consumers were told");
+                ensure!(stats.get("pages_4k")? == mapped, "the guest lost mappings");
+            }
+            expect_allocated(&s.fd, len, "in the end")?;
+            s.vcpu.verify(live, len, GUEST)
+        },
+    )?;
+    ensure!(u64::from(failed) >= (size - len) / PAGE, "only {failed} calls failed");
+    Ok(())
+}
+
+/// A page that the guest touches before the undo comes to it is the guest's.
+fn fallocate_that_fails_spares_what_the_guest_touches_meanwhile() -> CaseResult {
+    drop(injector()?);
+    let size = 2 * MIB;
+    let mut rng = Rng::new(seed());
+    let mut s = Setup::new(KIND, size)?;
+    let (fd, vcpu, gpa) = (&s.fd, &mut s.vcpu, s.slot.gpa);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let allocator = scope.spawn(|| -> Result<u32> {
+            let injector = Injector::new()?;
+            let mut failed = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let n = 1 + rng.below(2 * size / PAGE) as u32;
+                let call = || allocate(fd, 0, size);
+                match injector.call(Shortage::Once, n, call, SysResult::is_err)?.0 {
+                    Ok(()) => {}
+                    Err(Errno::ENOMEM) => failed += 1,
+                    Err(errno) => return Err(errno).context("fallocate"),
+                }
+            }
+            Ok(failed)
+        });
+        let mut touch = || -> Result<()> {
+            for round in 0..12 {
+                vcpu.fill_pages(gpa, size, Pattern::Generation(round))?;
+                vcpu.verify_pages(gpa, size, Pattern::Generation(round))
+                    .with_context(|| format!("round {round}"))?;
+                punch(fd, 0, size)?;
+            }
+            Ok(())
+        };
+        let result = touch();
+        stop.store(true, Ordering::Relaxed);
+        let failed = allocator.join().map_err(|_| anyhow!("the allocator panicked"))??;
+        println!("fallocate failed {failed} times");
+        result?;
+        ensure!(failed > 0, "fallocate never failed");
+        Ok(())
+    })
+}
+
+fn hole_needs_no_memory() -> CaseResult {
+    let injector = injector()?;
+    let mut s = Setup::new(KIND, MIB)?;
+    let (gpa, size) = (s.slot.gpa, s.slot.size);
+    s.vcpu.fill_pages(gpa, size, GUEST)?;
+    let usage = Usage::now()?;
+    let failed = injector.sweep(
+        "a hole",
+        &mut s,
+        |s| punch(&s.fd, 5 * PAGE, 100 * PAGE),
+        |s, _| {
+            usage.expect_unchanged()?;
+            expect_allocated(&s.fd, size - 100 * PAGE, "after the hole")?;
+            s.vcpu.verify_pages(gpa + 5 * PAGE, 100 * PAGE, Pattern::ZERO)?;
+            s.vcpu.fill_pages(gpa + 5 * PAGE, 100 * PAGE, GUEST)?;
+            s.vcpu.verify_pages(gpa, size, GUEST)
+        },
+    )?;
+    ensure!(failed == 0, "{failed} holes were not punched for want of memory");
+    Ok(())
+}
+
+/// The huge page is split. If there is no memory for that it stays, and the hole is cleared.
+fn hole_in_a_huge_page_needs_no_memory() -> CaseResult {
+    let injector = injector()?;
+    let _policy = shmem_huge("always")?;
+    let mut s = Setup::new(KIND, HUGE)?;
+    let gpa = s.slot.gpa;
+    let (at, len) = (7 * PAGE, 3 * PAGE);
+    s.vcpu.fill_pages(gpa, HUGE, GUEST)?;
+    expect_allocated(&s.fd, HUGE, "a huge page")?;
+    let usage = Usage::now()?;
+    let (mut split, mut whole) = (0, 0);
+    let failed = injector.sweep(
+        "a hole in a huge page",
+        &mut s,
+        |s| punch(&s.fd, at, len),
+        |s, _| {
+            usage.expect_unchanged()?;
+            match allocated(&s.fd)? {
+                HUGE => whole += 1,
+                held if held == HUGE - len => split += 1,
+                held => bail!("{} KiB are held", held >> 10),
+            }
+            s.vcpu.verify(gpa + at, len, Pattern::ZERO)?;
+            s.vcpu.verify_pages(gpa, at, GUEST)?;
+            s.vcpu.verify_pages(gpa + at + len, HUGE - at - len, GUEST)?;
+            punch(&s.fd, 0, HUGE)?;
+            expect_allocated(&s.fd, 0, "all punched")?;
+            s.vcpu.fill_pages(gpa, HUGE, GUEST)
+        },
+    )?;
+    println!("{split} times the huge page was split, {whole} times it stayed");
+    ensure!(failed == 0, "{failed} holes were not punched for want of memory");
+    ensure!(split > 0 && whole > 0, "only one of them was tried");
+    Ok(())
+}
+
+fn binding_that_fails_changes_nothing() -> CaseResult {
+    let injector = injector()?;
+    let vm = Vm::protected()?;
+    let mut vcpu = vm.vcpu(0)?;
+    let fd = memfile(MIB)?;
+    vm.set_private(GIB, MIB)?;
+    let view = small_pages(MIB)?;
+    let request = region(SLOT, GIB, &view, Some((KIND, fd.as_fd(), 0)));
+    let usage = Usage::now()?;
+    let failed = injector.sweep(
+        "binding",
+        &mut vcpu,
+        |_| vm.raw_set_region(&request),
+        |vcpu, result| {
+            if result.is_ok() {
+                vcpu.fill_pages(GIB, MIB, GUEST)?;
+                expect_bindings(&fd, "1")?;
+                vm.raw_delete(SLOT)?;
+            }
+            expect_bindings(&fd, "0")?;
+            let flags = mem::fdinfo(&fd, "memfile-flags")?;
+            ensure!(flags.as_deref() == Some("0x1"), "the file's flags are {flags:?}");
+            usage.expect_unchanged()?;
+            let exit = vcpu.start(Command::Load, &[GIB])?;
+            ensure!(matches!(exit, Exit::MemoryFault { errno: Errno::EFAULT, .. }), "{exit:x?}");
+            vcpu.restart()
+        },
+    )?;
+    ensure!(failed > 0, "no allocation was needed");
+    Ok(())
+}
+
+fn deletion_that_fails_changes_nothing() -> CaseResult {
+    let injector = injector()?;
+    let mut s = Setup::new(KIND, MIB)?;
+    let (gpa, size) = (s.slot.gpa, s.slot.size);
+    s.vcpu.fill_pages(gpa, size, GUEST)?;
+    let request = region(SLOT, gpa, &s.slot.view, Some((KIND, s.fd.as_fd(), 0)));
+    let usage = Usage::now()?;
+    let (vm, fd) = (&s.vm, &s.fd);
+    let failed = injector.sweep(
+        "deletion",
+        &mut s.vcpu,
+        |_| vm.raw_delete(SLOT),
+        |vcpu, result| {
+            if result.is_ok() {
+                expect_bindings(fd, "0")?;
+                vm.raw_set_region(&request).context("bind it again")?;
+            }
+            expect_bindings(fd, "1")?;
+            usage.expect_unchanged()?;
+            vcpu.verify_pages(gpa, size, GUEST)
+        },
+    )?;
+    println!("{failed} deletions failed");
+    Ok(())
+}
+
+/// A large slot; each try converts another part of it, because memory that a failed one has
+/// reserved makes the next one need less.
+struct Parts {
+    s: Setup,
+    n: u64,
+}
+
+impl Parts {
+    /// Bytes of a part: several nodes of KVM's array of attributes.
+    const LEN: u64 = 200 * PAGE;
+
+    fn new() -> Result<Parts> {
+        let mut s = Setup::new(KIND, 128 * HUGE)?;
+        s.vm.set_shared(s.slot.gpa, s.slot.size)?;
+        s.vcpu.store(s.slot.gpa, 0)?;
+        Ok(Parts { s, n: 0 })
+    }
+
+    fn slot(&self) -> &Slot {
+        &self.s.slot
+    }
+
+    /// Where the part is in the slot.
+    fn offset(&self) -> u64 {
+        self.n * HUGE
+    }
+
+    fn gpa(&self) -> u64 {
+        self.slot().gpa + self.offset()
+    }
+
+    /// Get the next part ready: shared, but for one page.
+    fn next(&mut self) -> Result<()> {
+        self.n += 1;
+        let (gpa, at) = (self.gpa(), self.offset());
+        ensure!(at + Self::LEN <= self.slot().size, "the slot is too small");
+        for page in (0..Self::LEN).step_by(PAGE as usize) {
+            self.slot().view.store(at + page, SHARED.word(gpa + page));
+        }
+        self.s.vm.set_private(gpa + 9 * PAGE, PAGE)?;
+        self.s.vcpu.fill_pages(gpa + 9 * PAGE, PAGE, GUEST)
+    }
+
+    /// The part is what [`Parts::next`] made it, or all private.
+    fn check(&mut self, private: bool) -> Result<()> {
+        let (gpa, len) = (self.gpa(), Self::LEN);
+        let pattern = if private { Pattern::ZERO } else { SHARED };
+        self.s.vcpu.verify_pages(gpa, 9 * PAGE, pattern)?;
+        self.s.vcpu.verify_pages(gpa + 9 * PAGE, PAGE, GUEST)?;
+        self.s.vcpu.verify_pages(gpa + 10 * PAGE, len - 10 * PAGE, pattern)
+    }
+}
+
+fn conversion_that_fails_changes_nothing() -> CaseResult {
+    let injector = injector()?;
+    let mut parts = Parts::new()?;
+    for door in DOORS {
+        parts.next()?;
+        let usage = Usage::now()?;
+        let failed = injector.sweep(
+            &format!("conversion through {door:?}"),
+            &mut parts,
+            |parts| parts.s.vm.raw_convert(door, parts.gpa(), Parts::LEN, true),
+            |parts, result| {
+                usage.expect_unchanged()?;
+                parts.check(result.is_ok())?;
+                parts.next()
+            },
+        )?;
+        ensure!(failed > 0, "no allocation was needed");
+    }
+    Ok(())
+}
+
+fn conversion_to_shared_needs_no_memory() -> CaseResult {
+    let injector = injector()?;
+    let mut s = Setup::new(KIND, HUGE + PAGE)?;
+    let (gpa, size) = (s.slot.gpa, s.slot.size);
+    fill_view(&s.slot, SHARED);
+    for door in DOORS {
+        s.vcpu.fill_pages(gpa, size, GUEST)?;
+        let failed = injector.sweep(
+            &format!("conversion to shared through {door:?}"),
+            &mut s,
+            |s| s.vm.raw_convert(door, gpa, size, false),
+            |s, _| {
+                s.vcpu.verify_pages(gpa, size, SHARED)?;
+                s.vm.set_private(gpa, size)?;
+                s.vcpu.verify_pages(gpa, size, GUEST)
+            },
+        )?;
+        ensure!(failed == 0, "{failed} conversions failed");
+    }
+    Ok(())
+}
+
+/// A VM for each try: what a vCPU has allocated once it keeps for the next fault. What was done
+/// before memory was short is done.
+fn pre_fault_that_fails_says_enomem() -> CaseResult {
+    let injector = injector()?;
+    let size = 8 * PAGE;
+    let failed = injector.sweep(
+        "KVM_PRE_FAULT_MEMORY",
+        &mut (Setup::new(KIND, MIB)?, size),
+        |(s, left)| {
+            let result;
+            (result, *left) = s.vcpu.raw_pre_fault(s.slot.gpa, size);
+            result
+        },
+        |(s, left), result| {
+            ensure!(result.is_ok() == (*left == 0), "{left} bytes are left");
+            expect_allocated(&s.fd, size - *left, "after pre-faulting")?;
+            s.vcpu.raw_pre_fault(s.slot.gpa, size).0.context("once there is memory")?;
+            s.vcpu.fill(s.slot.gpa, MIB, GUEST)?;
+            s.vcpu.verify(s.slot.gpa, MIB, GUEST)?;
+            *s = Setup::new(KIND, MIB)?;
+            Ok(())
+        },
+    )?;
+    ensure!(failed > 0, "no allocation was needed");
+    Ok(())
+}
+
+/// What entering the guest came to while memory was short.
+#[derive(Debug, Default)]
+struct Faults {
+    /// Served, in some other way.
+    served: u32,
+    /// memfile found no page: an exit that says where.
+    store: u32,
+    /// KVM found no page for itself.
+    kvm: u32,
+}
+
+/// The first private access of a vCPU, with less memory than it needs.
+fn fault_without_memory(
+    injector: &Injector,
+    shortage: Shortage,
+    size: u64,
+    command: Command,
+) -> Result<Faults> {
+    let mut faults = Faults::default();
+    let (mut tries, mut short) = (0, true);
+    while short {
+        tries += 1;
+        let mut s = Setup::new(KIND, size)?;
+        let addr = s.slot.gpa + 3 * PAGE;
+        let wanted = if command == Command::Store { 77 } else { 0 };
+        s.vcpu.post(command, &[addr, wanted])?;
+        let (usage, errors) = (Usage::now()?, counter("get_pfn_error")?);
+        let failed = |result: &SysResult<Exit>| *result != Ok(Exit::Done);
+        let (exit, now) = injector.call(shortage, tries, || s.vcpu.enter(), failed)?;
+        short = now;
+        let errors = counter("get_pfn_error")? - errors;
+        let exit = exit.context("a signal")?;
+        let words = format!("{shortage:?} {tries}: {exit:x?}, {errors} errors of get_pfn");
+        match (exit, errors) {
+            (Exit::Done, 0) => faults.served += u32::from(short),
+            (Exit::MemoryFault { errno, gpa, size, flags }, 1) => {
+                ensure!((errno, size) == (Errno::ENOMEM, PAGE), "{words}");
+                ensure!((gpa, flags) == (addr, KVM_MEMORY_EXIT_FLAG_PRIVATE), "{words}");
+                faults.store += 1;
+            }
+            (Exit::Error(Errno::ENOMEM), 0) => faults.kvm += 1,
+            _ => bail!("{words}"),
+        }
+        usage.expect_unchanged().context(words.clone())?;
+        if exit != Exit::Done {
+            expect_allocated(&s.fd, 0, &words)?;
+            let exit = s.vcpu.run()?;
+            ensure!(exit == Exit::Done, "{words}; there is memory again: {exit:x?}");
+        }
+        ensure!(s.vcpu.load(addr)? == wanted, "{words}; the access was not done");
+        s.vcpu.verify_pages(addr + PAGE, s.slot.size - 4 * PAGE, Pattern::ZERO)?;
+    }
+    println!("{command:?}, {shortage:?}: {} tries with too little, {faults:?}", tries - 1);
+    Ok(faults)
+}
+
+fn private_fault_that_fails_exits_with_enomem_and_resumes() -> CaseResult {
+    let injector = injector()?;
+    for (shortage, command) in SHORTAGES.into_iter().zip([Command::Load, Command::Store]) {
+        let faults = fault_without_memory(&injector, shortage, 16 * PAGE, command)?;
+        ensure!(faults.store > 0, "no page was ever missing");
+    }
+    Ok(())
+}
+
+fn huge_private_fault_falls_back_or_exits_with_enomem() -> CaseResult {
+    let injector = injector()?;
+    let _policy = shmem_huge("always")?;
+    let once = fault_without_memory(&injector, Shortage::Once, HUGE, Command::Store)?;
+    ensure!(once.served > 0, "it never fell back");
+    let lasting = fault_without_memory(&injector, Shortage::Lasting, HUGE, Command::Store)?;
+    ensure!(lasting.store > 0, "no page was ever missing");
+    Ok(())
+}
+
+/// Let the guest write all of its slot while it may not, then while it may: the exit with `errno`
+/// says where, is repeated, and changes nothing.
+fn expect_exit_until(
+    s: &mut Setup,
+    errno: Errno,
+    relieve: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let (gpa, size) = (s.slot.gpa, s.slot.size);
+    let (word, step) = (GUEST.word(gpa), GUEST.step(PAGE));
+    s.vcpu.post(Command::Fill, &[gpa, gpa + size, PAGE, word, step])?;
+    // Without a timer, for which there may be no memory either.
+    let mut exit = Exit::Done;
+    let mut held = 0;
+    for n in 0..4 {
+        exit = s.vcpu.enter().context("a signal")?;
+        let before = std::mem::replace(&mut held, allocated(&s.fd)?);
+        let (gpa, flags) = (gpa + held, KVM_MEMORY_EXIT_FLAG_PRIVATE);
+        let wanted = Exit::MemoryFault { errno, gpa, size: PAGE, flags };
+        ensure!(exit == wanted, "entry {n}, {} KiB are held: {exit:x?}", held >> 10);
+        ensure!(n == 0 || held == before, "a fault that failed left {} KiB", (held - before) >> 10);
+    }
+    relieve()?;
+    println!("{exit:x?} with {} of {} KiB", held >> 10, size >> 10);
+    let exit = s.vcpu.run()?;
+    ensure!(exit == Exit::Done, "there is memory again: {exit:x?}");
+    expect_allocated(&s.fd, size, "all touched")?;
+    s.vcpu.verify_pages(gpa, size, GUEST)
+}
+
+/// A memfd gets the same errno at the same limit.
+fn private_fault_over_the_limit_of_the_cgroup_is_enomem() -> CaseResult {
+    let size = 4 * MIB;
+    let mut s = Setup::new(KIND, size)?;
+    let usage = Usage::now()?;
+    let (ballast, plain) = (memfd(size)?, memfd(size)?);
+    let cgroup = Cgroup::enter()?;
+    let _immortal = Setting::set("/proc/self/oom_score_adj", "-1000")?;
+    allocate(&ballast, 0, size)?;
+    cgroup.set("memory.swap.max", 0)?;
+    cgroup.set("memory.max", cgroup.current()? + size / 2)?;
+    expect_errno("fallocate of a memfd", allocate(&plain, 0, size), &[Errno::ENOMEM])?;
+    expect_allocated(&plain, 0, "the memfd")?;
+    expect_exit_until(&mut s, Errno::ENOMEM, || Ok(punch(&ballast, 0, size)?))?;
+    drop((ballast, plain));
+    usage.expect_unchanged()
+}
+
+/// Without a pardon the VMM is killed, as is who writes too much to a memfd; the memory comes back.
+fn private_fault_over_the_limit_is_killed_for_as_a_memfd_is() -> CaseResult {
+    let size = 16 * MIB;
+    drop(memfile_unsized()?);
+    let cgroup = Cgroup::new()?;
+    cgroup.set("memory.swap.max", 0)?;
+    cgroup.set("memory.max", 6 * MIB)?;
+    let of_a_memfd = || Ok(allocate(memfd(size)?, 0, size)?);
+    let of_a_guest = || -> CaseResult {
+        let mut s = Setup::new(KIND, size)?;
+        s.vcpu.fill_pages(s.slot.gpa, size, GUEST)
+    };
+    for (what, too_much) in
+        [("a memfd", &of_a_memfd as &dyn Fn() -> CaseResult), ("a guest", &of_a_guest)]
+    {
+        // SAFETY: The child uses too much memory and exits.
+        let pid = check(unsafe { libc::fork() })? as libc::pid_t;
+        if pid == 0 {
+            let result = cgroup.join().and_then(|()| too_much());
+            println!("{what}: {result:?}");
+            // SAFETY: Ends the child.
+            unsafe { libc::_exit(0) };
+        }
+        let mut status = 0;
+        // SAFETY: The status outlives the call.
+        check(unsafe { libc::waitpid(pid, &mut status, 0) })?;
+        let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+        ensure!(killed, "{what}: status {status:#x}");
+        let held = cgroup.line("memory.stat", "shmem")?;
+        ensure!(held <= MIB, "{what}: {} KiB are left", held >> 10);
+    }
+    Ok(())
+}
+
+fn private_fault_over_the_commit_limit_is_enospc() -> CaseResult {
+    let mut s = Setup::new(KIND, 4 * MIB)?;
+    let plain = memfd(MIB)?;
+    let usage = Usage::now()?;
+    let ratio = Setting::set("/proc/sys/vm/overcommit_ratio", "0")?;
+    let never = Setting::set("/proc/sys/vm/overcommit_memory", "2")?;
+    let result = allocate(&plain, 0, PAGE);
+    let of_memfile = allocate(&s.fd, 0, s.slot.size);
+    expect_exit_until(&mut s, Errno::ENOSPC, || {
+        drop((never, ratio));
+        Ok(())
+    })?;
+    expect_errno("fallocate of a memfd", result, &[Errno::ENOSPC])?;
+    expect_errno("fallocate of a memfile", of_memfile, &[Errno::ENOSPC])?;
+    usage.expect_unchanged()
+}
