@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! KVM_CAP_MEMFILE: which flags a VM's slots are registered with (rule 8).
 
-use anyhow::{Context, Result, ensure};
+use std::os::fd::AsFd;
+use std::sync::Barrier;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::ktap::{CaseResult, Suite, missing_memfile};
 use crate::sys::*;
@@ -20,6 +24,7 @@ pub static SUITE: Suite = suite!(
         bad_arguments_are_refused,
         vm_without_private_memory_refuses,
         different_flags_on_one_file_are_refused,
+        racing_bindings_leave_the_flags_of_the_winner,
     ]
 );
 
@@ -43,7 +48,7 @@ fn choose(vm: &Vm, flags: u64) -> SysResult<()> {
 }
 
 /// The flags that fdinfo shows for a file.
-fn flags_of(fd: impl std::os::fd::AsFd) -> Result<String> {
+fn flags_of(fd: impl AsFd) -> Result<String> {
     mem::fdinfo(fd, "memfile-flags")?.context("fdinfo has no memfile-flags")
 }
 
@@ -147,7 +152,7 @@ fn different_flags_on_one_file_are_refused() -> CaseResult {
     choose(&b, MOVABLE)?;
     let slot = a.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
     let other = crate::vm::small_pages(MIB)?;
-    let half = Some((Private::Memfile, std::os::fd::AsFd::as_fd(&fd), MIB));
+    let half = Some((Private::Memfile, fd.as_fd(), MIB));
     let request = crate::vm::region(1, GIB, &other, half);
     expect_errno("other flags", b.raw_set_region(&request), &[Errno::EINVAL])?;
     let got = flags_of(&fd)?;
@@ -156,5 +161,57 @@ fn different_flags_on_one_file_are_refused() -> CaseResult {
     b.raw_set_region(&request).context("alone on the file")?;
     let got = flags_of(&fd)?;
     ensure!(got == format!("{MOVABLE:#x}"), "fdinfo says {got}");
+    Ok(())
+}
+
+/// Two VMs with different wishes, each for its own half of one file: one is first, the other is
+/// refused, and the file is what the first wished, whoever looks when.
+fn racing_bindings_leave_the_flags_of_the_winner() -> CaseResult {
+    let vms = [protected()?, protected()?];
+    choose(&vms[1], MOVABLE)?;
+    let fd = memfile(2 * MIB)?;
+    let view = crate::vm::small_pages(MIB)?;
+    let (barrier, rounds) = (Barrier::new(2), 200);
+    // What each round came to for each VM.
+    let race = |n: u64| -> Result<Vec<bool>> {
+        let vm = &vms[n as usize];
+        let wish = [PINNED, MOVABLE][n as usize];
+        let half = Some((Private::Memfile, fd.as_fd(), n * MIB));
+        let request = crate::vm::region(1, GIB, &view, half);
+        let mut won = Vec::new();
+        let mut result = Ok(());
+        for _ in 0..rounds {
+            barrier.wait();
+            let bound = vm.raw_set_region(&request);
+            barrier.wait();
+            // As long as nobody has undone it.
+            let got = flags_of(&fd);
+            barrier.wait();
+            won.push(bound.is_ok());
+            let check = || match bound {
+                Ok(()) => {
+                    vm.raw_delete(1)?;
+                    let got = got?;
+                    ensure!(got == format!("{wish:#x}"), "wished {wish:#x}, fdinfo says {got}");
+                    Ok(())
+                }
+                Err(errno) => expect_errno("the loser", Err::<(), _>(errno), &[Errno::EINVAL]),
+            };
+            // The other one counts on us at the barrier until the end.
+            result = result.and(check());
+            barrier.wait();
+        }
+        result.map(|()| won)
+    };
+    let (first, second) = thread::scope(|scope| {
+        let other = scope.spawn(|| race(1));
+        (race(0), other.join())
+    });
+    let (first, second) = (first?, second.map_err(|_| anyhow!("the other VM panicked"))??);
+    ensure!(first.iter().zip(&second).all(|(a, b)| a != b), "both or none were bound");
+    let won = first.iter().filter(|&&won| won).count();
+    println!("of {rounds} races one VM won {won}");
+    let got = flags_of(&fd)?;
+    ensure!(got == format!("{BOTH:#x}"), "unbound, fdinfo says {got}");
     Ok(())
 }

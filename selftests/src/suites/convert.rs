@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Converting memory through either door, which are one state.
 
+use std::os::fd::AsFd;
+
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{GUEST, SHARED, Setup};
+use super::setup::{GUEST, SHARED, Setup, fill_view};
 use crate::guest::Command;
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::{CaseResult, Suite, skip};
+use crate::pressure::shmem_huge;
 use crate::sys::*;
 use crate::vm::{DOORS, Door, Exit, Private, Vm, VmType};
 use crate::{GIB, HUGE, MIB, PAGE, suite};
@@ -22,6 +25,8 @@ pub static SUITE: Suite = suite!(
         vm_without_private_memory_has_no_regions,
         range_without_slot_may_be_converted,
         single_pages_convert_alone,
+        page_of_a_huge_private_one_converts_alone,
+        page_of_a_huge_shared_one_converts_alone,
     ]
 );
 
@@ -171,4 +176,49 @@ fn single_pages_convert_alone() -> CaseResult {
         }
     }
     Ok(())
+}
+
+/// Two huge pages on each side. One page of the first changes sides; the guest must see what is
+/// there on either side, and have no huge mapping over both.
+fn convert_page_of_a_huge_one(door: Door, private: bool) -> CaseResult {
+    let policy = shmem_huge("always")?;
+    let vm = Vm::protected()?;
+    let (gpa, size) = (4 * GIB, 2 * HUGE);
+    let view = Mapping::anonymous(size)?;
+    view.madvise(0, size, libc::MADV_HUGEPAGE).context("MADV_HUGEPAGE")?;
+    let fd = memfile(size)?;
+    let slot = vm.add(1, gpa, view, Some((Private::Memfile, fd.as_fd(), 0)))?;
+    let mut vcpu = vm.vcpu(0)?;
+    fill_view(&slot, SHARED);
+    vm.convert(door, gpa, size, true)?;
+    vcpu.fill(gpa, size, GUEST)?;
+    drop(policy);
+    vm.convert(door, gpa, size, private)?;
+    let (whole, other) = if private { (GUEST, SHARED) } else { (SHARED, GUEST) };
+    vcpu.verify_pages(gpa, size, whole)?;
+    let stats = vm.stats()?;
+    let huge = stats.get("pages_2m")?;
+    if huge < 2 {
+        return skip(format!("{huge} huge pages are mapped, where there could be two"));
+    }
+    for page in [0, 100, 511] {
+        let at = page * PAGE;
+        vm.convert(door, gpa + at, PAGE, !private)?;
+        vcpu.verify(gpa, at, whole)?;
+        vcpu.verify(gpa + at, PAGE, other)?;
+        vcpu.verify(gpa + at + PAGE, size - at - PAGE, whole)?;
+        let left = stats.get("pages_2m")?;
+        ensure!(left == huge - 1, "{huge} huge pages were mapped, now {left}");
+        vm.convert(door, gpa + at, PAGE, private)?;
+        vcpu.verify(gpa, size, whole).context("converted back")?;
+    }
+    Ok(())
+}
+
+fn page_of_a_huge_private_one_converts_alone() -> CaseResult {
+    DOORS.into_iter().try_for_each(|door| convert_page_of_a_huge_one(door, true))
+}
+
+fn page_of_a_huge_shared_one_converts_alone() -> CaseResult {
+    DOORS.into_iter().try_for_each(|door| convert_page_of_a_huge_one(door, false))
 }

@@ -7,9 +7,10 @@ use super::setup::{GUEST, LAYOUTS, SLOT, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::mem;
 use crate::pattern::{Pattern, Rng, seed};
+use crate::pressure::{drop_caches, shmem_huge};
 use crate::sys::*;
 use crate::vm::{Private, Vm};
-use crate::{GIB, MIB, PAGE, suite};
+use crate::{GIB, HUGE, MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
     "ondemand",
@@ -24,6 +25,7 @@ pub static SUITE: Suite = suite!(
         memory_returns_when_everything_is_closed,
         memory_returns_when_the_vm_goes_last,
         slot_of_32_gib_costs_what_is_touched: 120,
+        huge_page_past_the_end_is_split_under_the_guest,
     ]
 );
 
@@ -147,4 +149,26 @@ fn slot_of_32_gib_costs_what_is_touched() -> CaseResult {
     println!("a slot of {} GiB in a machine of {} MiB", size / GIB, total / MIB);
     punch(&fd, 0, size)?;
     expect_allocated(&fd, 0, "all punched")
+}
+
+/// A huge page gives up what lies past the end of the file when memory is short. What lies before
+/// it stays where it is, and mapped.
+fn huge_page_past_the_end_is_split_under_the_guest() -> CaseResult {
+    let policy = shmem_huge("always")?;
+    let tail = 3 * PAGE;
+    let (vm, gpa, size) = (Vm::protected()?, 4 * GIB, HUGE + tail);
+    let fd = memfile(size)?;
+    let _slot = vm.add_private(SLOT, gpa, size, KIND, &fd, 0)?;
+    vm.set_private(gpa, size)?;
+    let mut vcpu = vm.vcpu(0)?;
+    vcpu.fill_pages(gpa, size, GUEST)?;
+    drop(policy);
+    expect_allocated(&fd, 2 * HUGE, "with a huge page across the end")?;
+    let (stats, invalidated) = (vm.stats()?, mem::counter("invalidate")?);
+    let mapped = stats.get("pages_4k")?;
+    drop_caches()?;
+    expect_allocated(&fd, size, "after the shrinker")?;
+    ensure!(mem::counter("invalidate")? == invalidated, "the guest's mappings were taken away");
+    ensure!(stats.get("pages_4k")? == mapped, "the guest lost mappings");
+    vcpu.verify_pages(gpa, size, GUEST)
 }

@@ -3,13 +3,16 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use libc::{c_int, iovec};
 
 use super::uffd::Userfault;
 use super::uring;
 use crate::ktap::{CaseResult, Suite, missing_memfile, skip};
+use crate::pattern::{Rng, seed};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::{HUGE, PAGE, pressure, suite};
@@ -32,10 +35,12 @@ pub static SUITE: Suite = suite!(
         fallocate_allocates_no_more_than_asked,
         punched_page_is_a_hole_again,
         userfaultfd_cannot_fill_a_hole,
+        userfaultfd_says_eexist_where_there_is_a_page,
         userfaultfd_gets_no_missing_event,
         collapse_fills_no_hole,
         holds_for_mappings_that_exist,
         other_seals_are_independent,
+        no_hole_is_filled_once_the_seal_is_added: 120,
     ]
 );
 
@@ -117,14 +122,19 @@ fn reads_back_and_stays() -> CaseResult {
 
 fn hugetlb_is_refused() -> CaseResult {
     drop(sealed()?);
-    let Ok(fd) = memfd_create(MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB) else {
-        return skip("the kernel has no hugetlb memfds");
-    };
-    for seals in [F_SEAL_AUTO_ALLOCATE, F_SEAL_AUTO_ALLOCATE | F_SEAL_GROW] {
-        expect_errno("on hugetlbfs", add_seals(&fd, seals), &[Errno::EINVAL])?;
-        ensure!(get_seals(&fd)? == 0, "a refused call set seals");
+    for (flags, before) in [(MFD_ALLOW_SEALING, 0), (0, F_SEAL_SEAL)] {
+        let Ok(fd) = memfd_create(MFD_CLOEXEC | MFD_HUGETLB | flags) else {
+            return skip("the kernel has no hugetlb memfds");
+        };
+        for seals in [F_SEAL_AUTO_ALLOCATE, F_SEAL_AUTO_ALLOCATE | F_SEAL_GROW] {
+            expect_errno("on hugetlbfs", add_seals(&fd, seals), &[Errno::EINVAL])?;
+            ensure!(get_seals(&fd)? == before, "a refused call set seals");
+        }
+        if flags == MFD_ALLOW_SEALING {
+            add_seals(&fd, F_SEAL_GROW).context("other seals")?;
+        }
     }
-    add_seals(&fd, F_SEAL_GROW).context("other seals")
+    Ok(())
 }
 
 fn read_of_a_hole_is_zeros_and_leaves_the_hole() -> CaseResult {
@@ -327,6 +337,22 @@ fn userfaultfd_cannot_fill_a_hole() -> CaseResult {
     expect_allocated(&plain, 2 * PAGE, "without the seal")
 }
 
+fn userfaultfd_says_eexist_where_there_is_a_page() -> CaseResult {
+    let fd = sealed()?;
+    let plain = sealable(SIZE)?;
+    ensure!(pwrite(&plain, &[BYTE; 2 * 4096], 2 * PAGE)? == 2 * PAGE as i64);
+    for (what, fd) in [("sealed", &fd), ("not sealed", &plain)] {
+        let view = Mapping::shared(fd, 0, SIZE)?;
+        let uffd = Userfault::on(&view)?;
+        let source = Mapping::anonymous(PAGE)?;
+        source.store(0, 1);
+        expect_errno(what, uffd.copy(&view, 2 * PAGE, &source), &[Errno::EEXIST])?;
+        ensure!(view.load(2 * PAGE) == WORD, "{what}: the page lost its content");
+        expect_allocated(fd, 2 * PAGE, what)?;
+    }
+    Ok(())
+}
+
 fn userfaultfd_gets_no_missing_event() -> CaseResult {
     let fd = sealed()?;
     let view = Mapping::shared(&fd, 0, SIZE)?;
@@ -397,4 +423,50 @@ fn other_seals_are_independent() -> CaseResult {
     add_seals(&fd, F_SEAL_GROW | F_SEAL_SHRINK)?;
     expect_errno("grow", fallocate(&fd, 0, SIZE, PAGE), &[Errno::EPERM])?;
     fallocate(&fd, 0, 0, SIZE).context("fallocate inside")
+}
+
+/// Whoever was before the seal has filled his hole when it is there, and the punch finds it;
+/// whoever comes later fills none.
+fn no_hole_is_filled_once_the_seal_is_added() -> CaseResult {
+    const MADV_POPULATE_READ: c_int = 22;
+    const MADV_POPULATE_WRITE: c_int = 23;
+    drop(sealed()?);
+    let (pages, rounds) = (256, 40);
+    let mut rng = Rng::new(seed());
+    let (mut filled, mut refused) = (0, 0);
+    for round in 0..rounds {
+        let fd = sealable(pages * PAGE)?;
+        let view = Mapping::shared(&fd, 0, pages * PAGE)?;
+        let (reached, seal_at) = (AtomicU64::new(0), rng.below(pages));
+        thread::scope(|scope| -> Result<()> {
+            let filler = scope.spawn(|| {
+                for page in 0..pages {
+                    // Each road in turn.
+                    let result = match page % 3 {
+                        0 => view.madvise(page * PAGE, PAGE, MADV_POPULATE_READ),
+                        1 => view.madvise(page * PAGE, PAGE, MADV_POPULATE_WRITE),
+                        _ => pwrite(&fd, &[BYTE], page * PAGE).map(drop),
+                    };
+                    if result.is_err() {
+                        return page;
+                    }
+                    reached.store(page + 1, Ordering::Relaxed);
+                }
+                pages
+            });
+            while reached.load(Ordering::Relaxed) < seal_at && !filler.is_finished() {
+                std::hint::spin_loop();
+            }
+            seal(&fd)?;
+            punch(&fd, 0, pages * PAGE)?;
+            let got = filler.join().map_err(|_| anyhow!("the filler panicked"))?;
+            filled += got;
+            refused += u32::from(got < pages);
+            Ok(())
+        })?;
+        expect_allocated(&fd, 0, &format!("round {round}, sealed and punched"))?;
+    }
+    println!("{filled} holes were filled, in {refused} of {rounds} rounds the seal stopped it");
+    ensure!(filled > 0 && refused > 0, "there was no race");
+    Ok(())
 }
