@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memfiles for drivers: bind pages of one, hear when they go away, get them.
+//!
+//! This is what `kernel::memfile` would be in the kernel's tree. It knows the interface that KVM
+//! uses, `include/linux/memfile.h`, and nothing of memfile.ko. A module takes it in with `#[path]`,
+//! beside `crate::bindings`, as `rust/test/memfile_test.rs` does.
+//!
+//! A driver says in a [`Consumer`] what it does when pages go away, and registers it as
+//!
+//! * a [`Mapper`], which has pages of its own and may ask for them, or as
+//! * an [`Observer`], which only listens.
+//!
+//! What protects a page that a driver has mapped is this protocol and nothing else (rule 13): a
+//! [`Page`] is a reference for the moment of mapping, and does not keep a page in its file.
+//!
+//! C header: [`include/linux/memfile.h`](srctree/include/linux/memfile.h)
+//!
+//! # Example
+//!
+//! A device whose table is filled on demand. (The file is a part of the test module: it is
+//! compiled, and its promises are tested by the suite `consumer`.)
+//!
+#![doc = concat!("```ignore\n", include_str!("../test/example.rs"), "```")]
+
+use crate::bindings;
+use core::marker::PhantomData;
+use core::ops::Range;
+use kernel::container_of;
+use kernel::error::to_result;
+use kernel::fs::LocalFile;
+use kernel::prelude::*;
+use kernel::types::Opaque;
+
+/// What a driver does when pages of its binding go away.
+///
+/// Frames are the driver's own numbers for the pages, see [`Span`], already clipped to the binding.
+/// Each [`Self::invalidate_start`] is followed by one [`Self::invalidate_end`] with the same
+/// frames; several invalidations may be under way at once, on several CPUs.
+///
+/// A memory error is an invalidation like any other; it shows when the page is asked for again,
+/// which fails with `EHWPOISON`.
+///
+/// # Context
+///
+/// The callbacks may sleep, but they can run inside of reclaim and with a folio lock held: they
+/// must not allocate, and must not take a sleeping lock whose holder may allocate or wait for a
+/// folio. They must not register or unregister anything for the same file, which would wait for
+/// themselves.
+pub(crate) trait Consumer: Send + Sync + 'static {
+    /// Unmap `frames`, and map none of them again before the matching [`Self::invalidate_end`].
+    fn invalidate_start(&self, frames: Range<u64>);
+
+    /// Do the TLB flush that earlier calls of [`Self::invalidate_start`] left undone. Runs once
+    /// after them, before any page is touched.
+    fn flush(&self) {}
+
+    /// The pages are gone or replaced; `frames` may be mapped again.
+    fn invalidate_end(&self, frames: Range<u64>);
+
+    /// Have any of `frames` been used since the last call? What is in use is not swapped out.
+    fn test_clear_young(&self, _frames: Range<u64>) -> bool {
+        false
+    }
+}
+
+/// What a binding binds: file pages `[pgoff, pgoff + nr_pages)` are the driver's frames from
+/// `frame` on.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    /// First page of the file.
+    pub(crate) pgoff: u64,
+    /// How many.
+    pub(crate) nr_pages: u64,
+    /// The driver's number for the first one.
+    pub(crate) frame: u64,
+}
+
+/// `MEMFILE_F_*`: what the file is to be as long as it is bound.
+///
+/// The first mapper decides, the others must want the same.
+#[derive(Clone, Copy)]
+pub(crate) struct Flags(u64);
+
+impl Flags {
+    /// Any bits. Registration refuses those that do not exist.
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+}
+
+/// Marks a registration that has pages to itself.
+pub(crate) enum Maps {}
+
+/// Marks a registration that only listens.
+pub(crate) enum Listens {}
+
+/// A registration whose pages no other mapper may bind, and which may ask for them.
+pub(crate) type Mapper<T> = Registration<T, Maps>;
+
+/// A registration that hears what happens to its pages and may overlap anything.
+pub(crate) type Observer<T> = Registration<T, Listens>;
+
+/// A consumer that is registered from its creation to its end.
+///
+/// It holds the file open. When it is dropped, running callbacks are waited for, and none starts
+/// after that; dropping sleeps, and must not happen in a callback.
+///
+/// Whoever owns it sees to it that it is dropped before its module is unloaded, as everything in
+/// the module's own structure and behind its open files is.
+///
+/// # Invariants
+///
+/// `notifier` is registered, and its ops are [`Registration::OPS`].
+#[pin_data(PinnedDrop)]
+pub(crate) struct Registration<T: Consumer, M> {
+    #[pin]
+    consumer: T,
+    #[pin]
+    notifier: Opaque<bindings::memfile_notifier>,
+    _mode: PhantomData<M>,
+}
+
+// SAFETY: The notifier does not care for the thread, nor does a `Consumer`.
+unsafe impl<T: Consumer, M> Send for Registration<T, M> {}
+// SAFETY: What changes in the notifier is the core's, under its lock; a `Consumer` is `Sync`.
+unsafe impl<T: Consumer, M> Sync for Registration<T, M> {}
+
+impl<T: Consumer> Mapper<T> {
+    /// Registers. Sleeps; an invalidation that began earlier on the same pages is waited for.
+    ///
+    /// Errors: `EINVAL` if `file` is no memfile, `span` is empty or reaches past its end, or
+    /// `flags` are not what it has; `EACCES` if it is not open for writing; `EEXIST` if another
+    /// mapper has any of the pages.
+    pub(crate) fn new<'a>(
+        file: &'a LocalFile,
+        span: Span,
+        flags: Flags,
+        consumer: impl PinInit<T, Error> + 'a,
+    ) -> impl PinInit<Self, Error> + 'a {
+        Self::register(file, span, false, flags, consumer)
+    }
+
+    /// The page behind `frame`, allocated and zeroed if there is none. Sleeps, and may take folio
+    /// locks: not in a callback.
+    ///
+    /// Before it is mapped, the driver must find that no invalidation of `frame` has begun since
+    /// before this call; see the example of this module.
+    ///
+    /// Errors: `EINVAL` outside of the binding, `ENOMEM`, `ENOSPC`, `EHWPOISON`, `EIO`.
+    pub(crate) fn get_pfn(&self, frame: u64) -> Result<Page<'_>> {
+        let notifier = self.notifier.get();
+        let mut raw = bindings::memfile_pfn::default();
+        // SAFETY: By the type invariant the notifier is registered, so its store is set, and stays.
+        let get_pfn = unsafe { (*(*notifier).bs).get_pfn }.ok_or(EINVAL)?;
+        // SAFETY: The notifier is registered, and `raw` may be written to.
+        to_result(unsafe { get_pfn(notifier, frame, &mut raw) })?;
+        // INVARIANT: It was got right now.
+        Ok(Page {
+            notifier: &self.notifier,
+            raw,
+        })
+    }
+}
+
+impl<T: Consumer> Observer<T> {
+    /// Registers. Sleeps; an invalidation that began earlier on the same pages is waited for.
+    ///
+    /// Errors: `EINVAL` if `file` is no memfile, or `span` is empty or reaches past its end.
+    pub(crate) fn new<'a>(
+        file: &'a LocalFile,
+        span: Span,
+        consumer: impl PinInit<T, Error> + 'a,
+    ) -> impl PinInit<Self, Error> + 'a {
+        Self::register(file, span, true, Flags(0), consumer)
+    }
+}
+
+impl<T: Consumer, M: 'static> Registration<T, M> {
+    const OPS: bindings::memfile_notifier_ops = bindings::memfile_notifier_ops {
+        invalidate_start: Some(Self::invalidate_start),
+        flush: Some(Self::flush),
+        invalidate_end: Some(Self::invalidate_end),
+        test_clear_young: Some(Self::test_clear_young),
+    };
+
+    fn register<'a>(
+        file: &'a LocalFile,
+        span: Span,
+        observer: bool,
+        flags: Flags,
+        consumer: impl PinInit<T, Error> + 'a,
+    ) -> impl PinInit<Self, Error> + 'a {
+        let notifier = bindings::memfile_notifier {
+            ops: &Self::OPS,
+            // CAST: Page offsets and flags are as wide on 64 bits.
+            pgoff: span.pgoff as usize,
+            nr_pages: span.nr_pages as usize,
+            frame: span.frame,
+            observer,
+            ..Default::default()
+        };
+        // INVARIANT: The last step registers.
+        try_pin_init!(&this in Self {
+            consumer <- consumer,
+            notifier: Opaque::new(notifier),
+            _mode: PhantomData,
+            _: {
+                // SAFETY: `this` is being initialised, so the field may be projected to.
+                let notifier = Opaque::cast_into(unsafe { &raw const (*this.as_ptr()).notifier });
+                // SAFETY: The file is valid as long as its reference. All fields are initialised,
+                // so callbacks may run from here on; they end in `drop()`, and `this` is pinned.
+                to_result(unsafe {
+                    bindings::memfile_register_notifier(file.as_ptr(), flags.0 as usize, notifier)
+                })?;
+            },
+        }? Error)
+    }
+
+    /// The driver's part.
+    pub(crate) fn consumer(&self) -> &T {
+        &self.consumer
+    }
+
+    /// # Safety
+    ///
+    /// `notifier` must be that of a `Self` which lives as long as `'a`.
+    unsafe fn from_notifier<'a>(notifier: *mut bindings::memfile_notifier) -> &'a T {
+        let notifier = Opaque::cast_from(notifier).cast_mut();
+        // SAFETY: By the safety requirements. Only the consumer is looked at: the registration
+        // around it may not be complete yet.
+        unsafe { &(*container_of!(notifier, Self, notifier)).consumer }
+    }
+
+    /// # Safety
+    ///
+    /// For C, on a notifier with [`Self::OPS`], between its registration and the end of its
+    /// unregistration. (Likewise the next three.)
+    unsafe extern "C" fn invalidate_start(
+        notifier: *mut bindings::memfile_notifier,
+        start: u64,
+        end: u64,
+    ) {
+        // SAFETY: By the safety requirements; `drop()` waits for the end of this call.
+        unsafe { Self::from_notifier(notifier) }.invalidate_start(start..end);
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::invalidate_start`].
+    unsafe extern "C" fn flush(notifier: *mut bindings::memfile_notifier) {
+        // SAFETY: As in `invalidate_start()`.
+        unsafe { Self::from_notifier(notifier) }.flush();
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::invalidate_start`].
+    unsafe extern "C" fn invalidate_end(
+        notifier: *mut bindings::memfile_notifier,
+        start: u64,
+        end: u64,
+    ) {
+        // SAFETY: As in `invalidate_start()`.
+        unsafe { Self::from_notifier(notifier) }.invalidate_end(start..end);
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::invalidate_start`].
+    unsafe extern "C" fn test_clear_young(
+        notifier: *mut bindings::memfile_notifier,
+        start: u64,
+        end: u64,
+    ) -> bool {
+        // SAFETY: As in `invalidate_start()`.
+        unsafe { Self::from_notifier(notifier) }.test_clear_young(start..end)
+    }
+}
+
+#[pinned_drop]
+impl<T: Consumer, M> PinnedDrop for Registration<T, M> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariant it is registered. No callback runs after this.
+        unsafe { bindings::memfile_unregister_notifier(self.notifier.get()) };
+    }
+}
+
+/// A page that a mapper was given, with a reference that dropping it gives back.
+///
+/// To be dropped once it is mapped or will not be.
+///
+/// # Invariants
+///
+/// `raw` comes from the store of `notifier`, which is registered, and was not given back.
+pub(crate) struct Page<'a> {
+    notifier: &'a Opaque<bindings::memfile_notifier>,
+    raw: bindings::memfile_pfn,
+}
+
+impl Page<'_> {
+    /// Its frame number in memory.
+    pub(crate) fn pfn(&self) -> u64 {
+        // CAST: As wide on 64 bits.
+        self.raw.pfn as u64
+    }
+
+    /// The largest order at which it may be mapped: so many frames around the one asked for, in
+    /// their natural alignment, are as contiguous in memory, and are bound.
+    pub(crate) fn order(&self) -> u32 {
+        self.raw.order
+    }
+}
+
+impl Drop for Page<'_> {
+    /// Does not sleep.
+    fn drop(&mut self) {
+        let notifier = self.notifier.get();
+        // SAFETY: By the type invariant the notifier is registered, so its store is set.
+        if let Some(put_pfn) = unsafe { (*(*notifier).bs).put_pfn } {
+            // SAFETY: By the type invariant, and this is the only time.
+            unsafe { put_pfn(notifier, &self.raw) };
+        }
+    }
+}
