@@ -33,6 +33,8 @@ struct Memfile {
     _registration: abi::ops::Registration,
     #[pin]
     _counters: debugfs::File<()>,
+    #[pin]
+    _files: debugfs::File<()>,
     _debugfs: debugfs::Dir,
 }
 
@@ -40,8 +42,10 @@ impl kernel::InPlaceModule for Memfile {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         let debugfs = debugfs::Dir::new(c"memfile");
         try_pin_init!(Self {
-            _counters <- debugfs.read_callback_file(c"counters", (), &engine::stats::show),
+            // First: it initialises what the files show.
             _registration: abi::ops::Registration::new()?,
+            _counters <- debugfs.read_callback_file(c"counters", (), &engine::stats::show),
+            _files <- debugfs.read_callback_file(c"files", (), &engine::stats::show_files),
             _debugfs: debugfs,
         })
     }

@@ -40,6 +40,12 @@ impl Inode {
         self.0.as_ptr()
     }
 
+    /// Its number, by which users know it.
+    pub(crate) fn number(&self) -> u64 {
+        // SAFETY: The inode is valid by the type invariant; the number does not change.
+        unsafe { (*self.as_ptr()).i_ino }
+    }
+
     /// Size in bytes. Changes once at most, from 0.
     pub(crate) fn size(&self) -> u64 {
         // SAFETY: The inode is valid by the type invariant.

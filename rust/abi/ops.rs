@@ -12,11 +12,13 @@ use super::inode::{
 };
 use super::notifier::Notifier;
 use super::record::Record;
-use super::trace;
+use super::{
+    trace,
+    FILES, //
+};
 use crate::bindings;
 use crate::engine::node::Node;
 use crate::engine::shmem;
-use crate::engine::stats::COUNTERS;
 use crate::policy::range::Range;
 use core::ptr::NonNull;
 use kernel::error::{
@@ -38,8 +40,10 @@ use kernel::types::ForeignOwnable;
 pub(crate) struct Registration(());
 
 impl Registration {
-    /// Registers. Sleeps. `EBUSY` if another core is registered.
+    /// Registers, once in the module's life. Sleeps. `EBUSY` if another core is registered.
     pub(crate) fn new() -> Result<Self> {
+        // SAFETY: This is the only place, and nobody has used the lock before.
+        unsafe { FILES.init() };
         // SAFETY: The ops are static, and `drop()` unregisters them.
         to_result(unsafe { bindings::memfile_register_core(&OPS.0) })?;
         Ok(Self(()))
@@ -324,15 +328,22 @@ unsafe extern "C" fn get_pfn(
 
 /// # Safety
 ///
-/// `pfn` must come from [`get_pfn`] and not have been put.
+/// `notifier` must be registered, `pfn` come from its [`get_pfn`] and not have been put.
 unsafe extern "C" fn put_pfn(
-    _notifier: *mut bindings::memfile_notifier,
+    notifier: *mut bindings::memfile_notifier,
     pfn: *const bindings::memfile_pfn,
 ) {
     // SAFETY: By the safety requirements of this function.
     let pfn = unsafe { &*pfn };
-    COUNTERS.put_pfn.count();
     trace::put_pfn(pfn);
+    // SAFETY: As above.
+    if let Some(notifier) = unsafe { Notifier::from_raw(notifier) } {
+        // SAFETY: The notifier holds the file, which holds the node.
+        unsafe { borrow_node(notifier.node_ptr()) }
+            .counters
+            .put_pfn
+            .count();
+    }
     // SAFETY: `get_pfn()` left the reference to the consumer, who gives it back.
     unsafe { bindings::memfile_put_page(pfn.page) };
 }

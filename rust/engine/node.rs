@@ -40,7 +40,7 @@
 //! so that pages taken away are gone before the consumer asks for them. The consumer's own
 //! protocol (KVM: `mmu_invalidate_seq` under `mmu_lock`) orders callbacks against its faults.
 
-use super::stats::COUNTERS;
+use super::stats;
 use crate::abi::inode::{
     File,
     Inode, //
@@ -81,6 +81,8 @@ use kernel::{
 pub(crate) struct Node {
     /// The file.
     pub(crate) inode: Inode,
+    /// What happened to it.
+    pub(crate) counters: stats::Entry,
     #[pin]
     state: SpinLock<State>,
     /// Somebody may be waiting for an invalidation to end.
@@ -130,9 +132,11 @@ impl State {
 impl Node {
     /// A node for a new, empty file.
     pub(crate) fn new(inode: Inode) -> Result<Pin<KBox<Self>>> {
+        let counters = stats::Entry::new(inode.number())?;
         let node = KBox::pin_init(
             pin_init!(Self {
                 inode,
+                counters,
                 state <- new_spinlock!(State {
                     exclusive: Tree::new(),
                     bound: 0,
@@ -145,7 +149,7 @@ impl Node {
             }),
             GFP_KERNEL,
         )?;
-        COUNTERS.create.count();
+        node.counters.create.count();
         node.inode.apply(Flags::CREATION, false);
         Ok(node)
     }
@@ -171,7 +175,7 @@ impl Node {
         let size = self.inode.size();
         // CAST: Bits.
         if let Space::Punch(_) = file::fallocate(mode as u32, bytes(offset)?, bytes(len)?, size)? {
-            COUNTERS.punch.count();
+            self.counters.punch.count();
         }
         file.fallocate(mode, offset, len)
     }
@@ -217,7 +221,7 @@ impl Node {
         {
             self.ended.wait(&mut state);
         }
-        COUNTERS.bind.count();
+        self.counters.bind.count();
         trace::bind(&self.inode, pages);
         Ok(())
     }
@@ -254,7 +258,7 @@ impl Node {
         let rescue = before.unreclaimable() && !state.flags.unreclaimable();
         drop(state);
 
-        COUNTERS.unbind.count();
+        self.counters.unbind.count();
         trace::unbind(&self.inode, pages);
         if rescue {
             self.inode.rescue();
@@ -265,7 +269,7 @@ impl Node {
     /// Waits until nothing invalidates any more. Before the node is freed: a swap-out may have
     /// taken the last page of the file and not have ended yet. Sleeps.
     pub(crate) fn drain(&self) {
-        COUNTERS.destroy.count();
+        self.counters.destroy.count();
         let mut state = self.state.lock();
         while !state.running.is_empty() {
             self.ended.wait(&mut state);
@@ -284,7 +288,7 @@ impl Node {
 
     /// The first half of [`Self::invalidate`], for a caller who keeps `record`.
     pub(crate) fn invalidate_start(&self, record: Record, pages: Range) {
-        COUNTERS.invalidate.count();
+        self.counters.invalidate.count();
         trace::invalidate_start(&self.inode, pages);
         self.begin(record, pages);
         self.each(record, |notifier, frames| notifier.invalidate_start(frames));

@@ -3,7 +3,6 @@
 //! The backing store: pages of shmem.
 
 use super::node::Node;
-use super::stats::COUNTERS;
 use crate::abi::folio::Locked;
 use crate::abi::record::Record;
 use crate::abi::trace;
@@ -20,8 +19,8 @@ use kernel::prelude::*;
 /// consumer maps it; what protects the consumer then is the notifier, not the lock (rule 13).
 pub(crate) fn get_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u32)> {
     find_pfn(node, binding, frame)
-        .inspect(|_| COUNTERS.get_pfn.count())
-        .inspect_err(|_| COUNTERS.get_pfn_error.count())
+        .inspect(|_| node.counters.get_pfn.count())
+        .inspect_err(|_| node.counters.get_pfn_error.count())
 }
 
 fn find_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u32)> {
@@ -43,7 +42,7 @@ fn find_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u
 pub(crate) fn referenced(node: &Node, pages: Range) -> bool {
     let young = node.test_clear_young(pages);
     if young {
-        COUNTERS.young.count();
+        node.counters.young.count();
     }
     young
 }
@@ -51,7 +50,7 @@ pub(crate) fn referenced(node: &Node, pages: Range) -> bool {
 /// `pages`, all of one folio, leave for swap (rule 19): the start of their invalidation. That they
 /// may go was said before: files of flag `UNRECLAIMABLE` are unevictable. Sleeps.
 pub(crate) fn writeout_start(node: &Node, record: Record, pages: Range) {
-    COUNTERS.swap_out.count();
+    node.counters.swap_out.count();
     trace::swap_out(&node.inode, pages);
     node.invalidate_start(record, pages);
 }
@@ -63,16 +62,16 @@ pub(crate) fn migrate(node: &Node, pages: Range, migrate: impl FnOnce() -> Resul
     }
     node.invalidate(pages, migrate)
         .inspect(|()| {
-            COUNTERS.migrate.count();
+            node.counters.migrate.count();
             trace::migrate(&node.inode, pages);
         })
-        .inspect_err(|_| COUNTERS.migrate_error.count())
+        .inspect_err(|_| node.counters.migrate_error.count())
 }
 
 /// A memory error hit `pages`, all of one folio: consumers lose them. The folio stays in the file,
 /// and [`get_pfn`] refuses it, until it is punched (rule 20). Sleeps.
 pub(crate) fn poison(node: &Node, pages: Range) {
-    COUNTERS.poison.count();
+    node.counters.poison.count();
     trace::poison(&node.inode, pages);
     node.invalidate(pages, || ());
 }

@@ -1,15 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What has happened since the module was loaded: `debugfs/memfile/counters`.
+//! What has happened: `debugfs/memfile/counters` since the module was loaded, to all files, and
+//! `debugfs/memfile/files` to each file that there is.
 //!
-//! One line per counter, `name value`. The values are totals, never reset. Each is exact by itself;
-//! together they are not a snapshot.
+//! `counters` has one line per counter, `name value`; `files` has a line of names and one line of
+//! values per file, oldest first, which begins with the inode number. The values are totals, never
+//! reset. Each is exact by itself; together they are not a snapshot.
+//!
+//! An event costs one atomic addition to a counter of its file, whoever looks or not; reading adds
+//! up.
 
+use crate::abi::FILES;
+use core::ops::Deref;
 use kernel::fmt;
+use kernel::prelude::*;
+use kernel::rbtree::{
+    RBTree,
+    RBTreeNode, //
+};
 use kernel::sync::atomic::{
     Atomic,
     Relaxed, //
 };
+use kernel::sync::Arc;
 
 /// Counts one kind of event. Any context.
 pub(crate) struct Counter(Atomic<i64>);
@@ -23,26 +36,130 @@ impl Counter {
     pub(crate) fn count(&self) {
         self.0.fetch_add(1, Relaxed);
     }
+
+    fn add(&self, other: &Self) {
+        self.0.fetch_add(other.0.load(Relaxed), Relaxed);
+    }
 }
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// All counters.
+        /// All counters of a file.
         pub(crate) struct Counters {
             $($(#[$doc])* pub(crate) $name: Counter,)*
         }
 
-        /// The module's counters.
-        pub(crate) static COUNTERS: Counters = Counters {
-            $($name: Counter::new(),)*
-        };
+        impl Counters {
+            const fn new() -> Self {
+                Self { $($name: Counter::new(),)* }
+            }
 
-        /// Writes the lines of `counters`.
-        pub(crate) fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            $(writeln!(f, "{} {}", stringify!($name), COUNTERS.$name.0.load(Relaxed))?;)*
-            Ok(())
+            fn add(&self, other: &Self) {
+                $(self.$name.add(&other.$name);)*
+            }
+
+            /// Each name and its value.
+            fn each(&self, mut f: impl FnMut(&str, i64) -> fmt::Result) -> fmt::Result {
+                $(f(stringify!($name), self.$name.0.load(Relaxed))?;)*
+                Ok(())
+            }
         }
     };
+}
+
+/// What happened to files that are gone.
+static GONE: Counters = Counters::new();
+
+/// Numbers the files.
+static SERIAL: Atomic<i64> = Atomic::new(0);
+
+/// The counters of one file, and what it is known by.
+pub(crate) struct File {
+    serial: i64,
+    ino: u64,
+    counters: Counters,
+}
+
+/// The files that there are, by age.
+pub(crate) struct Files(Option<RBTree<i64, Arc<File>>>);
+
+impl Files {
+    /// None.
+    pub(crate) const fn new() -> Self {
+        Self(None)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &File> {
+        self.0.iter().flat_map(RBTree::values).map(Deref::deref)
+    }
+}
+
+/// A file's place among [`Files`], until it is dropped. Sleeps then.
+pub(crate) struct Entry(Arc<File>);
+
+impl Entry {
+    /// For the file with inode number `ino`. Sleeps.
+    pub(crate) fn new(ino: u64) -> Result<Self> {
+        let file = File {
+            serial: SERIAL.fetch_add(1, Relaxed),
+            ino,
+            counters: Counters::new(),
+        };
+        let file = Arc::new(file, GFP_KERNEL)?;
+        // Not under the lock: allocation may reclaim, and eviction takes the lock.
+        let node = RBTreeNode::new(file.serial, file.clone(), GFP_KERNEL)?;
+        let mut files = FILES.lock();
+        files.0.get_or_insert_with(RBTree::new).insert(node);
+        Ok(Self(file))
+    }
+}
+
+impl Deref for Entry {
+    type Target = Counters;
+
+    fn deref(&self) -> &Counters {
+        &self.0.counters
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut files = FILES.lock();
+        let node = files
+            .0
+            .as_mut()
+            .and_then(|files| files.remove_node(&self.0.serial));
+        // Under the lock, so that a reader finds them in one of the two places.
+        GONE.add(&self.0.counters);
+        drop(files);
+        drop(node);
+    }
+}
+
+/// Writes the lines of `counters`.
+pub(crate) fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let total = Counters::new();
+    let files = FILES.lock();
+    total.add(&GONE);
+    for file in files.iter() {
+        total.add(&file.counters);
+    }
+    drop(files);
+    total.each(|name, value| writeln!(f, "{name} {value}"))
+}
+
+/// Writes the lines of `files`.
+pub(crate) fn show_files(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "ino")?;
+    GONE.each(|name, _| write!(f, " {name}"))?;
+    writeln!(f)?;
+    let files = FILES.lock();
+    for file in files.iter() {
+        write!(f, "{}", file.ino)?;
+        file.counters.each(|_, value| write!(f, " {value}"))?;
+        writeln!(f)?;
+    }
+    Ok(())
 }
 
 counters! {
