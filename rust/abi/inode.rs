@@ -109,6 +109,17 @@ impl File {
         (!node.is_null()).then_some(Self(file))
     }
 
+    /// A file that stands for a memfile in KUnit's tests.
+    ///
+    /// # Safety
+    ///
+    /// `file` must be valid, and stay so as long as the returned value is used.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(super) unsafe fn assume(file: NonNull<bindings::file>) -> Self {
+        // INVARIANT: It has a node, though its inode does not know it.
+        Self(file)
+    }
+
     pub(super) fn as_ptr(self) -> *mut bindings::file {
         self.0.as_ptr()
     }

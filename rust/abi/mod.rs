@@ -4,6 +4,8 @@
 
 pub(crate) mod folio;
 pub(crate) mod inode;
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) mod kunit;
 pub(crate) mod notifier;
 pub(crate) mod ops;
 pub(crate) mod record;
