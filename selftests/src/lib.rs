@@ -5,10 +5,12 @@
 //!
 //! - [`uapi`]: numbers and structures of the kernel interface, checked at compile time.
 //! - [`sys`]: thin system call wrappers that keep the errno.
+//! - [`module`]: loading and unloading kernel modules.
 //! - [`mem`]: ways to see from user space who holds how much memory.
 //! - [`pattern`]: the position- and generation-dependent content that makes a stale read visible.
 //! - [`guest`]: the guest program and its mailbox.
 //! - [`vm`]: virtual machines, memory slots and vCPUs.
+//! - [`consumer`]: the second consumer of memfiles, `/dev/memfile-test`.
 //! - [`ktap`]: the test runner.
 //! - [`pressure`]: making the kernel move, swap or lose memory, and seeing that it did.
 //! - [`suites`]: the tests.
@@ -17,10 +19,12 @@
 //! - [`trace`]: the life of one page.
 
 pub mod bench;
+pub mod consumer;
 pub mod demo;
 pub mod guest;
 pub mod ktap;
 pub mod mem;
+pub mod module;
 pub mod pattern;
 pub mod pressure;
 pub mod suites;

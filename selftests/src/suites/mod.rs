@@ -7,6 +7,7 @@ mod access;
 mod accounting;
 mod binding;
 mod cap;
+mod consumer;
 mod control;
 mod convert;
 mod creation;
@@ -65,6 +66,7 @@ pub static SUITES: &[&Suite] = &[
     &seal::SUITE,
     &trace::SUITE,
     &signals::SUITE,
+    &consumer::SUITE,
     &stress::SUITE,
     &stress::GMEM,
     &module::SUITE,

@@ -3,21 +3,21 @@
 //!
 //! Every case leaves it loaded, whatever happens.
 
-use std::ffi::CString;
-
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::setup::{GUEST, Setup};
-use crate::ktap::{CaseResult, Suite, missing_memfile, skip};
+use crate::consumer::{Consumer, MAPPER, Mode, Span};
+use crate::ktap::{CaseResult, Suite};
+use crate::module::Module;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::Private;
-use crate::{MIB, PAGE, suite};
+use crate::{MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
     "module",
     [
-        unloads_and_loads_again_many_times,
+        loads_and_unloads_leak_nothing: 120,
         without_it_memfd_create_says_eopnotsupp,
         ordinary_memfds_work_all_the_while,
         open_file_keeps_it,
@@ -28,91 +28,65 @@ pub static SUITE: Suite = suite!(
     ]
 );
 
-/// Where the boot script puts it; `MEMFILE_KO` says otherwise.
-const PATH: &str = "/lib/modules/memfile.ko";
-
-/// What delete_module answers for a module in use.
-const IN_USE: &[Errno] = &[Errno::EAGAIN, Errno::EBUSY];
-
-fn loaded() -> bool {
-    std::path::Path::new("/sys/module/memfile").exists()
+/// How often the modules are loaded and unloaded: `MEMFILE_CYCLES`, or what an emulated machine
+/// does in a moment.
+fn cycles() -> u64 {
+    std::env::var("MEMFILE_CYCLES").ok().and_then(|s| s.parse().ok()).unwrap_or(50)
 }
 
-fn image() -> Result<Vec<u8>> {
-    let path = std::env::var("MEMFILE_KO").unwrap_or_else(|_| PATH.into());
-    match std::fs::read(&path) {
-        Ok(image) => Ok(image),
-        Err(_) if !loaded() => missing_memfile(&format!("{path} is not there")),
-        Err(_) => skip(format!("memfile is loaded, but {path} is not there to load it again")),
+/// What a leak grows, in bytes: slab objects, per-CPU memory, mapped kernel memory.
+fn kernel_memory() -> Result<[u64; 3]> {
+    mem::refresh_counters();
+    Ok([mem::meminfo("SUnreclaim")?, mem::meminfo("Percpu")?, mem::meminfo("VmallocUsed")?])
+}
+
+/// Load both modules, let one use the other, unload them.
+fn cycle(core: &Module, consumer: &Module) -> Result<()> {
+    core.load().context("load memfile.ko")?;
+    consumer.load().context("load memfile_test.ko")?;
+    let fd = memfile(MIB)?;
+    let observer = Consumer::bound(&fd, Mode::Observer, Span::same(0, MIB / PAGE))?;
+    let mapper = Consumer::bound(&fd, MAPPER, Span::same(0, MIB / PAGE))?;
+    mapper.get(7)?;
+    punch(&fd, 0, MIB)?;
+    observer.expect_heard(&[(0, MIB / PAGE)])?;
+    drop((fd, observer, mapper));
+    consumer.unload()?;
+    core.unload()?;
+    ensure!(!core.loaded() && !consumer.loaded());
+    Ok(())
+}
+
+fn loads_and_unloads_leak_nothing() -> CaseResult {
+    let (core, consumer) = (Module::memfile()?, Module::test()?);
+    consumer.unload()?;
+    core.unload()?;
+    // What is allocated once and kept is no leak.
+    for round in 0..5 {
+        cycle(&core, &consumer).with_context(|| format!("round {round}"))?;
     }
-}
-
-fn unload() -> SysResult<()> {
-    // SAFETY: The name is a C string.
-    check(unsafe { libc::syscall(libc::SYS_delete_module, c"memfile".as_ptr(), libc::O_NONBLOCK) })
-        .map(drop)
-}
-
-/// A loaded module, and its image to load it again, which `drop` does at the latest.
-struct Module(Vec<u8>);
-
-impl Module {
-    fn new() -> Result<Module> {
-        require_root()?;
-        let module = Module(image()?);
-        if !loaded() {
-            module.load().context("load memfile.ko")?;
+    let before = kernel_memory()?;
+    for round in 0..cycles() {
+        cycle(&core, &consumer).with_context(|| format!("round {round}"))?;
+    }
+    // Of a thousand cycles, one small object each is more than this. Some memory is freed late.
+    let allowed = 64 * 1024 + cycles() * 128;
+    let grown = |after: [u64; 3]| std::array::from_fn(|i| after[i].saturating_sub(before[i]));
+    let mut growth: [u64; 3] = grown(kernel_memory()?);
+    for _ in 0..50 {
+        if growth.iter().all(|&bytes| bytes <= allowed) {
+            break;
         }
-        Ok(module)
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        growth = grown(kernel_memory()?);
     }
-
-    fn load(&self) -> SysResult<()> {
-        let (image, len) = (self.0.as_ptr(), self.0.len());
-        let parameters = CString::default();
-        // SAFETY: The image has this length, the parameters are a C string.
-        check(unsafe { libc::syscall(libc::SYS_init_module, image, len, parameters.as_ptr()) })
-            .map(drop)
-    }
-
-    /// Unload, allowing the last user a moment to be gone for good.
-    fn unload(&self) -> Result<()> {
-        for _ in 0..100 {
-            match unload() {
-                Ok(()) => return Ok(()),
-                Err(errno) if IN_USE.contains(&errno) => {
-                    std::thread::sleep(std::time::Duration::from_millis(10));
-                }
-                Err(errno) => return Err(errno).context("unload memfile"),
-            }
-        }
-        let count = std::fs::read_to_string("/sys/module/memfile/refcnt").unwrap_or_default();
-        bail!("memfile is still in use after a second: {} references", count.trim())
-    }
-}
-
-impl Drop for Module {
-    fn drop(&mut self) {
-        if !loaded() {
-            if let Err(errno) = self.load() {
-                println!("memfile.ko cannot be loaded again: {errno}");
-            }
-        }
-    }
-}
-
-fn unloads_and_loads_again_many_times() -> CaseResult {
-    let module = Module::new()?;
-    for round in 0..20 {
-        module.unload().with_context(|| format!("round {round}"))?;
-        ensure!(!loaded());
-        module.load().with_context(|| format!("load in round {round}"))?;
-        drop(memfile(MIB)?);
-    }
+    println!("{} cycles: slab, per-CPU, mapped memory grew by {growth:?} bytes", cycles());
+    ensure!(growth.iter().all(|&bytes| bytes <= allowed), "more than {allowed} bytes");
     Ok(())
 }
 
 fn without_it_memfd_create_says_eopnotsupp() -> CaseResult {
-    let module = Module::new()?;
+    let module = Module::memfile()?;
     module.unload()?;
     let result = memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE);
     expect_errno("memfd_create", result, &[Errno::EOPNOTSUPP])?;
@@ -138,7 +112,7 @@ fn use_ordinary_memfd() -> Result<()> {
 }
 
 fn ordinary_memfds_work_all_the_while() -> CaseResult {
-    let module = Module::new()?;
+    let module = Module::memfile()?;
     let before = memfd(MIB)?;
     let view = Mapping::shared(&before, 0, MIB)?;
     view.store(0, 1);
@@ -152,51 +126,47 @@ fn ordinary_memfds_work_all_the_while() -> CaseResult {
     Ok(())
 }
 
-fn expect_in_use(what: &str) -> Result<()> {
-    expect_errno(&format!("unload with {what}"), unload(), IN_USE)
-}
-
 fn open_file_keeps_it() -> CaseResult {
-    let module = Module::new()?;
+    let module = Module::memfile()?;
     for (what, fd) in [("an empty file", memfile_unsized()?), ("a sized file", memfile(MIB)?)] {
-        expect_in_use(what)?;
+        module.expect_in_use(what)?;
         allocate(&fd, 0, file_size(&fd)?.max(1)).or_else(|errno| match errno {
             Errno::EINVAL => Ok(()),
             _ => Err(errno),
         })?;
-        expect_in_use(what)?;
+        module.expect_in_use(what)?;
     }
     module.unload()
 }
 
 fn bound_slot_keeps_it_though_the_fd_is_closed() -> CaseResult {
-    let module = Module::new()?;
+    let module = Module::memfile()?;
     let mut s = Setup::new(Private::Memfile, MIB)?;
     drop(s.fd);
     s.vcpu.fill(s.slot.gpa, MIB, GUEST)?;
-    expect_in_use("a bound slot")?;
+    module.expect_in_use("a bound slot")?;
     s.vcpu.verify(s.slot.gpa, MIB, GUEST)?;
     s.vm.delete(s.slot)?;
     module.unload()
 }
 
 fn second_descriptor_keeps_it() -> CaseResult {
-    let module = Module::new()?;
+    let module = Module::memfile()?;
     let first = memfile(MIB)?;
     let second = reopen(&first, libc::O_RDONLY)?;
     drop(first);
-    expect_in_use("a second descriptor")?;
+    module.expect_in_use("a second descriptor")?;
     drop(second);
     module.unload()
 }
 
 fn loading_twice_is_eexist() -> CaseResult {
-    let module = Module::new()?;
+    let module = Module::memfile()?;
     expect_errno("load it twice", module.load(), &[Errno::EEXIST])
 }
 
 fn works_after_reloading() -> CaseResult {
-    let module = Module::new()?;
+    let module = Module::memfile()?;
     module.unload()?;
     module.load()?;
     let mut s = Setup::new(Private::Memfile, MIB)?;

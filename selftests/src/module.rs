@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Loading and unloading kernel modules.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::ktap::{missing_memfile, skip};
+use crate::sys::*;
+
+/// Where the boot script puts them; `MEMFILE_KO` names another memfile.ko, and its folder.
+const FOLDER: &str = "/lib/modules";
+
+/// What delete_module answers for a module in use.
+pub const IN_USE: &[Errno] = &[Errno::EAGAIN, Errno::EBUSY];
+
+/// A module by its name, and its image. `drop` puts it back to where tests want it.
+pub struct Module {
+    name: &'static std::ffi::CStr,
+    image: Vec<u8>,
+    /// Do tests want it loaded?
+    wanted: bool,
+}
+
+impl Module {
+    /// memfile.ko, loaded.
+    pub fn memfile() -> Result<Module> {
+        Module::new(c"memfile", true)
+    }
+
+    /// memfile_test.ko, loaded.
+    pub fn test() -> Result<Module> {
+        Module::new(c"memfile_test", true)
+    }
+
+    /// memfile_store.ko, not loaded: it stands in for memfile.ko.
+    pub fn store() -> Result<Module> {
+        Module::new(c"memfile_store", false)
+    }
+
+    /// SKIP if it is not there.
+    fn new(name: &'static std::ffi::CStr, wanted: bool) -> Result<Module> {
+        require_root()?;
+        let memfile =
+            std::env::var("MEMFILE_KO").unwrap_or_else(|_| format!("{FOLDER}/memfile.ko"));
+        let path = Path::new(&memfile).with_file_name(format!("{}.ko", name.to_string_lossy()));
+        let module = Module { name, image: std::fs::read(&path).unwrap_or_default(), wanted };
+        match (module.image.is_empty(), module.loaded()) {
+            (true, false) => missing_memfile(&format!("{} is not there", path.display())),
+            (true, true) => {
+                let name = name.to_string_lossy();
+                skip(format!("{name} is loaded, but {} cannot be loaded again", path.display()))
+            }
+            (false, false) if wanted => {
+                module.load().with_context(|| format!("load {}", path.display()))?;
+                Ok(module)
+            }
+            (false, _) => Ok(module),
+        }
+    }
+
+    fn folder(&self) -> String {
+        format!("/sys/module/{}", self.name.to_string_lossy())
+    }
+
+    /// Is it loaded?
+    pub fn loaded(&self) -> bool {
+        Path::new(&self.folder()).exists()
+    }
+
+    /// `init_module(2)`. The module's KUnit suites, which have run at the first load, do not again.
+    pub fn load(&self) -> SysResult<()> {
+        // Best effort: there is KUnit, and nothing of this name.
+        let _ = std::fs::write("/sys/module/kunit/parameters/filter_glob", "none");
+        let (image, len) = (self.image.as_ptr(), self.image.len());
+        // SAFETY: The image has this length, the parameters are a C string.
+        check(unsafe { libc::syscall(libc::SYS_init_module, image, len, c"".as_ptr()) }).map(drop)
+    }
+
+    /// `delete_module(2)`.
+    pub fn raw_unload(&self) -> SysResult<()> {
+        let name = self.name.as_ptr();
+        // SAFETY: The name is a C string.
+        check(unsafe { libc::syscall(libc::SYS_delete_module, name, libc::O_NONBLOCK) }).map(drop)
+    }
+
+    /// Fail if somebody uses it, allowing the last user a moment to be gone for good.
+    pub fn expect_unused(&self) -> Result<()> {
+        let path = format!("{}/refcnt", self.folder());
+        let mut count = String::new();
+        for _ in 0..1000 {
+            count = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+            if count.trim() == "0" {
+                return Ok(());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        bail!("{} is still in use after a second: {} references", self.folder(), count.trim())
+    }
+
+    /// Unload, allowing the last user a moment to be gone for good.
+    pub fn unload(&self) -> Result<()> {
+        self.expect_unused()?;
+        self.raw_unload().with_context(|| format!("unload {}", self.folder()))
+    }
+
+    /// Fail unless it refuses to unload.
+    pub fn expect_in_use(&self, what: &str) -> Result<()> {
+        expect_errno(&format!("unload with {what}"), self.raw_unload(), IN_USE)
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        let result = match (self.wanted, self.loaded()) {
+            (true, false) => self.load(),
+            (false, true) => self.raw_unload(),
+            _ => Ok(()),
+        };
+        if let Err(errno) = result {
+            println!("{} stays as it is: {errno}", self.name.to_string_lossy());
+        }
+    }
+}
