@@ -11,6 +11,7 @@ mod consumer;
 mod control;
 mod convert;
 mod creation;
+mod debugfs;
 mod exits;
 mod fault;
 mod fdinfo;
@@ -67,6 +68,7 @@ pub static SUITES: &[&Suite] = &[
     &trace::SUITE,
     &signals::SUITE,
     &consumer::SUITE,
+    &debugfs::SUITE,
     &stress::SUITE,
     &stress::GMEM,
     &module::SUITE,
