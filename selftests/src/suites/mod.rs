@@ -30,6 +30,7 @@ mod setup;
 mod sharing;
 mod signals;
 mod size;
+mod store;
 mod stress;
 mod trace;
 mod uffd;
@@ -69,6 +70,7 @@ pub static SUITES: &[&Suite] = &[
     &signals::SUITE,
     &consumer::SUITE,
     &debugfs::SUITE,
+    &store::SUITE,
     &stress::SUITE,
     &stress::GMEM,
     &module::SUITE,
