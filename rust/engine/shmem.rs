@@ -148,26 +148,23 @@ mod tests {
     }
 
     #[test]
-    fn swap_out_is_refused_by_the_flags_and_by_who_uses_the_page() -> Result {
+    fn swap_out_is_announced_and_the_accessed_bits_are_asked_for() -> Result {
         let journal = Journal::new();
         let file = TestFile::new(16)?;
         let a = TestConsumer::new(&journal, 'a', false, 0)?;
         let pages = Range::of(2, 3);
-        for flags in [PINNED, UNRECLAIMABLE] {
-            file.bind(a.as_ref(), flags, 0, 16)?;
-            assert!(!may_writeout(file.node(), pages));
-            assert!(journal.take(&[]));
-            a.unbind();
+        file.bind(a.as_ref(), FREE, 0, 16)?;
+        for young in [true, false] {
+            a.young.set(young);
+            assert_eq!(referenced(file.node(), pages), young);
+            assert!(journal.take(&[('a', Young, 2, 3)]));
         }
-        for flags in [FREE, UNMOVABLE] {
-            file.bind(a.as_ref(), flags, 0, 16)?;
-            for young in [true, false] {
-                a.young.set(young);
-                assert_eq!(may_writeout(file.node(), pages), !young);
-                assert!(journal.take(&[('a', Young, 2, 3)]));
-            }
-            a.unbind();
-        }
+        Record::with(|record| {
+            writeout_start(file.node(), record, pages);
+            assert!(journal.take(&[('a', Start, 2, 3), ('a', Flush, 0, 0)]));
+            file.node().invalidate_end(record);
+        });
+        assert!(journal.take(&[('a', End, 2, 3)]));
         Ok(())
     }
 
