@@ -121,7 +121,8 @@ impl<T: Store> Registration<T> {
         register_notifier: Some(Self::register_notifier),
         unregister_notifier: Some(Self::unregister_notifier),
         // For folios of shmem, of which there are none.
-        may_writeout: None,
+        referenced: None,
+        writeout_start: None,
         invalidate_start: None,
         invalidate_end: None,
         migrate_folio: None,
