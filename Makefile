@@ -16,7 +16,7 @@ help:		## this list
 	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
-demo: all	## the table: memory of real guests on five kinds of backing
+demo: all	## two tables and a plot: memory of real guests, also under pressure
 	@scripts/demo $(KERNEL)
 
 check:		## every test; TESTS='punch.* upstream.*' chooses, V=1 shows the consoles

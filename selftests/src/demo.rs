@@ -5,10 +5,13 @@
 //! was asked for.
 
 mod backing;
+mod page;
+mod plot;
+mod story;
 mod table;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::guest::MAX_VCPUS;
 use crate::ktap::Skip;
@@ -20,7 +23,10 @@ use crate::{GIB, MIB};
 
 use backing::Memory;
 pub use backing::{Backing, KINDS};
-pub use table::{csv, text};
+pub use page::html;
+pub use plot::svg;
+pub use story::Story;
+pub use table::{csv, story_csv, text};
 
 /// Where the guest's memory under test begins.
 const GPA: u64 = 4 * GIB;
@@ -39,7 +45,7 @@ pub struct Plan {
 }
 
 /// Host memory in bytes, as two counters of the kernel have it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figure {
     /// `st_blocks` of the file, or `Rss` of the mapping in smaps; none where the kernel has no
     /// such counter.
@@ -50,15 +56,15 @@ pub struct Figure {
 }
 
 /// One row: what happened to host memory, step by step.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
-    pub name: &'static str,
+    pub name: String,
     /// Bytes of the slot.
     pub size: u64,
     /// Bytes that the guest writes.
     pub touched: u64,
     /// What `by_object` was read from.
-    pub source: &'static str,
+    pub source: String,
     pub after_creation: Figure,
     pub after_write: Figure,
     pub after_punch: Figure,
@@ -74,14 +80,14 @@ pub struct Row {
 }
 
 /// A row that could not be made, and why.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Missing {
-    pub name: &'static str,
+    pub name: String,
     pub reason: String,
 }
 
 /// What the demo found.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Kernel release.
     pub kernel: String,
@@ -89,13 +95,38 @@ pub struct Report {
     pub machine: u64,
     pub rows: Vec<Row>,
     pub missing: Vec<Missing>,
+    pub story: Story,
 }
 
-/// Make all rows; those for which the kernel lacks something end in `missing`.
+impl Report {
+    /// Did every guest read what it should?
+    pub fn is_right(&self) -> bool {
+        self.rows.iter().all(|row| row.hole_reads_zeros && row.own_data_elsewhere)
+            && self.story.courses.iter().all(|course| course.own_data)
+    }
+}
+
+/// The value, or nothing and an entry in `missing` if the kernel lacks something.
+fn unless_missing<T>(
+    result: Result<T>,
+    name: &str,
+    missing: &mut Vec<Missing>,
+) -> Result<Option<T>> {
+    let Err(error) = result else { return result.map(Some) };
+    match error.chain().find_map(|e| e.downcast_ref::<Skip>()) {
+        Some(Skip(reason)) => {
+            missing.push(Missing { name: name.into(), reason: reason.clone() });
+            Ok(None)
+        }
+        None => Err(error.context(name.to_owned())),
+    }
+}
+
+/// Make all rows, and then the story; what the kernel lacks something for ends in `missing`.
 pub fn run(size: u64, progress: &mut dyn FnMut(&str)) -> Result<Report> {
     let kernel = sys::kernel_release()?;
     let machine = mem::meminfo("MemTotal")?;
-    let mut report = Report { kernel, machine, rows: Vec::new(), missing: Vec::new() };
+    let (mut rows, mut missing) = (Vec::new(), Vec::new());
     let plans =
         KINDS.map(|(name, backing)| Plan { name, backing, size, touch: size / 4, places: 1 });
     let large = Plan {
@@ -107,17 +138,10 @@ pub fn run(size: u64, progress: &mut dyn FnMut(&str)) -> Result<Report> {
     };
     for plan in plans.into_iter().chain([large]) {
         progress(plan.name);
-        match make_row(plan) {
-            Ok(row) => report.rows.push(row),
-            Err(error) => match error.chain().find_map(|e| e.downcast_ref::<Skip>()) {
-                Some(Skip(reason)) => {
-                    report.missing.push(Missing { name: plan.name, reason: reason.clone() });
-                }
-                None => return Err(error.context(plan.name)),
-            },
-        }
+        rows.extend(unless_missing(make_row(plan), plan.name, &mut missing)?);
     }
-    Ok(report)
+    let story = story::tell(progress)?;
+    Ok(Report { kernel, machine, rows, missing, story })
 }
 
 /// The pieces of the slot that the guest writes: offset and length in bytes.
@@ -170,11 +194,11 @@ fn make_row(plan: Plan) -> Result<Row> {
     }
     let after_touch_again = measure(Some(&memory))?;
 
-    let source = memory.source();
+    let source = memory.source().into();
     drop((stats, vcpu, vm, memory));
     let after_end = measure(None)?;
     Ok(Row {
-        name: plan.name,
+        name: plan.name.into(),
         size: plan.size,
         touched: plan.touch,
         source,

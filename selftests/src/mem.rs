@@ -48,8 +48,13 @@ pub fn content() -> Result<u64> {
     Ok(meminfo("Cached")? + meminfo("AnonPages")?)
 }
 
-/// Resident part of one mapping of this process, from `/proc/self/smaps`.
+/// Resident part of one mapping of this process.
 pub fn resident(mapping: &Mapping) -> Result<u64> {
+    smaps(mapping, "Rss")
+}
+
+/// A figure of one mapping of this process, from `/proc/self/smaps`.
+pub fn smaps(mapping: &Mapping, key: &str) -> Result<u64> {
     let text = std::fs::read_to_string("/proc/self/smaps").context("/proc/self/smaps")?;
     let range = mapping.addr()..mapping.addr() + mapping.len();
     let mut inside = false;
@@ -58,7 +63,7 @@ pub fn resident(mapping: &Mapping) -> Result<u64> {
         if let Some(start) = vma_start(line) {
             inside = range.contains(&start);
         } else if inside {
-            sum += parse_kib(line, "Rss").unwrap_or(0);
+            sum += parse_kib(line, key).unwrap_or(0);
         }
     }
     Ok(sum)

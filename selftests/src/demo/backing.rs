@@ -105,6 +105,13 @@ impl Memory {
         }
     }
 
+    /// Bytes it holds in memory and in swap, by its own counters; a guest_memfd has none.
+    pub fn allocated(&self) -> Result<Option<u64>> {
+        let held = self.held()?;
+        let Some(held) = held.filter(|_| self.fd.is_none()) else { return Ok(held) };
+        Ok(Some(held + mem::smaps(&self.slot.view, "Swap")?))
+    }
+
     /// Which counter [`Memory::held`] reads.
     pub fn source(&self) -> &'static str {
         match (&self.fd, self.backing) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The report as a table for people and as CSV.
+//! The report as tables for people and as CSV.
 
 use std::fmt::Write as _;
 
-use super::{Figure, Report, Row};
+use super::story::{Course, Step, Story};
+use super::{Figure, Missing, Report, Row};
 use crate::MIB;
 
 /// Bytes as MiB, to a tenth where that says something.
@@ -25,81 +26,201 @@ fn yes(fact: bool) -> &'static str {
     if fact { "yes" } else { "NO" }
 }
 
-/// Column heads, each of three lines.
-const HEADS: [[&str; 3]; 10] = [
-    ["", "", "guest memory"],
-    ["", "", "size"],
-    ["", "after", "creation"],
-    ["guest", "wrote a", "quarter"],
-    ["half of", "that", "punched"],
-    ["guest", "touched", "it again"],
-    ["", "VM is", "gone"],
-    ["zeros", "in the", "hole"],
-    ["own data", "else-", "where"],
-    ["", "", "read from"],
-];
-
-fn cells(row: &Row) -> [String; 10] {
-    [
-        row.name.into(),
-        mib(row.size as i64),
-        best(row.after_creation),
-        best(row.after_write),
-        best(row.after_punch),
-        best(row.after_touch_again),
-        best(row.after_end),
-        yes(row.hole_reads_zeros).into(),
-        yes(row.own_data_elsewhere).into(),
-        row.source.into(),
-    ]
+/// A table, its title and its notes.
+pub struct Table {
+    title: String,
+    /// Column heads, each of three lines.
+    heads: &'static [[&'static str; 3]],
+    /// Columns of words; the others are figures.
+    words: &'static [usize],
+    rows: Vec<Vec<String>>,
+    notes: Vec<String>,
 }
 
-/// One aligned table and its notes.
-pub fn text(report: &Report) -> String {
-    let rows: Vec<_> = report.rows.iter().map(cells).collect();
-    let width = |column: usize| {
-        let head = HEADS[column].iter().map(|h| h.len());
-        head.chain(rows.iter().map(|r| r[column].len())).max().unwrap_or(0)
+/// Who pays when.
+pub fn costs(report: &Report) -> Table {
+    const HEADS: [[&str; 3]; 10] = [
+        ["", "", "guest memory"],
+        ["", "", "size"],
+        ["", "after", "creation"],
+        ["guest", "wrote a", "quarter"],
+        ["half of", "that", "punched"],
+        ["guest", "touched", "it again"],
+        ["", "VM is", "gone"],
+        ["zeros", "in the", "hole"],
+        ["own data", "else-", "where"],
+        ["", "", "read from"],
+    ];
+    let cells = |row: &Row| {
+        vec![
+            row.name.clone(),
+            mib(row.size as i64),
+            best(row.after_creation),
+            best(row.after_write),
+            best(row.after_punch),
+            best(row.after_touch_again),
+            best(row.after_end),
+            yes(row.hole_reads_zeros).into(),
+            yes(row.own_data_elsewhere).into(),
+            row.source.clone(),
+        ]
     };
-    let widths: Vec<_> = (0..HEADS.len()).map(width).collect();
-    let line = |cell: &dyn Fn(usize) -> String| {
-        let mut line = String::new();
-        for (column, &width) in widths.iter().enumerate() {
-            let (cell, gap) = (cell(column), if column == 0 { "" } else { "  " });
-            // Names and sources to the left, figures to the right.
-            let _ = match column {
-                0 | 9 => write!(line, "{gap}{cell:<width$}"),
-                _ => write!(line, "{gap}{cell:>width$}"),
-            };
-        }
-        line.trim_end().to_owned() + "\n"
-    };
-    let mut out = format!(
-        "Host memory in MiB; Linux {}, a machine of {} MiB.\n\n",
-        report.kernel,
-        report.machine / MIB
-    );
-    for level in [0, 1, 2] {
-        out += &line(&|column| HEADS[column][level].into());
-    }
-    out += &line(&|column| "-".repeat(widths[column]));
-    for row in &rows {
-        out += &line(&|column| row[column].clone());
-    }
-    for missing in &report.missing {
-        let _ = writeln!(out, "{}: not shown, {}", missing.name, missing.reason);
-    }
+    let mut notes = absent(&report.missing);
     let spread = report.rows.iter().find(|row| row.touched != row.size / 4);
     if let Some(row) = spread {
-        let _ = writeln!(
-            out,
+        notes.push(format!(
             "\nIn the row of {} MiB the guest writes {} MiB, spread all over, instead of a quarter.",
             row.size / MIB,
             row.touched / MIB
-        );
+        ));
     }
-    out += "\"VM is gone\" is measured after everything is closed, from /proc/meminfo.\n";
-    out
+    notes.push("\"VM is gone\" is measured after everything is closed, from /proc/meminfo.".into());
+    Table {
+        title: format!(
+            "Host memory in MiB; Linux {}, a machine of {} MiB.",
+            report.kernel,
+            report.machine / MIB
+        ),
+        heads: &HEADS,
+        words: &[0, 9],
+        rows: report.rows.iter().map(cells).collect(),
+        notes,
+    }
+}
+
+/// What pressure does.
+pub fn pressure(story: &Story) -> Table {
+    const HEADS: [[&str; 3]; 12] = [
+        ["", "", "guest memory"],
+        ["guest", "wrote", "all"],
+        ["host", "wanted half:", "allocated"],
+        ["", "resi-", "dent"],
+        ["", "", "swapped"],
+        ["refaults,", "working", "set"],
+        ["", "reading", "all"],
+        ["free 2M", "blocks,", "created"],
+        ["most", "given", "back"],
+        ["", "com-", "pacted"],
+        ["", "pages", "migrated"],
+        ["own", "data", "right"],
+    ];
+    let cells = |course: &Course| -> Option<Vec<String>> {
+        let at = |step| course.last(step);
+        let (reclaimed, read) = (at(Step::Reclaimed)?, at(Step::Read)?);
+        let (punched, compacted) = (at(Step::Punched)?, at(Step::Compacted)?);
+        Some(vec![
+            course.name.clone(),
+            mib(at(Step::Written)?.resident as i64),
+            reclaimed.allocated.map_or("-".into(), |bytes| mib(bytes as i64)),
+            mib(reclaimed.resident as i64),
+            mib(reclaimed.swapped as i64),
+            reclaimed.refaults.to_string(),
+            (read.refaults - reclaimed.refaults).to_string(),
+            at(Step::Created)?.free_2m_blocks.to_string(),
+            punched.free_2m_blocks.to_string(),
+            compacted.free_2m_blocks.to_string(),
+            (compacted.migrated - punched.migrated).to_string(),
+            yes(course.own_data).into(),
+        ])
+    };
+    let mut notes = absent(&story.missing);
+    let rounds = story.courses.first().map_or(0, |course| {
+        course.samples.iter().filter(|sample| sample.step == Step::Reclaimed).count() as u64
+    });
+    let notes_of_story = [
+        format!(
+            "\nThe guest keeps using {} MiB while the host asks for {} MiB, a bite at a time; the first",
+            story.working_set / MIB,
+            story.wanted * rounds / MIB
+        ),
+        "bites find every page in use, for the guest has just written it. Then the guest reads"
+            .into(),
+        format!(
+            "everything, gives {} of {} pages back, and after the compaction it checks what it kept",
+            story.keep - 1,
+            story.keep
+        ),
+        "and writes the rest. Refaults and migrated count pages, migrated also those of others."
+            .into(),
+        "From memory.stat, memory.swap.current, st_blocks or smaps, vmstat and buddyinfo; the"
+            .into(),
+        "kernel does not say what a guest_memfd has allocated.".into(),
+    ];
+    if !story.courses.is_empty() {
+        notes.extend(notes_of_story);
+    }
+    Table {
+        title: format!("The same guest of {} MiB under pressure; MiB.", story.size / MIB),
+        heads: &HEADS,
+        words: &[0],
+        rows: story.courses.iter().filter_map(cells).collect(),
+        notes,
+    }
+}
+
+fn absent(missing: &[Missing]) -> Vec<String> {
+    missing.iter().map(|m| format!("{}: not shown, {}", m.name, m.reason)).collect()
+}
+
+impl Table {
+    /// Aligned, with title and notes.
+    fn text(&self) -> String {
+        let width = |column: usize| {
+            let head = self.heads[column].iter().map(|h| h.len());
+            head.chain(self.rows.iter().map(|r| r[column].len())).max().unwrap_or(0)
+        };
+        let widths: Vec<_> = (0..self.heads.len()).map(width).collect();
+        let line = |cell: &dyn Fn(usize) -> String| {
+            let mut line = String::new();
+            for (column, &width) in widths.iter().enumerate() {
+                let (cell, gap) = (cell(column), if column == 0 { "" } else { "  " });
+                let _ = match self.words.contains(&column) {
+                    true => write!(line, "{gap}{cell:<width$}"),
+                    false => write!(line, "{gap}{cell:>width$}"),
+                };
+            }
+            line.trim_end().to_owned() + "\n"
+        };
+        let mut out = format!("{}\n\n", self.title);
+        for level in [0, 1, 2] {
+            out += &line(&|column| self.heads[column][level].into());
+        }
+        out += &line(&|column| "-".repeat(widths[column]));
+        for row in &self.rows {
+            out += &line(&|column| row[column].clone());
+        }
+        for note in &self.notes {
+            out += &format!("{note}\n");
+        }
+        out
+    }
+
+    /// The same for a browser.
+    pub fn html(&self) -> String {
+        let row = |tag: &str, cells: Vec<String>| {
+            let cells = cells.iter().enumerate().map(|(column, cell)| {
+                let class = if self.words.contains(&column) { " class=word" } else { "" };
+                format!("<{tag}{class}>{}</{tag}>", escaped(cell))
+            });
+            format!("<tr>{}</tr>\n", cells.collect::<String>())
+        };
+        // A word that is broken between the lines of a head.
+        let join = |head: &[&str; 3]| head.join(" ").trim().replace("- ", "");
+        let mut out = format!("<table>\n<caption>{}</caption>\n", escaped(&self.title));
+        out += &row("th", self.heads.iter().map(join).collect());
+        out.extend(self.rows.iter().map(|cells| row("td", cells.clone())));
+        out + &format!("</table>\n<p>{}</p>\n", escaped(&self.notes.join("\n")))
+    }
+}
+
+/// Text as HTML.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+/// Both tables.
+pub fn text(report: &Report) -> String {
+    format!("{}\n\n{}", costs(report).text(), pressure(&report.story).text())
 }
 
 /// A field of a CSV line.
@@ -124,8 +245,8 @@ pub fn csv(report: &Report) -> String {
     }
     let mut out = head.join(",") + "\n";
     for row in &report.rows {
-        let mut line = vec![field(row.name), row.size.to_string(), row.touched.to_string()];
-        line.push(row.source.into());
+        let mut line = vec![field(&row.name), row.size.to_string(), row.touched.to_string()];
+        line.push(row.source.clone());
         let figures = [row.after_creation, row.after_write, row.after_punch];
         for figure in figures.into_iter().chain([row.after_touch_again, row.after_end]) {
             line.push(figure.by_object.map_or(String::new(), |bytes| bytes.to_string()));
@@ -140,18 +261,39 @@ pub fn csv(report: &Report) -> String {
     out
 }
 
+/// One line per course and step; bytes, pages and blocks as in [`super::story::Sample`].
+pub fn story_csv(story: &Story) -> String {
+    let mut out = "memory,step,allocated,resident,swapped,refaults,migrated,free_2m_blocks,\
+                   memfile_migrate,memfile_swap_out,memfile_young\n"
+        .to_owned();
+    for course in &story.courses {
+        for sample in &course.samples {
+            let mut line = vec![field(&course.name), sample.step.name().into()];
+            line.push(sample.allocated.map_or(String::new(), |bytes| bytes.to_string()));
+            let figures = [sample.resident, sample.swapped, sample.refaults, sample.migrated];
+            line.extend(figures.map(|figure| figure.to_string()));
+            line.push(sample.free_2m_blocks.to_string());
+            line.extend(
+                [0, 1, 2].map(|n| sample.memfile.map_or(String::new(), |m| m[n].to_string())),
+            );
+            out += &(line.join(",") + "\n");
+        }
+    }
+    out
+}
+
 #[cfg(test)]
-mod tests {
-    use super::super::Missing;
+pub(super) mod tests {
+    use super::super::story::Sample;
     use super::*;
 
-    fn report() -> Report {
+    pub fn report() -> Report {
         let figure = |bytes: u64| Figure { by_object: Some(bytes), by_machine: bytes as i64 + 5 };
         let row = Row {
-            name: "a, b",
+            name: "a, b".into(),
             size: 256 * MIB,
             touched: 64 * MIB,
-            source: "st_blocks",
+            source: "st_blocks".into(),
             after_creation: figure(0),
             after_write: figure(64 * MIB),
             after_punch: figure(32 * MIB),
@@ -162,8 +304,33 @@ mod tests {
             kvm_pages_4k: 3,
             kvm_pages_2m: 0,
         };
-        let missing = Missing { name: "c", reason: "no c here".into() };
-        Report { kernel: "7.3".into(), machine: MIB, rows: vec![row], missing: vec![missing] }
+        let missing = vec![Missing { name: "c".into(), reason: "no c here".into() }];
+        Report { kernel: "7.3".into(), machine: MIB, rows: vec![row], missing, story: story() }
+    }
+
+    fn story() -> Story {
+        let sample = |step| Sample {
+            step,
+            allocated: None,
+            resident: MIB,
+            swapped: 0,
+            refaults: 7,
+            migrated: 8,
+            free_2m_blocks: 900,
+            memfile: Some([1, 2, 3]),
+        };
+        let steps = [Step::Created, Step::Written, Step::Reclaimed, Step::Read, Step::Punched];
+        let steps = steps.into_iter().chain([Step::Compacted, Step::Rewritten, Step::Gone]);
+        let course =
+            Course { name: "d, <e>".into(), samples: steps.map(sample).collect(), own_data: false };
+        Story {
+            size: 64 * MIB,
+            working_set: 16 * MIB,
+            wanted: 8 * MIB,
+            keep: 16,
+            courses: vec![course],
+            missing: vec![],
+        }
     }
 
     #[test]
@@ -183,6 +350,22 @@ mod tests {
         assert!(lines[1].starts_with("\"a, b\",268435456,67108864,st_blocks,0,5,"));
         // The quoted name holds one comma more.
         assert_eq!(lines[0].matches(',').count() + 1, lines[1].matches(',').count());
+    }
+
+    #[test]
+    fn story_csv_has_one_field_per_head() {
+        let text = story_csv(&story());
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 9);
+        assert_eq!(lines[1], "\"d, <e>\",created,,1048576,0,7,8,900,1,2,3");
+        assert_eq!(lines[0].matches(',').count() + 1, lines[1].matches(',').count());
+    }
+
+    #[test]
+    fn html_is_escaped() {
+        let html = pressure(&story()).html();
+        assert!(html.contains("<td class=word>d, &lt;e&gt;</td>"), "{html}");
+        assert!(html.contains("<th>resident</th>"), "{html}");
     }
 
     #[test]

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Makes a picture and a page of what memfile-demo has measured. Runs on the host.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use memfile_selftests::demo;
+
+/// Draw the figures that memfile-demo wrote with --json.
+///
+/// Exit status: 0 if all went as it should, 1 if not, 2 wrong usage.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// What memfile-demo wrote
+    json: PathBuf,
+
+    /// Write the plot of the story as SVG
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+
+    /// Write tables and plot as one HTML page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("memfile-plot: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let name = args.json.display();
+    let json = std::fs::read_to_string(&args.json).with_context(|| format!("read {name}"))?;
+    let report: demo::Report =
+        serde_json::from_str(&json).with_context(|| format!("{name} is no report"))?;
+    if let Some(path) = &args.svg {
+        write(path, &demo::svg(&report.story)?)?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &demo::html(&report)?)?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, content: &str) -> Result<()> {
+    std::fs::write(path, content).with_context(|| format!("write {}", path.display()))
+}

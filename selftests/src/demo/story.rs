@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The same guest under the same pressure, on memory that may move, be swapped out, both, or none.
+//!
+//! The guest writes all its memory. Then the host wants half of it back, in small bites, while the
+//! guest keeps using a quarter. Then the guest reads everything, gives three of four pages back as
+//! a balloon would, the host compacts, and the guest uses all its memory again.
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::{Backing, GPA, Memory, Missing, unless_missing};
+use crate::guest::MAX_VCPUS;
+use crate::ktap::missing_memfile;
+use crate::mem;
+use crate::pattern::Pattern;
+use crate::pressure::{self, Cgroup, Counts, Setting, Swap};
+use crate::sys::Errno;
+use crate::uapi::{KVM_CAP_MEMFILE, MEMFILE_F_ALL, MEMFILE_F_UNMOVABLE, MEMFILE_F_UNRECLAIMABLE};
+use crate::vm::{Vcpu, Vm};
+use crate::{MIB, PAGE};
+
+/// Bytes of the guest's memory.
+const SIZE: u64 = 64 * MIB;
+/// Bytes, from the first on, that the guest keeps using.
+const WORKING_SET: u64 = SIZE / 4;
+/// Bytes that the host asks for at once.
+const BITE: u64 = 2 * MIB;
+/// How often, before the figures are read.
+const BITES: u64 = 4;
+/// How often that is done.
+const ROUNDS: u64 = 4;
+/// Of so many pages the guest keeps one when it gives memory back.
+const KEEP: u64 = 4;
+/// Bytes of swap.
+const SWAP: u64 = 2 * SIZE;
+
+/// What a course is of: name, backing, and `MEMFILE_F_*` that the VM chooses.
+const KINDS: [(&str, Backing, Option<u64>); 6] = [
+    ("anonymous memory", Backing::Anonymous, None),
+    ("memfile, pinned", Backing::MemfileOnDemand, Some(MEMFILE_F_ALL)),
+    ("memfile, movable", Backing::MemfileOnDemand, Some(MEMFILE_F_ALL & !MEMFILE_F_UNMOVABLE)),
+    (
+        "memfile, reclaimable",
+        Backing::MemfileOnDemand,
+        Some(MEMFILE_F_ALL & !MEMFILE_F_UNRECLAIMABLE),
+    ),
+    (
+        "memfile, movable + reclaimable",
+        Backing::MemfileOnDemand,
+        Some(MEMFILE_F_ALL & !MEMFILE_F_UNMOVABLE & !MEMFILE_F_UNRECLAIMABLE),
+    ),
+    ("guest_memfd", Backing::GuestMemfd, None),
+];
+
+/// A step of the story; figures are read after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// VM and slot exist.
+    Created,
+    /// The guest has written all its memory.
+    Written,
+    /// The host has asked for [`BITES`] times [`BITE`], the guest read its working set before each.
+    Reclaimed,
+    /// The guest has read all its memory.
+    Read,
+    /// The guest has given all but one of [`KEEP`] pages back.
+    Punched,
+    /// The host has compacted its memory.
+    Compacted,
+    /// The guest has read what it kept and written the rest.
+    Rewritten,
+    /// VM, slot and file are gone.
+    Gone,
+}
+
+impl Step {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Step::Created => "created",
+            Step::Written => "written",
+            Step::Reclaimed => "reclaimed",
+            Step::Read => "read",
+            Step::Punched => "given back",
+            Step::Compacted => "compacted",
+            Step::Rewritten => "rewritten",
+            Step::Gone => "gone",
+        }
+    }
+}
+
+/// What the kernel says after a step. Bytes unless said; what counts events counts from the
+/// beginning of the course.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    pub step: Step,
+    /// In memory or in swap: `st_blocks` of the file, or `Rss` and `Swap` of the mapping in smaps.
+    /// None if the kernel does not say.
+    pub allocated: Option<u64>,
+    /// `anon` and `file` in the cgroup's `memory.stat`.
+    pub resident: u64,
+    /// The cgroup's `memory.swap.current`.
+    pub swapped: u64,
+    /// Pages: `workingset_refault_anon` in `memory.stat`.
+    pub refaults: u64,
+    /// Pages, of whomever: `pgmigrate_success` in `/proc/vmstat`.
+    pub migrated: u64,
+    /// Free blocks of 2 MiB and more in the machine, counted in 2 MiB, from `/proc/buddyinfo`.
+    pub free_2m_blocks: u64,
+    /// Counters of memfile.ko: `migrate`, `swap_out`, `young`. None without the module.
+    pub memfile: Option<[u64; 3]>,
+}
+
+/// The story on one kind of memory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Course {
+    pub name: String,
+    pub samples: Vec<Sample>,
+    /// The guest read what it had written whenever it looked, and zeros from what it gave back.
+    pub own_data: bool,
+}
+
+impl Course {
+    /// The last figures that were read after such a step.
+    pub fn last(&self, step: Step) -> Option<&Sample> {
+        self.samples.iter().rfind(|sample| sample.step == step)
+    }
+}
+
+/// What was done, and the figures. Bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Story {
+    pub size: u64,
+    pub working_set: u64,
+    /// How much the host asked for in each of the steps [`Step::Reclaimed`].
+    pub wanted: u64,
+    /// Of so many pages the guest kept one.
+    pub keep: u64,
+    pub courses: Vec<Course>,
+    pub missing: Vec<Missing>,
+}
+
+/// What the host has while the story is told.
+fn prepare() -> Result<(Swap, Setting)> {
+    // Pages that CPUs keep for themselves are in no free block: let it be few.
+    let few = Setting::set("/proc/sys/vm/percpu_pagelist_high_fraction", "1000000")?;
+    Ok((Swap::on(SWAP)?, few))
+}
+
+/// Tell the story on each kind of memory.
+pub fn tell(progress: &mut dyn FnMut(&str)) -> Result<Story> {
+    let mut story = Story {
+        size: SIZE,
+        working_set: WORKING_SET,
+        wanted: BITES * BITE,
+        keep: KEEP,
+        courses: Vec::new(),
+        missing: Vec::new(),
+    };
+    let Some(_host) = unless_missing(prepare(), "the story", &mut story.missing)? else {
+        return Ok(story);
+    };
+    for (name, backing, flags) in KINDS {
+        progress(&format!("under pressure: {name}"));
+        let course = course(name, backing, flags);
+        story.courses.extend(unless_missing(course, name, &mut story.missing)?);
+    }
+    Ok(story)
+}
+
+/// Reads the figures.
+struct Meter {
+    cgroup: Cgroup,
+    migrated: u64,
+    counts: Option<Counts>,
+    samples: Vec<Sample>,
+}
+
+impl Meter {
+    /// What is charged from now on is the guest's memory.
+    fn start() -> Result<Meter> {
+        Ok(Meter {
+            cgroup: Cgroup::enter()?,
+            migrated: mem::vmstat("pgmigrate_success")?,
+            counts: Counts::now().ok(),
+            samples: Vec::new(),
+        })
+    }
+
+    fn read(&mut self, step: Step, memory: Option<&Memory>) -> Result<()> {
+        mem::refresh_counters();
+        let cgroup = &self.cgroup;
+        let memfile = self.counts.as_ref().map(|before| -> Result<[u64; 3]> {
+            let grown = |name| before.grown(&format!("memfile.{name}"));
+            Ok([grown("migrate")?, grown("swap_out")?, grown("young")?])
+        });
+        self.samples.push(Sample {
+            step,
+            allocated: memory.map(Memory::allocated).transpose()?.flatten(),
+            resident: cgroup.line("memory.stat", "anon")? + cgroup.line("memory.stat", "file")?,
+            swapped: cgroup.get("memory.swap.current")?,
+            refaults: cgroup.line("memory.stat", "workingset_refault_anon")?,
+            migrated: mem::vmstat("pgmigrate_success")? - self.migrated,
+            free_2m_blocks: pressure::free_huge_blocks()?,
+            memfile: memfile.transpose()?,
+        });
+        Ok(())
+    }
+}
+
+fn choose(vm: &Vm, flags: u64) -> Result<()> {
+    match vm.raw_enable_cap(KVM_CAP_MEMFILE, flags) {
+        Err(Errno::EINVAL) => missing_memfile("KVM has no KVM_CAP_MEMFILE"),
+        result => result.context("KVM_CAP_MEMFILE"),
+    }
+}
+
+fn course(name: &str, backing: Backing, flags: Option<u64>) -> Result<Course> {
+    // All start from the same.
+    pressure::drop_caches()?;
+    pressure::compact()?;
+
+    let vm = Vm::new(backing.vm_type())?;
+    flags.map(|flags| choose(&vm, flags)).transpose()?;
+    let mut vcpu = vm.vcpu(MAX_VCPUS - 1)?;
+    let mut meter = Meter::start()?;
+    let memory = Memory::create(backing, &vm, GPA, SIZE, &[(0, SIZE)])?;
+    meter.read(Step::Created, Some(&memory))?;
+
+    let first = Pattern::Generation(1);
+    vcpu.fill(GPA, SIZE, first).context("the guest writes")?;
+    meter.read(Step::Written, Some(&memory))?;
+
+    let mut own_data = true;
+    for _ in 0..ROUNDS {
+        for _ in 0..BITES {
+            own_data &= vcpu.verify_pages(GPA, WORKING_SET, first).is_ok();
+            // Whether there was that much is what the figures say.
+            meter.cgroup.reclaim(BITE)?;
+        }
+        meter.read(Step::Reclaimed, Some(&memory))?;
+    }
+    own_data &= vcpu.verify(GPA, SIZE, first).is_ok();
+    meter.read(Step::Read, Some(&memory))?;
+
+    let chunk = KEEP * PAGE;
+    for offset in (0..SIZE).step_by(chunk as usize) {
+        memory.punch(offset + PAGE, chunk - PAGE).context("punch")?;
+    }
+    meter.read(Step::Punched, Some(&memory))?;
+    pressure::compact()?;
+    meter.read(Step::Compacted, Some(&memory))?;
+
+    own_data &= rewrite(&mut vcpu, chunk, first)?;
+    meter.read(Step::Rewritten, Some(&memory))?;
+
+    drop((vcpu, vm, memory));
+    meter.read(Step::Gone, None)?;
+    Ok(Course { name: name.into(), samples: meter.samples, own_data })
+}
+
+/// The guest reads one page of each chunk as `kept` and zeros from the rest, writes the rest, and
+/// reads everything again: whether all was as it should be.
+fn rewrite(vcpu: &mut Vcpu, chunk: u64, kept: Pattern) -> Result<bool> {
+    let mut right = true;
+    let again = Pattern::Generation(2);
+    let chunks = || (GPA..GPA + SIZE).step_by(chunk as usize);
+    for at in chunks() {
+        right &= vcpu.verify(at, PAGE, kept).is_ok();
+        right &= vcpu.verify_pages(at + PAGE, chunk - PAGE, Pattern::ZERO).is_ok();
+        vcpu.fill(at + PAGE, chunk - PAGE, again).context("the guest writes again")?;
+    }
+    for at in chunks() {
+        right &= vcpu.verify(at, PAGE, kept).is_ok();
+        right &= vcpu.verify(at + PAGE, chunk - PAGE, again).is_ok();
+    }
+    Ok(right)
+}
