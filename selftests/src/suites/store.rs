@@ -54,7 +54,7 @@ fn second_one_is_ebusy() -> CaseResult {
 
 fn guest_runs_on_its_pages() -> CaseResult {
     let _swapped = Swapped::new()?;
-    for layout in LAYOUTS {
+    for layout in [LAYOUTS[0], LAYOUTS[4]] {
         let mut s = Setup::at(Private::Memfile, MIB, layout)?;
         s.fill_both()?;
         expect_allocated(&s.fd, 0, "shmem has none of the pages")?;
@@ -109,7 +109,7 @@ fn one_follows_the_other() -> CaseResult {
     let mut vcpu = vm.vcpu(0)?;
     vm.set_private(GIB, MIB)?;
     core.unload()?;
-    for _ in 0..3 {
+    for _ in 0..2 {
         for (module, in_shmem) in [(&core, MIB), (&store, 0)] {
             module.load()?;
             let fd = memfile(MIB)?;
