@@ -13,6 +13,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -195,39 +197,78 @@ pub const KPF_HWPOISON: u64 = 1 << 19;
 pub const KPF_THP: u64 = 1 << 22;
 
 /// Makes allocations of the calling thread fail, while it lives.
+///
+/// Only another thread can end that: the caller could not even open a file.
 pub struct Failing {
-    /// The knobs of the debugfs folder, and the flag of the thread.
-    _settings: Vec<Setting>,
+    end: Option<(mpsc::Sender<()>, thread::JoinHandle<()>)>,
+    settings: Vec<Setting>,
 }
 
 impl Failing {
-    /// `what` is `failslab` or `fail_page_alloc`; `percent` of them fail, `times` at most.
-    pub fn start(what: &str, percent: u32, times: u32) -> Result<Failing> {
-        let (percent, times) = (percent.to_string(), times.to_string());
-        let folder = Path::new("/sys/kernel/debug").join(what);
+    /// So many percent of all allocations of pages fail, but no more than `times`.
+    pub fn pages(percent: u32, times: u32) -> Result<Failing> {
+        let mut failing = Failing::prepare("fail_page_alloc", percent, times)?;
+        for (knob, value) in [("ignore-gfp-highmem", "N"), ("min-order", "0")] {
+            failing.settings.push(Setting::set(knob_of("fail_page_alloc", knob), value)?);
+        }
+        failing.start()
+    }
+
+    /// The same with objects of the slab allocator: all, or those of one cache.
+    pub fn objects(cache: Option<&str>, percent: u32, times: u32) -> Result<Failing> {
+        let mut failing = Failing::prepare("failslab", percent, times)?;
+        if let Some(cache) = cache {
+            let chosen = format!("/sys/kernel/slab/{cache}/failslab");
+            failing.settings.push(Setting::set(chosen, "1")?);
+            failing.settings.push(Setting::set(knob_of("failslab", "cache-filter"), "Y")?);
+        }
+        failing.start()
+    }
+
+    fn prepare(what: &str, percent: u32, times: u32) -> Result<Failing> {
         let mut settings = Vec::new();
-        // Set back in the order in which they were set: nothing fails any more from the first on.
-        let mut set = |path: PathBuf, value: &str| -> Result<()> {
-            settings.push(Setting::set(path, value)?);
-            Ok(())
-        };
-        set("/proc/thread-self/make-it-fail".into(), "0")?;
         for (knob, value) in [
-            ("task-filter", "Y"),
-            ("ignore-gfp-wait", "N"),
-            ("verbose", "0"),
-            ("interval", "1"),
-            ("times", times.as_str()),
-            ("probability", percent.as_str()),
+            ("task-filter", "Y".to_owned()),
+            ("ignore-gfp-wait", "N".to_owned()),
+            ("verbose", "0".to_owned()),
+            ("times", times.to_string()),
+            ("probability", percent.to_string()),
         ] {
-            set(folder.join(knob), value)?;
+            settings.push(Setting::set(knob_of(what, knob), &value)?);
         }
-        if what == "fail_page_alloc" {
-            set(folder.join("ignore-gfp-highmem"), "N")?;
-            set(folder.join("min-order"), "0")?;
+        Ok(Failing { end: None, settings })
+    }
+
+    fn start(mut self) -> Result<Failing> {
+        // SAFETY: Takes nothing.
+        let thread = unsafe { libc::gettid() };
+        let flag = PathBuf::from(format!("/proc/self/task/{thread}/make-it-fail"));
+        let (end, ended) = mpsc::channel();
+        let switch = flag.clone();
+        let ender = thread::spawn(move || {
+            // Nothing is ever sent.
+            let _ = ended.recv();
+            let _ = raw_write(&switch, "0");
+        });
+        self.end = Some((end, ender));
+        write(&flag, "1")?;
+        Ok(self)
+    }
+}
+
+/// A knob of fault injection.
+fn knob_of(what: &str, knob: &str) -> PathBuf {
+    Path::new("/sys/kernel/debug").join(what).join(knob)
+}
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        if let Some((end, ender)) = self.end.take() {
+            drop(end);
+            let _ = ender.join();
         }
-        write("/proc/thread-self/make-it-fail", "1")?;
-        Ok(Failing { _settings: settings })
+        // The other way round: nothing fails any more before everybody is meant.
+        while self.settings.pop().is_some() {}
     }
 }
 

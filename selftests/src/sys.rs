@@ -500,6 +500,13 @@ pub fn kernel_release() -> Result<String> {
     Ok(release.to_string_lossy().into_owned())
 }
 
+/// Keep what this process uses itself in memory, so that only what it tests is swapped.
+pub fn lock_own_memory() -> Result<()> {
+    let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+    // SAFETY: Takes no pointer.
+    check(unsafe { libc::mlockall(flags) }).context("mlockall").map(drop)
+}
+
 /// SKIP unless run as root.
 pub fn require_root() -> Result<()> {
     // SAFETY: Takes nothing.

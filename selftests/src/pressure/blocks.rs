@@ -15,7 +15,7 @@ use crate::sys::{Alarm, Errno, SysResult, require_root};
 const ROOT: &str = "/sys/devices/system/memory";
 
 /// The kernel tries for ever to take a block offline if a page of it does not move.
-const LIMIT: Duration = Duration::from_secs(3);
+const LIMIT: Duration = Duration::from_secs(2);
 
 /// A block of memory that can go offline as a whole.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ impl Block {
     }
 
     /// Move everything out of it and take it away. `EBUSY` if something in it never moves; `EINTR`
-    /// if something did not for [`LIMIT`].
+    /// if something did not for [`LIMIT`]; `EINVAL` if it has holes.
     pub fn raw_offline(&self) -> SysResult<()> {
         let _alarm = Alarm::set(LIMIT).map_err(|_| Errno::EINVAL)?;
         self.raw_set("offline")
@@ -99,12 +99,12 @@ impl MovableZone {
     /// `count` blocks. SKIP if so many cannot be had.
     pub fn make(count: usize) -> Result<MovableZone> {
         let mut zone = MovableZone { blocks: Vec::new() };
-        // From the end: the kernel's own pages are more often at the start.
-        for block in Block::online()?.into_iter().rev() {
+        // From the end: the kernel's own pages are more often at the start. The last block holds
+        // what was there first of all.
+        for block in Block::online()?.into_iter().rev().skip(1) {
             if zone.blocks.len() == count {
                 break;
             }
-            // Only those without a page that cannot move answer at once; the others stay.
             if block.raw_offline().is_ok() {
                 zone.blocks.push(block.clone());
                 block.give_back("online_movable")?;

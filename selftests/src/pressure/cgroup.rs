@@ -52,6 +52,11 @@ impl Cgroup {
         write(self.path.join(name), &bytes.to_string())
     }
 
+    /// Take such a limit away.
+    pub fn unlimit(&self, name: &str) -> Result<()> {
+        write(self.path.join(name), "max")
+    }
+
     /// A file with one number.
     pub fn get(&self, name: &str) -> Result<u64> {
         read_number(self.path.join(name))

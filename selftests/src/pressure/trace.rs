@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
@@ -33,7 +34,9 @@ impl Trace {
     pub fn start(events: &[&str]) -> Result<Trace> {
         require_root()?;
         read("/sys/kernel/tracing/trace_clock")?;
-        let path = PathBuf::from(format!("{INSTANCES}/memfile-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let (pid, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let path = PathBuf::from(format!("{INSTANCES}/memfile-{pid}-{number}"));
         fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
         let trace = Trace { path };
         write(trace.path.join("buffer_size_kb"), "4096")?;

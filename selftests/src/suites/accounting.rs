@@ -56,7 +56,7 @@ fn orders() -> impl Iterator<Item = [End; 4]> {
 impl Life {
     /// Half is allocated, then the guest touches the other half.
     fn begin() -> Result<Life> {
-        let Setup { vm, mut vcpu, fd, slot } = Setup::new(Private::Memfile, SIZE)?;
+        let Setup { vm, mut vcpu, fd, slot, .. } = Setup::new(Private::Memfile, SIZE)?;
         allocate(&fd, 0, SIZE / 2).context("fallocate")?;
         vcpu.fill_pages(slot.gpa + SIZE / 2, SIZE / 2, GUEST)?;
         Ok(Life { fd: Some(fd), slot: Some(slot), vm: Some((vcpu, vm)), held: SIZE })

@@ -7,6 +7,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::setup::{BOTH, MOVABLE, PINNED, RECLAIMABLE};
 use crate::ktap::{CaseResult, Suite, missing_memfile};
 use crate::sys::*;
 use crate::uapi::*;
@@ -27,11 +28,6 @@ pub static SUITE: Suite = suite!(
         racing_bindings_leave_the_flags_of_the_winner,
     ]
 );
-
-const PINNED: u64 = MEMFILE_F_ALL;
-const MOVABLE: u64 = MEMFILE_F_USER_INACCESSIBLE | MEMFILE_F_UNRECLAIMABLE;
-const RECLAIMABLE: u64 = MEMFILE_F_USER_INACCESSIBLE | MEMFILE_F_UNMOVABLE;
-const BOTH: u64 = MEMFILE_F_USER_INACCESSIBLE;
 
 /// A VM with private memory; SKIP if it has no KVM_CAP_MEMFILE.
 fn protected() -> Result<Vm> {

@@ -16,14 +16,21 @@ mod exits;
 mod fault;
 mod fdinfo;
 mod guest;
+mod huge;
 mod infra;
 mod inject;
+mod migrate;
 mod model;
 mod module;
+mod motion;
 mod ondemand;
+mod overcommit;
+mod pinned;
+mod poison;
 mod prefault;
 mod property;
 mod punch;
+mod reclaim;
 mod scenarios;
 mod seal;
 mod setup;
@@ -73,6 +80,13 @@ pub static SUITES: &[&Suite] = &[
     &store::SUITE,
     &stress::SUITE,
     &stress::GMEM,
+    &pinned::SUITE,
+    &migrate::SUITE,
+    &reclaim::SUITE,
+    &motion::SUITE,
+    &huge::SUITE,
+    &poison::SUITE,
+    &overcommit::SUITE,
     &module::SUITE,
     &control::SUITE,
     &control::EMPTY,

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A VM with one vCPU and one slot of private memory: where most cases start.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::pattern::Pattern;
-use crate::uapi::{KVM_HC_MAP_GPA_RANGE, KVM_MAP_GPA_RANGE_ENCRYPTED};
-use crate::vm::{Door, Exit, Private, Slot, Vcpu, Vm};
+use crate::sys;
+use crate::uapi::*;
+use crate::vm::{Door, Exit, Private, Slot, Vcpu, Vm, region};
 use crate::{GIB, HUGE, MIB, PAGE};
 
 /// The slot number that [`Setup`] uses.
@@ -37,12 +38,20 @@ pub const LAYOUTS: [Layout; 6] = [
     Layout { gpa: 16 * MIB + 7 * PAGE, offset: 64 * MIB + PAGE },
 ];
 
+/// The four choices of `KVM_CAP_MEMFILE`, named after what may happen to the pages.
+pub const PINNED: u64 = MEMFILE_F_ALL;
+pub const MOVABLE: u64 = MEMFILE_F_USER_INACCESSIBLE | MEMFILE_F_UNRECLAIMABLE;
+pub const RECLAIMABLE: u64 = MEMFILE_F_USER_INACCESSIBLE | MEMFILE_F_UNMOVABLE;
+pub const BOTH: u64 = MEMFILE_F_USER_INACCESSIBLE;
+
 /// A VM with a private slot.
 pub struct Setup {
     pub vm: Vm,
     pub vcpu: Vcpu,
     pub fd: OwnedFd,
     pub slot: Slot,
+    kind: Private,
+    offset: u64,
 }
 
 impl Setup {
@@ -53,12 +62,30 @@ impl Setup {
 
     /// A slot of `size` bytes, all private, bound to a part of a file that is 2 MiB longer.
     pub fn at(kind: Private, size: u64, layout: Layout) -> Result<Setup> {
+        Setup::in_vm(Vm::protected()?, kind, size, layout)
+    }
+
+    /// The same as [`Setup::new`], with a memfile and the flags that the VM chooses for it.
+    pub fn with_flags(flags: u64, size: u64) -> Result<Setup> {
+        drop(sys::memfile_unsized()?);
         let vm = Vm::protected()?;
+        vm.raw_enable_cap(KVM_CAP_MEMFILE, flags).with_context(|| format!("choose {flags:#x}"))?;
+        Setup::in_vm(vm, Private::Memfile, size, LAYOUTS[0])
+    }
+
+    fn in_vm(vm: Vm, kind: Private, size: u64, layout: Layout) -> Result<Setup> {
         let fd = kind.create(&vm, layout.offset + size + HUGE)?;
         let slot = vm.add_private(SLOT, layout.gpa, size, kind, &fd, layout.offset)?;
         vm.set_private(slot.gpa, slot.size)?;
         let vcpu = vm.vcpu(0)?;
-        Ok(Setup { vm, vcpu, fd, slot })
+        Ok(Setup { vm, vcpu, fd, slot, kind, offset: layout.offset })
+    }
+
+    /// Make the slot again that was deleted by its number.
+    pub fn bind_again(&self) -> Result<()> {
+        let private = Some((self.kind, self.fd.as_fd(), self.offset));
+        let request = region(self.slot.id, self.slot.gpa, &self.slot.view, private);
+        self.vm.raw_set_region(&request).context("make the slot again")
     }
 
     /// Fill the shared side with [`SHARED`], and let the guest fill the private side with

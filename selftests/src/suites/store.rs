@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{GUEST, LAYOUTS, Setup};
+use super::setup::{GUEST, LAYOUTS, SLOT, Setup};
 use crate::consumer::{Consumer, Event, MAPPER, Span};
 use crate::ktap::{CaseResult, Suite};
 use crate::module::Module;
@@ -67,10 +67,9 @@ fn guest_runs_on_its_pages() -> CaseResult {
         };
         check(&mut s).with_context(|| format!("{layout:x?}"))?;
         // They are the file's, not the slot's.
-        let Setup { vm, vcpu, fd, slot } = s;
-        vm.delete(slot)?;
-        let slot = vm.add_private(1, gpa, MIB, Private::Memfile, &fd, layout.offset)?;
-        check(&mut Setup { vm, vcpu, fd, slot }).with_context(|| format!("{layout:x?}, again"))?;
+        s.vm.raw_delete(SLOT)?;
+        s.bind_again()?;
+        check(&mut s).with_context(|| format!("{layout:x?}, again"))?;
     }
     Ok(())
 }

@@ -17,8 +17,9 @@ use super::setup::{LAYOUTS, Layout, SLOT, Setup};
 use crate::guest::{Command, SCRATCH, STRESS_ENTRY, STRESS_NOTE, STRESS_WORDS};
 use crate::ktap::CaseResult;
 use crate::pattern::{Pattern, Rng, mix, seed};
+use crate::pressure::{self, Cgroup, MovableZone};
 use crate::sys::*;
-use crate::vm::{Door, Private, RunCounters, Slot};
+use crate::vm::{Door, Private, RunCounters};
 use crate::{HUGE, PAGE, private_suites};
 
 private_suites!(
@@ -35,10 +36,10 @@ private_suites!(
     ]
 );
 
-/// How long each stress lasts.
+/// How long a stress lasts.
 const DURATION: Duration = Duration::from_secs(4);
 /// A huge page and one more.
-const PAGES: u64 = HUGE / PAGE + 1;
+pub const PAGES: u64 = HUGE / PAGE + 1;
 /// Room for the table, then for each vCPU's notes, all in the shared system slot.
 const TABLE: u64 = SCRATCH;
 const NOTES: u64 = SCRATCH + 0x8000;
@@ -48,7 +49,7 @@ const _: () = assert!(PAGES * STRESS_ENTRY <= NOTES - TABLE && PAGES * STRESS_NO
 
 /// What the host does to the pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Action {
+pub enum Action {
     Share,
     Privatise,
     Punch,
@@ -56,6 +57,16 @@ enum Action {
     Allocate,
     PreFault,
     ReplaceSlot,
+    // These need a [`Host`].
+    Compact,
+    Reclaim,
+    TakeBlocks,
+}
+
+/// What takes pages away that may be taken.
+pub struct Host {
+    pub cgroup: Cgroup,
+    pub zone: MovableZone,
 }
 
 /// One page, as the host knows it.
@@ -67,10 +78,11 @@ struct Page {
 }
 
 /// The host's side of a stress.
-struct Bench {
+pub struct Bench {
     s: Setup,
-    kind: Private,
     layout: Layout,
+    host: Option<Host>,
+    duration: Duration,
     doors: &'static [Door],
     rng: Rng,
     pages: Vec<Page>,
@@ -80,7 +92,16 @@ struct Bench {
 impl Bench {
     /// All pages private, with known content on both sides.
     fn new(kind: Private, layout: Layout) -> Result<Bench> {
-        let mut s = Setup::at(kind, PAGES * PAGE, layout)?;
+        Bench::of(Setup::at(kind, PAGES * PAGE, layout)?, layout, None, DURATION)
+    }
+
+    /// The same with a given guest, which has a slot of [`PAGES`] pages at `layout`, and a host.
+    pub fn of(
+        mut s: Setup,
+        layout: Layout,
+        host: Option<Host>,
+        duration: Duration,
+    ) -> Result<Bench> {
         let rng = Rng::new(seed());
         let doors = s.vm.doors();
         let (private_content, shared_content) = (Pattern::Generation(1), Pattern::Generation(2));
@@ -88,7 +109,7 @@ impl Bench {
         super::setup::fill_view(&s.slot, shared_content);
         let page = Page { private: true, private_content, shared_content };
         let pages = vec![page; PAGES as usize];
-        let mut bench = Bench { s, kind, layout, doors, rng, pages, generation: 2 };
+        let mut bench = Bench { s, layout, host, duration, doors, rng, pages, generation: 2 };
         bench.begin(0, PAGES);
         bench.end(0, PAGES);
         Ok(bench)
@@ -136,7 +157,12 @@ impl Bench {
         let offset = self.layout.offset + first * PAGE;
         let door = self.doors[self.rng.below(self.doors.len() as u64) as usize];
         match action {
-            // These two change nothing that a guest can see.
+            // These change nothing that a guest can see.
+            Action::Compact => pressure::compact()?,
+            Action::Reclaim => {
+                self.host()?.cgroup.reclaim(len)?;
+            }
+            Action::TakeBlocks => self.host()?.zone.shuffle()?,
             Action::Allocate => allocate(&self.s.fd, offset, len).context("fallocate")?,
             Action::PreFault => match self.s.vcpu.raw_pre_fault(gpa, len).0 {
                 Ok(()) | Err(Errno::EAGAIN) => {}
@@ -196,18 +222,16 @@ impl Bench {
             Action::ReplaceSlot => {
                 self.begin(0, PAGES);
                 self.s.vm.raw_delete(SLOT).context("delete the slot")?;
-                self.bind_again()?;
+                self.s.bind_again()?;
                 self.end(0, PAGES);
             }
         }
         Ok(())
     }
 
-    fn bind_again(&self) -> Result<()> {
-        let Slot { gpa, view, .. } = &self.s.slot;
-        let private = (self.kind, std::os::fd::AsFd::as_fd(&self.s.fd), self.layout.offset);
-        let request = crate::vm::region(SLOT, *gpa, view, Some(private));
-        self.s.vm.raw_set_region(&request).context("make the slot again")
+    /// What this stress was given to take pages away with.
+    pub fn host(&self) -> Result<&Host> {
+        self.host.as_ref().context("this stress has no host")
     }
 
     fn write_view(&self, first: u64, count: u64, content: Pattern) {
@@ -227,7 +251,7 @@ impl Bench {
     }
 
     /// Let `vcpus` access the pages while the host picks from `actions`.
-    fn run(mut self, vcpus: u64, actions: &[Action]) -> CaseResult {
+    pub fn run(mut self, vcpus: u64, actions: &[Action]) -> CaseResult {
         let mut workers = Vec::new();
         for id in 1..=vcpus {
             let mut vcpu = self.s.vm.vcpu(id)?;
@@ -241,12 +265,18 @@ impl Bench {
                 workers.iter_mut().map(|vcpu| scope.spawn(|| vcpu.finish_stress())).collect();
             let start = Instant::now();
             let mut result = Ok(());
-            // On a slow machine the vCPUs leave little time to this thread.
-            while result.is_ok() && (start.elapsed() < DURATION || done.contains(&0)) {
+            loop {
+                // Everything is done once, however long one thing takes.
+                let missing = done.iter().position(|&times| times == 0);
+                let over = start.elapsed() >= self.duration;
+                if result.is_err() || (over && missing.is_none()) {
+                    break;
+                }
                 if running.iter().any(|r| r.is_finished()) {
                     break;
                 }
-                let choice = self.rng.below(actions.len() as u64) as usize;
+                let random = self.rng.below(actions.len() as u64) as usize;
+                let choice = missing.filter(|_| over).unwrap_or(random);
                 result = self.act(actions[choice]);
                 done[choice] += 1;
             }

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Guests that together are larger than the machine: they run if their memory may be reclaimed, and
+//! are refused or killed, and nothing else with them, if it may not.
+
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::setup::{BOTH, PINNED, RECLAIMABLE, Setup};
+use crate::guest::Command;
+use crate::ktap::{CaseResult, Suite};
+use crate::pattern::Pattern;
+use crate::pressure::{Accounts, Cgroup, Counts, Failing, Setting, SmallMachine, Swap};
+use crate::sys::*;
+use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
+use crate::vm::Exit;
+use crate::{HUGE, MIB, PAGE, mem, suite};
+
+pub static SUITE: Suite = suite!(
+    "overcommit",
+    [
+        fault_without_memory_exits_and_can_be_repeated,
+        fault_past_the_commit_limit_exits_and_can_be_repeated,
+        two_guests_larger_than_the_machine_run_if_reclaimable: 240,
+        pinned_guest_larger_than_its_limit_is_killed_alone: 120,
+        pinned_guests_larger_than_the_machine_are_killed_alone: 240,
+    ]
+);
+
+/// The machine for these tests, in bytes, or as near as it can be had.
+const MACHINE: u64 = 384 * MIB;
+
+/// A bit more than half of what the machine has.
+fn more_than_half() -> Result<u64> {
+    Ok((mem::meminfo("MemTotal")? / 2).next_multiple_of(HUGE) + 8 * MIB)
+}
+
+/// Let a guest write one word into each page, twice, and read them back.
+fn sweep(s: &mut Setup, rounds: u64) -> CaseResult {
+    for generation in 0..rounds {
+        let pattern = Pattern::Generation(generation);
+        s.vcpu.fill_pages(s.slot.gpa, s.slot.size, pattern)?;
+        s.vcpu.verify_pages(s.slot.gpa, s.slot.size, pattern)?;
+    }
+    Ok(())
+}
+
+/// The guest stores into a page that it cannot have now, and can have later.
+fn expect_refused_once<T>(errno: Errno, prevent: impl FnOnce() -> Result<T>) -> CaseResult {
+    let mut s = Setup::with_flags(PINNED, MIB)?;
+    let gpa = s.slot.gpa + 5 * PAGE;
+    // From here on KVM has what it needs for itself.
+    s.vcpu.store(s.slot.gpa, 1)?;
+    let prevention = prevent()?;
+    let exit = s.vcpu.start(Command::Store, &[gpa, 7])?;
+    let again = s.vcpu.run()?;
+    drop(prevention);
+    let flags = KVM_MEMORY_EXIT_FLAG_PRIVATE;
+    let wanted = Exit::MemoryFault { errno, gpa, size: PAGE, flags };
+    ensure!(exit == wanted && again == wanted, "the exits are {exit:x?} and {again:x?}");
+    expect_allocated(&s.fd, PAGE, "refused")?;
+    ensure!(s.vcpu.run()? == Exit::Done, "the access does not happen");
+    ensure!(s.vcpu.load(gpa)? == 7);
+    expect_allocated(&s.fd, 2 * PAGE, "allowed")
+}
+
+fn fault_without_memory_exits_and_can_be_repeated() -> CaseResult {
+    expect_refused_once(Errno::ENOMEM, || Failing::pages(100, 100_000))
+}
+
+fn fault_past_the_commit_limit_exits_and_can_be_repeated() -> CaseResult {
+    expect_refused_once(Errno::ENOSPC, || {
+        let ratio = Setting::set("/proc/sys/vm/overcommit_ratio", "0")?;
+        Ok((Setting::set("/proc/sys/vm/overcommit_memory", "2")?, ratio))
+    })
+}
+
+fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
+    let _machine = SmallMachine::shrink_to(MACHINE)?;
+    for flags in [RECLAIMABLE, BOTH] {
+        let size = more_than_half()?;
+        let swap = Swap::on((2 * size).next_multiple_of(MIB))?;
+        let before = Accounts::now()?;
+        let counts = Counts::now()?;
+        let mut guests = [Setup::with_flags(flags, size)?, Setup::with_flags(flags, size)?];
+        println!("two guests of {} MiB, {} MiB free", size >> 20, mem::meminfo("MemFree")? >> 20);
+        thread::scope(|scope| -> CaseResult {
+            let running: Vec<_> = guests.iter_mut().map(|s| scope.spawn(|| sweep(s, 1))).collect();
+            for guest in running {
+                guest.join().map_err(|_| anyhow!("a vCPU thread panicked"))??;
+            }
+            Ok(())
+        })?;
+        counts.expect_grown(&["memfile.swap_out", "pswpout", "pswpin"], 1000)?;
+        println!("{} MiB of swap in use", swap.used()? >> 20);
+        drop(guests);
+        swap.expect_used(0, "the guests are gone")
+            .or_else(|_| before.expect_back(4 * MIB))
+            .context("after the guests")?;
+    }
+    Ok(())
+}
+
+/// How a process ended that ran guests of its own.
+fn run_in_child(body: impl FnOnce() -> CaseResult) -> Result<i32> {
+    // SAFETY: The child has one thread, and leaves by _exit().
+    let pid = check(unsafe { libc::fork() }).context("fork")? as libc::pid_t;
+    if pid == 0 {
+        // It is the one to be killed, and nobody else.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+        let code = match body() {
+            Ok(()) => 0,
+            Err(e) => {
+                println!("the guest: {e:#}");
+                1
+            }
+        };
+        // SAFETY: Ends the child at once.
+        unsafe { libc::_exit(code) }
+    }
+    let mut status = 0;
+    // SAFETY: The status outlives the call.
+    check(unsafe { libc::waitpid(pid, &mut status, 0) }).context("waitpid")?;
+    Ok(status)
+}
+
+/// Killed, or told that there is no memory.
+fn expect_refused(status: i32) -> Result<()> {
+    let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+    let told = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1;
+    println!("{}", if killed { "killed" } else { "not killed" });
+    ensure!(killed || told, "the process ended with status {status:#x}");
+    Ok(())
+}
+
+fn pinned_guest_larger_than_its_limit_is_killed_alone() -> CaseResult {
+    let _swap = Swap::on(64 * MIB)?;
+    let before = Accounts::now()?;
+    let mut bystander = Setup::with_flags(BOTH, MIB)?;
+    sweep(&mut bystander, 1)?;
+    let (size, cgroup) = (32 * MIB, Cgroup::new()?);
+    cgroup.set("memory.max", size / 2)?;
+    let status = run_in_child(|| {
+        cgroup.join()?;
+        sweep(&mut Setup::with_flags(PINNED, size)?, 1)
+    })?;
+    expect_refused(status)?;
+    let seen = bystander.vcpu.verify_pages(bystander.slot.gpa, MIB, Pattern::Generation(0));
+    seen.context("another guest")?;
+    drop(bystander);
+    before.expect_back(2 * MIB).context("after the guests")
+}
+
+fn pinned_guests_larger_than_the_machine_are_killed_alone() -> CaseResult {
+    let _machine = SmallMachine::shrink_to(MACHINE)?;
+    let size = more_than_half()?;
+    let _swap = Swap::on(2 * size)?;
+    let before = Accounts::now()?;
+    let mut bystander = Setup::with_flags(BOTH, MIB)?;
+    sweep(&mut bystander, 1)?;
+    let status = run_in_child(|| {
+        let mut guests = Vec::new();
+        for _ in 0..2 {
+            let mut s = Setup::with_flags(PINNED, size)?;
+            s.vcpu.fill_pages(s.slot.gpa, s.slot.size, Pattern::Generation(1))?;
+            println!("a guest of {} MiB has all its memory", size >> 20);
+            guests.push(s);
+        }
+        Ok(())
+    })?;
+    expect_refused(status)?;
+    let seen = bystander.vcpu.verify_pages(bystander.slot.gpa, MIB, Pattern::Generation(0));
+    seen.context("another guest")?;
+    drop(bystander);
+    ensure!(mem::meminfo("MemFree")? > 64 * PAGE);
+    before.expect_back(16 * MIB).context("after the guests")
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Pinned means pinned: the frame that a guest got is its own until it is punched (rule 18).
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+
+use super::setup::{GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
+use crate::ktap::{CaseResult, Suite};
+use crate::pressure::{self, Block, Cgroup, Counts, Frame, MovableZone, Swap, Trace, frames};
+use crate::sys::*;
+use crate::{MIB, PAGE, mem, suite};
+
+pub static SUITE: Suite = suite!(
+    "pinned",
+    [
+        frames_never_change,
+        frames_of_huge_pages_never_change,
+        pages_come_from_unmovable_memory,
+        block_with_a_pinned_page_does_not_go_offline,
+        migration_is_refused_before_isolation,
+        reclaim_does_not_look_at_pinned_pages,
+        unmovable_alone_keeps_the_frame,
+        unreclaimable_alone_keeps_the_page_in_memory,
+        pages_are_reclaimable_again_when_unbound,
+    ]
+);
+
+const SIZE: u64 = 8 * MIB;
+
+/// A guest with content, and where it lies.
+fn guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
+    let mut s = Setup::with_flags(flags, SIZE)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
+    ensure!(frames.len() as u64 == SIZE / PAGE, "{} pages were traced", frames.len());
+    Ok((s, frames))
+}
+
+fn expect_same_frames(s: &Setup, before: &BTreeMap<u64, Frame>, when: &str) -> Result<()> {
+    for (offset, now) in frames(&s.vcpu, &s.slot, &s.fd)? {
+        let old = before.get(&offset);
+        ensure!(old == Some(&now), "{when}: the page at +{offset:#x} was {old:x?}, is {now:x?}");
+    }
+    Ok(())
+}
+
+/// Everything that moves or takes pages that may be moved or taken.
+fn under_all_pressure() -> CaseResult {
+    lock_own_memory()?;
+    let (cgroup, zone, _swap) = (Cgroup::enter()?, MovableZone::make(1)?, Swap::on(64 * MIB)?);
+    let (mut s, before) = guest(PINNED)?;
+    let counts = Counts::now()?;
+    for round in 0..2 {
+        pressure::compact()?;
+        expect_same_frames(&s, &before, "after compaction")?;
+        zone.shuffle()?;
+        expect_same_frames(&s, &before, "after a block went offline")?;
+        cgroup.reclaim(SIZE)?;
+        expect_same_frames(&s, &before, "after reclaim")?;
+        pressure::drop_caches()?;
+        pressure::gigantic_pages(1)?;
+        expect_same_frames(&s, &before, "after an allocation of 1 GiB")?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST).with_context(|| format!("round {round}"))?;
+    }
+    counts.expect_same(&["memfile.migrate", "memfile.swap_out", "memfile.invalidate"])?;
+    // The pressure was real: the program's own pages, or those of others, had to move.
+    counts.expect_grown(&["compact_migrate_scanned"], 1)
+}
+
+fn frames_never_change() -> CaseResult {
+    under_all_pressure()
+}
+
+fn frames_of_huge_pages_never_change() -> CaseResult {
+    let _huge = pressure::shmem_huge("always")?;
+    under_all_pressure()
+}
+
+/// Neither in the zone nor in the blocks that the kernel keeps for movable pages.
+fn pages_come_from_unmovable_memory() -> CaseResult {
+    const UNMOVABLE: u64 = 0;
+    let zone = MovableZone::make(1)?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let trace = Trace::start(&["kmem:mm_page_alloc"])?;
+        let mut s = Setup::with_flags(PINNED, SIZE)?;
+        trace.clear()?;
+        s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+        let mut types = BTreeMap::new();
+        for event in trace.events()? {
+            if let (Some(pfn), Some(kind)) = (event.hex("pfn"), event.number("migratetype")) {
+                types.insert(pfn, kind);
+            }
+        }
+        drop(trace);
+        let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
+        for (offset, frame) in &frames {
+            let head = frame.pfn & !((1 << frame.order) - 1);
+            let kind = types.get(&head).with_context(|| format!("{frame:x?} is not new"))?;
+            ensure!(*kind == UNMOVABLE, "+{offset:#x} {frame:x?} is of migrate type {kind}");
+            ensure!(!zone.holds(frame.pfn)?, "+{offset:#x} {frame:x?} is in the movable zone");
+        }
+        println!("huge pages {huge}: {} pages seen", frames.len());
+    }
+    Ok(())
+}
+
+fn block_with_a_pinned_page_does_not_go_offline() -> CaseResult {
+    let (mut s, before) = guest(PINNED)?;
+    let pfn = before.values().next().context("no frame")?.pfn;
+    for block in Block::online()? {
+        if block.holds(pfn)? {
+            let result = block.raw_offline();
+            expect_errno("offline", result, &[Errno::EBUSY, Errno::EINTR, Errno::EINVAL])?;
+        }
+    }
+    expect_same_frames(&s, &before, "after the attempt")?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+}
+
+fn migration_is_refused_before_isolation() -> CaseResult {
+    let (s, before) = guest(PINNED)?;
+    let folios = before.len() as u64;
+    let trace = Trace::start(&["compaction:mm_compaction_migratepages"])?;
+    pressure::compact()?;
+    let mut failed = 0;
+    for event in trace.events()? {
+        failed += event.number("nr_failed").unwrap_or(0);
+    }
+    println!("{failed} isolated pages did not move, {folios} are pinned");
+    // A few of other owners may be busy. The guest's would all be here.
+    ensure!(failed < folios / 2, "{failed} pages were isolated in vain");
+    expect_same_frames(&s, &before, "after compaction")
+}
+
+fn reclaim_does_not_look_at_pinned_pages() -> CaseResult {
+    lock_own_memory()?;
+    let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
+    let unevictable = || -> Result<u64> {
+        mem::refresh_counters();
+        mem::meminfo("Unevictable")
+    };
+    let before = unevictable()?;
+    let (mut s, _) = guest(PINNED)?;
+    let grown = unevictable()? - before;
+    ensure!(grown + MIB > SIZE, "only {} KiB of {} are unevictable", grown >> 10, SIZE >> 10);
+    let scanned = || -> Result<u64> { cgroup.line("memory.stat", "pgscan") };
+    let before = scanned()?;
+    for _ in 0..4 {
+        cgroup.reclaim(SIZE)?;
+    }
+    let pages = scanned()? - before;
+    println!("{pages} pages scanned, {} are pinned", SIZE / PAGE);
+    ensure!(pages < SIZE / PAGE / 4, "reclaim scanned {pages} pages");
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+}
+
+/// Swap may take the page, and then it comes back elsewhere; but nothing moves it.
+fn unmovable_alone_keeps_the_frame() -> CaseResult {
+    let zone = MovableZone::make(1)?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let (mut s, before) = guest(RECLAIMABLE)?;
+        let counts = Counts::now()?;
+        for frame in before.values() {
+            ensure!(!zone.holds(frame.pfn)?, "{frame:x?} is in the movable zone");
+        }
+        pressure::compact()?;
+        zone.shuffle()?;
+        expect_same_frames(&s, &before, "after compaction")?;
+        counts.expect_same(&["memfile.migrate"])?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+    }
+    Ok(())
+}
+
+fn unreclaimable_alone_keeps_the_page_in_memory() -> CaseResult {
+    lock_own_memory()?;
+    let (cgroup, swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let (mut s, before) = guest(MOVABLE)?;
+        let counts = Counts::now()?;
+        ensure!(!cgroup.reclaim(SIZE)?, "as much as the guest has was reclaimed");
+        counts.expect_same(&["memfile.swap_out"])?;
+        swap.expect_used(0, "after reclaim")?;
+        expect_same_frames(&s, &before, "after reclaim")?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+    }
+    Ok(())
+}
+
+/// The flags go with the last binding, and pages that were put aside are looked at again.
+fn pages_are_reclaimable_again_when_unbound() -> CaseResult {
+    lock_own_memory()?;
+    let (cgroup, swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
+    let (mut s, _) = guest(PINNED)?;
+    cgroup.reclaim(SIZE)?;
+    swap.expect_used(0, "while bound")?;
+    s.vm.raw_delete(s.slot.id)?;
+    cgroup.reclaim(SIZE)?;
+    ensure!(swap.used()? >= SIZE / 2, "{} KiB were swapped", swap.used()? >> 10);
+    s.bind_again()?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+    swap.expect_used(0, "read again")
+}

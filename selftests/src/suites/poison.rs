@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A memory error takes one page from the guest, tells it, and nothing else (rule 20).
+
+use anyhow::{Context, Result, ensure};
+
+use super::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
+use crate::guest::Command;
+use crate::ktap::{CaseResult, Suite};
+use crate::pattern::Pattern;
+use crate::pressure::{self, Accounts, Cgroup, Counts, Failing, KPF_HWPOISON, Swap, frames};
+use crate::sys::*;
+use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
+use crate::vm::{Exit, Vcpu};
+use crate::{HUGE, MIB, PAGE, mem, suite};
+
+pub static SUITE: Suite = suite!(
+    "poison",
+    [
+        next_access_exits_and_the_rest_lives_on,
+        page_of_a_huge_page_goes_alone,
+        page_of_a_huge_page_that_cannot_be_split,
+        hole_and_touch_give_a_fresh_page,
+        every_vcpu_loses_the_page,
+        prefault_stops_there,
+        poisoned_page_is_neither_moved_nor_swapped,
+        shared_side_is_another_page,
+        teardown_leaves_the_frame_out_of_use,
+    ]
+);
+
+const SIZE: u64 = 4 * MIB;
+/// The page that breaks.
+const BROKEN: u64 = HUGE + 37 * PAGE;
+const CHOICES: [u64; 4] = [PINNED, MOVABLE, RECLAIMABLE, BOTH];
+
+/// A page frame that is broken until this is dropped, by when nobody may use it.
+struct Broken(u64);
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        if let Err(e) = pressure::unpoison(self.0) {
+            println!("frame {:#x} stays broken: {e:#}", self.0);
+        }
+    }
+}
+
+/// Break the frame of [`BROKEN`]. Field order: the guest goes before the frame works again.
+struct Victim {
+    s: Setup,
+    frame: Broken,
+}
+
+fn break_page(flags: u64) -> Result<Victim> {
+    let mut s = Setup::with_flags(flags, SIZE)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
+    let pfn = frames.get(&BROKEN).context("the page has no frame")?.pfn;
+    let counts = Counts::now()?;
+    pressure::poison(pfn)?;
+    let frame = Broken(pfn);
+    counts.expect_grown(&["memfile.poison", "memfile.invalidate"], 1)?;
+    ensure!(pressure::page_flags(pfn)? & KPF_HWPOISON != 0, "frame {pfn:#x} is not poisoned");
+    Ok(Victim { s, frame })
+}
+
+/// The guest touches the broken page: the exit says which, and that it is broken.
+fn expect_lost(vcpu: &mut Vcpu, gpa: u64) -> Result<()> {
+    let exit = vcpu.start(Command::Load, &[gpa + 8])?;
+    let Exit::MemoryFault { errno, gpa: at, size, flags } = exit else {
+        anyhow::bail!("the access ended with {exit:x?}");
+    };
+    ensure!(errno == Errno::EHWPOISON, "KVM_RUN failed with {errno}");
+    ensure!(at == gpa && size == PAGE, "the exit names [{at:#x}, +{size:#x})");
+    ensure!(flags == KVM_MEMORY_EXIT_FLAG_PRIVATE, "the exit has flags {flags:#x}");
+    // Entering again ends the same way.
+    ensure!(vcpu.run()? == exit, "the second try ends otherwise");
+    vcpu.restart()
+}
+
+fn expect_rest(s: &mut Setup) -> Result<()> {
+    let gpa = s.slot.gpa;
+    s.vcpu.verify(gpa, BROKEN, GUEST)?;
+    s.vcpu.verify(gpa + BROKEN + PAGE, SIZE - BROKEN - PAGE, GUEST)
+}
+
+fn loses_one_page() -> CaseResult {
+    for flags in CHOICES {
+        let mut v = break_page(flags)?;
+        let gpa = v.s.slot.gpa;
+        expect_lost(&mut v.s.vcpu, gpa + BROKEN)?;
+        expect_rest(&mut v.s)?;
+        v.s.vcpu.fill(gpa, BROKEN, Pattern::Generation(5))?;
+        v.s.vcpu.verify(gpa, BROKEN, Pattern::Generation(5))?;
+        expect_lost(&mut v.s.vcpu, gpa + BROKEN)?;
+    }
+    Ok(())
+}
+
+fn next_access_exits_and_the_rest_lives_on() -> CaseResult {
+    loses_one_page()
+}
+
+fn page_of_a_huge_page_goes_alone() -> CaseResult {
+    let _huge = pressure::shmem_huge("always")?;
+    let counts = Counts::now()?;
+    loses_one_page()?;
+    counts.expect_grown(&["thp_split_page"], CHOICES.len() as u64)
+}
+
+/// The neighbours stay accessible, and no mapping reaches over the broken page.
+fn page_of_a_huge_page_that_cannot_be_split() -> CaseResult {
+    let _huge = pressure::shmem_huge("always")?;
+    for flags in [PINNED, BOTH] {
+        let counts = Counts::now()?;
+        let mut s = Setup::with_flags(flags, SIZE)?;
+        s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+        let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&BROKEN).context("no frame")?.pfn;
+        let failing = Failing::objects(Some("radix_tree_node"), 100, 100_000)?;
+        let result = pressure::poison(pfn);
+        drop(failing);
+        let frame = Broken(pfn);
+        println!("poison: {result:?}");
+        counts.expect_grown(&["thp_split_page_failed", "memfile.poison"], 1)?;
+        let gpa = s.slot.gpa;
+        expect_lost(&mut s.vcpu, gpa + BROKEN)?;
+        expect_rest(&mut s)?;
+        ensure!(s.vm.stats()?.get("pages_2m")? == 1, "the broken page is in a mapping of 2 MiB");
+        punch(&s.fd, BROKEN, PAGE).context("punch")?;
+        s.vcpu.verify(gpa + BROKEN, PAGE, Pattern::ZERO)?;
+        expect_rest(&mut s)?;
+        drop(s);
+        drop(frame);
+    }
+    Ok(())
+}
+
+fn hole_and_touch_give_a_fresh_page() -> CaseResult {
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        for flags in CHOICES {
+            let corrupted = mem::meminfo("HardwareCorrupted")?;
+            let mut v = break_page(flags)?;
+            let gpa = v.s.slot.gpa;
+            let now = mem::meminfo("HardwareCorrupted")?;
+            ensure!(now == corrupted + PAGE, "HardwareCorrupted went from {corrupted} to {now}");
+            expect_lost(&mut v.s.vcpu, gpa + BROKEN)?;
+            expect_allocated(&v.s.fd, SIZE, "before the hole")?;
+            punch(&v.s.fd, BROKEN, PAGE).context("punch")?;
+            expect_allocated(&v.s.fd, SIZE - PAGE, "after the hole")?;
+            v.s.vcpu.verify(gpa + BROKEN, PAGE, Pattern::ZERO)?;
+            expect_allocated(&v.s.fd, SIZE, "touched again")?;
+            let frames = frames(&v.s.vcpu, &v.s.slot, &v.s.fd)?;
+            let pfn = frames.get(&BROKEN).context("no frame")?.pfn;
+            ensure!(pfn != v.frame.0, "the broken frame {pfn:#x} was given out again");
+            v.s.vcpu.fill(gpa + BROKEN, PAGE, GUEST)?;
+            v.s.vcpu.verify(gpa, SIZE, GUEST)?;
+            drop(v);
+            let now = mem::meminfo("HardwareCorrupted")?;
+            ensure!(now == corrupted, "HardwareCorrupted is {now}, was {corrupted}");
+        }
+    }
+    Ok(())
+}
+
+fn every_vcpu_loses_the_page() -> CaseResult {
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let mut s = Setup::with_flags(BOTH, SIZE)?;
+        s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+        let mut others = (1..4).map(|id| s.vm.vcpu(id)).collect::<Result<Vec<_>>>()?;
+        for vcpu in &mut others {
+            vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+        }
+        let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&BROKEN).context("no frame")?.pfn;
+        pressure::poison(pfn)?;
+        let frame = Broken(pfn);
+        for vcpu in &mut others {
+            expect_lost(vcpu, s.slot.gpa + BROKEN)?;
+            vcpu.verify(s.slot.gpa, BROKEN, GUEST)?;
+        }
+        drop((others, s));
+        drop(frame);
+    }
+    Ok(())
+}
+
+fn prefault_stops_there() -> CaseResult {
+    let v = break_page(PINNED)?;
+    let (result, left) = v.s.vcpu.raw_pre_fault(v.s.slot.gpa, SIZE);
+    expect_errno("pre-fault", result, &[Errno::EHWPOISON])?;
+    ensure!(left == SIZE - BROKEN, "{left:#x} bytes are left");
+    Ok(())
+}
+
+fn poisoned_page_is_neither_moved_nor_swapped() -> CaseResult {
+    lock_own_memory()?;
+    let (cgroup, swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
+    let mut v = break_page(BOTH)?;
+    let gpa = v.s.slot.gpa;
+    for _ in 0..4 {
+        pressure::compact()?;
+        cgroup.reclaim(SIZE)?;
+    }
+    ensure!(swap.used()? <= SIZE - PAGE, "{} bytes in swap", swap.used()?);
+    ensure!(swap.used()? > 0, "nothing was swapped");
+    expect_lost(&mut v.s.vcpu, gpa + BROKEN)?;
+    expect_rest(&mut v.s)?;
+    punch(&v.s.fd, 0, SIZE)?;
+    swap.expect_used(0, "all punched")?;
+    v.s.vcpu.verify(gpa, SIZE, Pattern::ZERO)
+}
+
+fn shared_side_is_another_page() -> CaseResult {
+    let mut v = break_page(BOTH)?;
+    let (gpa, pattern) = (v.s.slot.gpa + BROKEN, Pattern::Generation(6));
+    v.s.vm.set_shared(gpa, PAGE)?;
+    v.s.vcpu.fill(gpa, PAGE, pattern)?;
+    v.s.vcpu.verify(gpa, PAGE, pattern)?;
+    v.s.vm.set_private(gpa, PAGE)?;
+    expect_lost(&mut v.s.vcpu, gpa)
+}
+
+fn teardown_leaves_the_frame_out_of_use() -> CaseResult {
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        drop(break_page(BOTH)?);
+        let before = Accounts::now()?;
+        let Victim { s, frame } = break_page(BOTH)?;
+        drop(s);
+        let flags = pressure::page_flags(frame.0)?;
+        ensure!(flags & KPF_HWPOISON != 0, "the frame has flags {flags:#x}");
+        drop(frame);
+        before.expect_back(MIB)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,495 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memory of a guest that may be reclaimed goes to swap and comes back as it was (rule 19).
+
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::setup::{BOTH, GUEST, RECLAIMABLE, SLOT, Setup};
+use crate::guest::Command;
+use crate::ktap::{CaseResult, Suite};
+use crate::pattern::Pattern;
+use crate::pressure::{self, Accounts, Cgroup, Counts, Failing, Setting, Swap, Trace};
+use crate::sys::*;
+use crate::vm::Exit;
+use crate::{MIB, PAGE, mem, suite};
+
+pub static SUITE: Suite = suite!(
+    "reclaim",
+    [
+        swapped_pages_come_back_as_they_were,
+        swapped_huge_pages_come_back_as_they_were,
+        multi_generational_lru_reclaims_as_well,
+        guest_larger_than_its_limit_runs,
+        several_vcpus_share_what_comes_back,
+        working_set_stays_while_cold_memory_goes,
+        working_set_stays_with_the_multi_generational_lru,
+        swapped_range_can_be_prefaulted,
+        swapped_range_can_be_punched,
+        swapped_range_can_be_converted,
+        swapped_range_outlives_its_slot,
+        swapped_range_is_torn_down,
+        reserved_pages_go_and_come_back_as_zeros,
+        swapoff_brings_everything_back,
+        full_swap_keeps_the_rest_in_memory,
+        failed_allocations_lose_nothing,
+        clean_looking_pages_are_not_dropped,
+        swap_out_is_traced,
+        accounting_is_the_same_afterwards,
+    ]
+);
+
+const SIZE: u64 = 8 * MIB;
+const PAGES: u64 = SIZE / PAGE;
+/// What grows when a page of a memfile goes to swap.
+const SWAPPED: [&str; 3] = ["memfile.swap_out", "memfile.invalidate", "pswpout"];
+
+/// A cgroup and swap in which only the guest's memory can be swapped.
+struct Host {
+    cgroup: Cgroup,
+    swap: Swap,
+}
+
+impl Host {
+    fn new() -> Result<Host> {
+        lock_own_memory()?;
+        Ok(Host { cgroup: Cgroup::enter()?, swap: Swap::on(64 * MIB)? })
+    }
+
+    /// Swap a guest out that does not run: all of it.
+    fn swap_out(&self, s: &Setup, bytes: u64) -> CaseResult {
+        let counts = Counts::now()?;
+        // The first look at a page may find it used, the second does not.
+        for _ in 0..8 {
+            if resident(s)? == 0 {
+                break;
+            }
+            self.cgroup.reclaim(bytes)?;
+        }
+        ensure!(resident(s)? == 0, "{} pages are still in memory", resident(s)?);
+        counts.expect_grown(&SWAPPED[..2], 1)?;
+        counts.expect_grown(&SWAPPED[2..], bytes / PAGE)?;
+        self.swap.expect_used(bytes, "all swapped out")?;
+        expect_allocated(&s.fd, bytes, "all swapped out")
+    }
+}
+
+/// Pages of the file that are in memory.
+fn resident(s: &Setup) -> Result<u64> {
+    let pages = mem::fdinfo(&s.fd, "memfile-pages")?.context("fdinfo has no memfile-pages")?;
+    pages.parse().context("memfile-pages")
+}
+
+/// A guest with content.
+fn guest(flags: u64) -> Result<Setup> {
+    let mut s = Setup::with_flags(flags, SIZE)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    Ok(s)
+}
+
+fn goes_and_comes_back() -> CaseResult {
+    let host = Host::new()?;
+    for flags in [RECLAIMABLE, BOTH] {
+        let mut s = guest(flags)?;
+        for generation in 0..3 {
+            let pattern = Pattern::Generation(generation);
+            s.vcpu.fill(s.slot.gpa, s.slot.size, pattern)?;
+            host.swap_out(&s, SIZE)?;
+            let counts = Counts::now()?;
+            s.vcpu.verify(s.slot.gpa, s.slot.size, pattern)?;
+            counts.expect_grown(&["pswpin"], PAGES)?;
+            host.swap.expect_used(0, "all read again")?;
+        }
+    }
+    Ok(())
+}
+
+fn swapped_pages_come_back_as_they_were() -> CaseResult {
+    goes_and_comes_back()
+}
+
+fn swapped_huge_pages_come_back_as_they_were() -> CaseResult {
+    let _huge = pressure::shmem_huge("always")?;
+    let counts = Counts::now()?;
+    goes_and_comes_back()?;
+    counts.expect_grown(&["thp_file_alloc"], SIZE / crate::HUGE)?;
+    println!("thp_swpout +{}", counts.grown("thp_swpout")?);
+    println!("thp_swpout_fallback +{}", counts.grown("thp_swpout_fallback")?);
+    Ok(())
+}
+
+/// The other implementation of page ageing.
+fn generations() -> Result<Setting> {
+    Setting::set("/sys/kernel/mm/lru_gen/enabled", "y")
+}
+
+fn multi_generational_lru_reclaims_as_well() -> CaseResult {
+    let _generations = generations()?;
+    goes_and_comes_back()
+}
+
+fn guest_larger_than_its_limit_runs() -> CaseResult {
+    let host = Host::new()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        for flags in [RECLAIMABLE, BOTH] {
+            let counts = Counts::now()?;
+            let limit = host.cgroup.current()? + SIZE / 2;
+            host.cgroup.set("memory.max", limit)?;
+            let mut s = guest(flags)?;
+            for generation in 1..3 {
+                let pattern = Pattern::Generation(generation);
+                s.vcpu.fill(s.slot.gpa, s.slot.size, pattern)?;
+                s.vcpu.verify(s.slot.gpa, s.slot.size, pattern)?;
+            }
+            // One more sweep up and down: each page went several times.
+            counts.expect_grown(&["pswpout", "pswpin"], PAGES)?;
+            ensure!(host.cgroup.line("memory.events", "oom_kill")? == 0);
+            drop(s);
+            host.swap.expect_used(0, "the guest is gone")?;
+            host.cgroup.unlimit("memory.max")?;
+        }
+    }
+    Ok(())
+}
+
+fn several_vcpus_share_what_comes_back() -> CaseResult {
+    let host = Host::new()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let mut s = guest(BOTH)?;
+        let mut others = (1..4).map(|id| s.vm.vcpu(id)).collect::<Result<Vec<_>>>()?;
+        host.swap_out(&s, SIZE)?;
+        let (gpa, size) = (s.slot.gpa, s.slot.size);
+        thread::scope(|scope| -> CaseResult {
+            let check = |vcpu: &mut crate::vm::Vcpu| vcpu.verify(gpa, size, GUEST);
+            let running: Vec<_> =
+                others.iter_mut().map(|vcpu| scope.spawn(move || check(vcpu))).collect();
+            for vcpu in running {
+                vcpu.join().map_err(|_| anyhow!("a vCPU thread panicked"))??;
+            }
+            Ok(())
+        })?;
+        s.vcpu.verify(gpa, size, GUEST)?;
+        host.swap.expect_used(0, "all read again")?;
+    }
+    Ok(())
+}
+
+/// Refaults of the working set while the rest goes: with the guest's access bits, and, for
+/// comparison, with a guest that stands still meanwhile, so that it leaves none.
+fn working_set_stays() -> CaseResult {
+    let host = Host::new()?;
+    let (hot, rounds) = (SIZE / 8, 6);
+    let mut refaults = [0, 0];
+    for (n, running) in [true, false].into_iter().enumerate() {
+        let mut s = guest(BOTH)?;
+        let (gpa, ino) = (s.slot.gpa, fstat(&s.fd)?.st_ino);
+        let mut worker = s.vm.vcpu(1)?;
+        let trace = Trace::start(&["memfile:memfile_swap_out"])?;
+        let counts = Counts::now()?;
+        for _ in 0..rounds {
+            // Touch the working set, take an eighth of the memory, see what had to come back.
+            worker.post(Command::Watch, &[gpa, gpa + hot, PAGE, 0])?;
+            let stopper = worker.stopper();
+            thread::scope(|scope| -> CaseResult {
+                let watching = scope.spawn(|| worker.run_endless(Command::Watch));
+                while stopper.rounds() < 2 && !watching.is_finished() {
+                    thread::yield_now();
+                }
+                if running {
+                    host.cgroup.reclaim(SIZE / 8)?;
+                }
+                stopper.stop();
+                watching.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
+                Ok(())
+            })?;
+            if !running {
+                // Not run for a while: the second look finds no page used.
+                host.cgroup.reclaim(SIZE / 8)?;
+            }
+        }
+        let gone = trace.events()?;
+        let mine = gone.iter().filter(|e| e.number("ino") == Some(ino));
+        let hot_gone = mine.clone().filter(|e| e.number("start") < Some(hot / PAGE)).count();
+        let all_gone = mine.count();
+        println!(
+            "guest {}: {hot_gone} of {all_gone} swapped out were in the working set of {} pages, \
+             young +{}",
+            if running { "running" } else { "stopped" },
+            hot / PAGE,
+            counts.grown("memfile.young")?,
+        );
+        ensure!(all_gone > 0, "nothing was swapped out");
+        refaults[n] = hot_gone;
+        if running {
+            counts.expect_grown(&["memfile.young"], 1)?;
+        }
+        s.vcpu.verify(gpa, SIZE, GUEST)?;
+    }
+    ensure!(refaults[0] < refaults[1] / 2, "the access bits did not help: {refaults:?}");
+    Ok(())
+}
+
+fn working_set_stays_while_cold_memory_goes() -> CaseResult {
+    working_set_stays()
+}
+
+fn working_set_stays_with_the_multi_generational_lru() -> CaseResult {
+    let _generations = generations()?;
+    working_set_stays()
+}
+
+fn swapped_range_can_be_prefaulted() -> CaseResult {
+    let host = Host::new()?;
+    let mut s = guest(BOTH)?;
+    host.swap_out(&s, SIZE)?;
+    let counts = Counts::now()?;
+    s.vcpu.raw_pre_fault(s.slot.gpa, s.slot.size).0.context("pre-fault")?;
+    counts.expect_grown(&["pswpin", "memfile.get_pfn"], PAGES)?;
+    ensure!(resident(&s)? == PAGES);
+    host.swap.expect_used(0, "pre-faulted")?;
+    let stats = s.vm.stats()?;
+    ensure!(stats.get("pages_4k")? >= PAGES, "{} pages are mapped", stats.get("pages_4k")?);
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+}
+
+fn swapped_range_can_be_punched() -> CaseResult {
+    let host = Host::new()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let mut s = guest(BOTH)?;
+        let gpa = s.slot.gpa;
+        host.swap_out(&s, SIZE)?;
+        // In the middle of what may be huge swap entries.
+        let (start, len) = (MIB + 3 * PAGE, 3 * MIB + 5 * PAGE);
+        punch(&s.fd, start, len)?;
+        expect_allocated(&s.fd, SIZE - len, "after the hole")?;
+        // At its ends huge pages had to come back to be cut.
+        let used = host.swap.used()?;
+        ensure!(used <= SIZE - len, "{} KiB are still in swap", used >> 10);
+        s.vcpu.verify(gpa, start, GUEST)?;
+        s.vcpu.verify(gpa + start, len, Pattern::ZERO)?;
+        s.vcpu.verify(gpa + start + len, SIZE - start - len, GUEST)?;
+        // Zeros take no swap, so something else.
+        s.vcpu.fill(gpa + start, len, GUEST)?;
+        host.swap_out(&s, SIZE)?;
+        punch(&s.fd, 0, SIZE)?;
+        host.swap.expect_used(0, "all punched")?;
+        expect_allocated(&s.fd, 0, "all punched")?;
+        s.vcpu.verify(gpa, SIZE, Pattern::ZERO)?;
+    }
+    Ok(())
+}
+
+fn swapped_range_can_be_converted() -> CaseResult {
+    let host = Host::new()?;
+    let mut s = guest(BOTH)?;
+    let (gpa, half) = (s.slot.gpa, SIZE / 2);
+    host.swap_out(&s, SIZE)?;
+    s.vm.set_shared(gpa, half)?;
+    host.swap.expect_used(SIZE, "conversion leaves the private side where it is")?;
+    s.vcpu.verify(gpa, half, Pattern::ZERO)?;
+    s.vcpu.fill(gpa, half, Pattern::Generation(5))?;
+    s.vm.set_private(gpa, half)?;
+    s.vcpu.verify(gpa, SIZE, GUEST)?;
+    host.swap.expect_used(0, "all read again")
+}
+
+fn swapped_range_outlives_its_slot() -> CaseResult {
+    let host = Host::new()?;
+    let mut s = guest(BOTH)?;
+    host.swap_out(&s, SIZE)?;
+    s.vm.raw_delete(SLOT)?;
+    host.swap.expect_used(SIZE, "without a slot")?;
+    s.bind_again()?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+    host.swap.expect_used(0, "all read again")
+}
+
+fn swapped_range_is_torn_down() -> CaseResult {
+    let host = Host::new()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let s = guest(BOTH)?;
+        host.swap_out(&s, SIZE)?;
+        drop(s);
+        host.swap.expect_used(0, "the guest is gone")?;
+    }
+    Ok(())
+}
+
+fn reserved_pages_go_and_come_back_as_zeros() -> CaseResult {
+    let host = Host::new()?;
+    let mut s = Setup::with_flags(BOTH, SIZE)?;
+    allocate(&s.fd, 0, SIZE)?;
+    for _ in 0..8 {
+        host.cgroup.reclaim(SIZE)?;
+    }
+    println!("{} of {PAGES} pages in memory", resident(&s)?);
+    ensure!(resident(&s)? < PAGES, "nothing was reclaimed");
+    expect_allocated(&s.fd, SIZE, "still reserved")?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, Pattern::ZERO)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    host.swap_out(&s, SIZE)?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+}
+
+fn swapoff_brings_everything_back() -> CaseResult {
+    let mut host = Host::new()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let mut s = guest(BOTH)?;
+        host.swap_out(&s, SIZE)?;
+        // Half of it by the guest, at the same time.
+        let (gpa, half) = (s.slot.gpa, SIZE / 2);
+        thread::scope(|scope| -> CaseResult {
+            let reader = scope.spawn(|| s.vcpu.verify(gpa, half, GUEST));
+            host.swap.off()?;
+            reader.join().map_err(|_| anyhow!("the vCPU thread panicked"))?
+        })?;
+        ensure!(resident(&s)? == PAGES, "{} of {PAGES} pages are back", resident(&s)?);
+        s.vcpu.verify(gpa, SIZE, GUEST)?;
+        host.swap = Swap::on(64 * MIB)?;
+    }
+    Ok(())
+}
+
+fn full_swap_keeps_the_rest_in_memory() -> CaseResult {
+    lock_own_memory()?;
+    let cgroup = Cgroup::enter()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        // Not a multiple of anything, for huge pages to end up in pieces.
+        let swap = Swap::on(3 * MIB + 7 * PAGE)?;
+        let counts = Counts::now()?;
+        let mut s = guest(BOTH)?;
+        for _ in 0..4 {
+            ensure!(!cgroup.reclaim(SIZE)?, "more was reclaimed than swap holds");
+        }
+        let (used, resident) = (swap.used()? / PAGE, resident(&s)?);
+        println!("huge pages {huge}: {used} pages in swap, {resident} in memory");
+        counts.expect_grown(&["pswpout"], 1)?;
+        ensure!(used + resident == PAGES, "pages are nowhere, or in two places");
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+        s.vcpu.fill(s.slot.gpa, s.slot.size, Pattern::Generation(3))?;
+        cgroup.reclaim(SIZE)?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, Pattern::Generation(3))?;
+        drop(s);
+        swap.expect_used(0, "the guest is gone")?;
+    }
+    Ok(())
+}
+
+/// Whatever cannot be had on the way out or in, the guest goes on with its content.
+fn failed_allocations_lose_nothing() -> CaseResult {
+    let host = Host::new()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let mut s = guest(BOTH)?;
+        let counts = Counts::now()?;
+        for generation in 0..4 {
+            let pattern = Pattern::Generation(generation);
+            s.vcpu.fill(s.slot.gpa, s.slot.size, pattern)?;
+            let failing = match generation % 2 {
+                0 => Failing::pages(30, 100_000)?,
+                _ => Failing::objects(None, 30, 100_000)?,
+            };
+            let result = host.cgroup.raw_reclaim(SIZE);
+            drop(failing);
+            println!("huge pages {huge}: reclaim ended with {result:?}");
+            s.vcpu.verify(s.slot.gpa, s.slot.size, pattern)?;
+            host.swap_out(&s, SIZE)?;
+            // On the way in a failure is an exit, and the next try finds everything.
+            let failing = Failing::pages(30, 500)?;
+            let refused = come_back(&mut s);
+            drop(failing);
+            println!("huge pages {huge}: {} times no memory on the way in", refused?);
+            s.vcpu.verify(s.slot.gpa, s.slot.size, pattern)?;
+        }
+        counts.expect_grown(&["pswpout", "pswpin"], PAGES)?;
+    }
+    Ok(())
+}
+
+/// Let the guest touch each page, however often it is refused: how often.
+fn come_back(s: &mut Setup) -> Result<u64> {
+    let (gpa, mut refused) = (s.slot.gpa, 0);
+    let mut exit = s.vcpu.start(Command::Verify, &[gpa, gpa + SIZE, PAGE, 0, 0])?;
+    loop {
+        match exit {
+            Exit::Done => return Ok(refused),
+            Exit::MemoryFault { errno: Errno::ENOMEM, gpa: at, .. } => {
+                ensure!((gpa..gpa + SIZE).contains(&at), "a fault at {at:#x}");
+            }
+            // KVM's own memory.
+            Exit::Error(Errno::ENOMEM) => {}
+            other => bail!("the guest left with {other:x?}"),
+        }
+        refused += 1;
+        exit = s.vcpu.run()?;
+    }
+}
+
+/// A page that nothing marks dirty would be dropped as if there were a copy.
+fn clean_looking_pages_are_not_dropped() -> CaseResult {
+    let host = Host::new()?;
+    let mut s = guest(BOTH)?;
+    for generation in 0..3 {
+        host.swap_out(&s, SIZE)?;
+        // Read only: what comes back was written by nobody since.
+        let pattern = if generation == 0 { GUEST } else { Pattern::Generation(generation) };
+        s.vcpu.verify(s.slot.gpa, s.slot.size, pattern)?;
+        pressure::drop_caches()?;
+        host.cgroup.reclaim(SIZE)?;
+        pressure::drop_caches()?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, pattern)?;
+        s.vcpu.fill(s.slot.gpa, s.slot.size, Pattern::Generation(generation + 1))?;
+    }
+    Ok(())
+}
+
+fn swap_out_is_traced() -> CaseResult {
+    let host = Host::new()?;
+    let s = guest(BOTH)?;
+    let ino = fstat(&s.fd)?.st_ino;
+    let trace = Trace::start(&[
+        "memfile:memfile_swap_out",
+        "memfile:memfile_invalidate_start",
+        "memfile:memfile_invalidate_end",
+    ])?;
+    host.swap_out(&s, SIZE)?;
+    let events = trace.events()?;
+    let of = |name: &str| -> Vec<(u64, u64)> {
+        let mine = events.iter().filter(|e| e.name == name && e.number("ino") == Some(ino));
+        mine.filter_map(|e| Some((e.number("start")?, e.number("end")?))).collect()
+    };
+    let (mut started, mut ended) = (of("memfile_invalidate_start"), of("memfile_invalidate_end"));
+    started.sort();
+    ended.sort();
+    ensure!(started == ended, "the invalidations do not pair up");
+    ensure!(of("memfile_swap_out").len() as u64 >= PAGES && started.len() as u64 == PAGES);
+    Ok(())
+}
+
+fn accounting_is_the_same_afterwards() -> CaseResult {
+    let host = Host::new()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        // Once for what the first VM leaves behind for good.
+        drop(guest(BOTH)?);
+        let (before, charged) = (Accounts::now()?, host.cgroup.current()?);
+        let mut s = guest(BOTH)?;
+        let held = Accounts::now()?;
+        host.swap_out(&s, SIZE)?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+        held.expect_back(MIB).context("all swapped in again")?;
+        host.swap_out(&s, SIZE)?;
+        drop(s);
+        before.expect_back(MIB).context("after the guest")?;
+        host.swap.expect_used(0, "after the guest")?;
+        let now = host.cgroup.current()?;
+        ensure!(now.abs_diff(charged) < 2 * MIB, "{charged} bytes were charged, {now} are");
+    }
+    Ok(())
+}
