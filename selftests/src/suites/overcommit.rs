@@ -6,7 +6,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{BOTH, PINNED, RECLAIMABLE, Setup};
+use super::setup::{BOTH, PINNED, Setup};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
@@ -28,7 +28,7 @@ pub static SUITE: Suite = suite!(
 );
 
 /// The machine for these tests, in bytes, or as near as it can be had.
-const MACHINE: u64 = 384 * MIB;
+const MACHINE: u64 = 256 * MIB;
 
 /// A bit more than half of what the machine has.
 fn more_than_half() -> Result<u64> {
@@ -77,27 +77,25 @@ fn fault_past_the_commit_limit_exits_and_can_be_repeated() -> CaseResult {
 
 fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
     let _machine = SmallMachine::shrink_to(MACHINE)?;
-    for flags in [RECLAIMABLE, BOTH] {
-        let size = more_than_half()?;
-        let swap = Swap::on((2 * size).next_multiple_of(MIB))?;
-        let before = Accounts::now()?;
-        let counts = Counts::now()?;
-        let mut guests = [Setup::with_flags(flags, size)?, Setup::with_flags(flags, size)?];
-        println!("two guests of {} MiB, {} MiB free", size >> 20, mem::meminfo("MemFree")? >> 20);
-        thread::scope(|scope| -> CaseResult {
-            let running: Vec<_> = guests.iter_mut().map(|s| scope.spawn(|| sweep(s, 1))).collect();
-            for guest in running {
-                guest.join().map_err(|_| anyhow!("a vCPU thread panicked"))??;
-            }
-            Ok(())
-        })?;
-        counts.expect_grown(&["memfile.swap_out", "pswpout", "pswpin"], 1000)?;
-        println!("{} MiB of swap in use", swap.used()? >> 20);
-        drop(guests);
-        swap.expect_used(0, "the guests are gone")
-            .or_else(|_| before.expect_back(4 * MIB))
-            .context("after the guests")?;
-    }
+    let size = more_than_half()?;
+    let swap = Swap::on((2 * size).next_multiple_of(MIB))?;
+    let before = Accounts::now()?;
+    let counts = Counts::now()?;
+    let mut guests = [Setup::with_flags(BOTH, size)?, Setup::with_flags(BOTH, size)?];
+    println!("two guests of {} MiB, {} MiB free", size >> 20, mem::meminfo("MemFree")? >> 20);
+    thread::scope(|scope| -> CaseResult {
+        let running: Vec<_> = guests.iter_mut().map(|s| scope.spawn(|| sweep(s, 1))).collect();
+        for guest in running {
+            guest.join().map_err(|_| anyhow!("a vCPU thread panicked"))??;
+        }
+        Ok(())
+    })?;
+    counts.expect_grown(&["memfile.swap_out", "pswpout", "pswpin"], 1000)?;
+    println!("{} MiB of swap in use", swap.used()? >> 20);
+    drop(guests);
+    swap.expect_used(0, "the guests are gone")
+        .or_else(|_| before.expect_back(4 * MIB))
+        .context("after the guests")?;
     Ok(())
 }
 
