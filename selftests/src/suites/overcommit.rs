@@ -93,10 +93,9 @@ fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
     counts.expect_grown(&["memfile.swap_out", "pswpout", "pswpin"], 1000)?;
     println!("{} MiB of swap in use", swap.used()? >> 20);
     drop(guests);
-    swap.expect_used(0, "the guests are gone")
-        .or_else(|_| before.expect_back(4 * MIB))
-        .context("after the guests")?;
-    Ok(())
+    // What else went to swap, files of the root among it, comes back.
+    drop(swap);
+    before.expect_back(4 * MIB).context("after the guests")
 }
 
 /// How a process ended that ran guests of its own.
