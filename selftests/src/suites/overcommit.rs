@@ -151,7 +151,7 @@ fn pinned_guest_larger_than_its_limit_is_killed_alone() -> CaseResult {
 fn pinned_guests_larger_than_the_machine_are_killed_alone() -> CaseResult {
     let _machine = SmallMachine::shrink_to(MACHINE)?;
     let size = more_than_half()?;
-    let _swap = Swap::on(2 * size)?;
+    let swap = Swap::on(2 * size)?;
     let before = Accounts::now()?;
     let mut bystander = Setup::with_flags(BOTH, MIB)?;
     sweep(&mut bystander, 1)?;
@@ -170,5 +170,6 @@ fn pinned_guests_larger_than_the_machine_are_killed_alone() -> CaseResult {
     seen.context("another guest")?;
     drop(bystander);
     ensure!(mem::meminfo("MemFree")? > 64 * PAGE);
+    drop(swap);
     before.expect_back(16 * MIB).context("after the guests")
 }
