@@ -355,8 +355,7 @@ fn access_against_punch(kind: Private) -> CaseResult {
     Bench::new(kind, LAYOUTS[0])?.run(2, &[Action::Punch, Action::Refill, Action::Allocate])
 }
 
-/// All pages stay private: KVM of Linux 7.3 does not forget that a shared page without a slot was
-/// emulated I/O, see `exits.private_access_where_there_was_emulated_io`.
+/// All pages stay private: a shared one without a slot would be emulated I/O.
 fn access_against_slot_replacement(kind: Private) -> CaseResult {
     let actions = [Action::ReplaceSlot, Action::Punch, Action::Refill, Action::PreFault];
     Bench::new(kind, LAYOUTS[0])?.run(3, &actions)
