@@ -56,7 +56,9 @@ pub fn write(path: impl AsRef<Path>, value: &str) -> Result<()> {
 /// Write to such a file with one system call, which must not create anything.
 fn raw_write(path: &Path, value: &str) -> io::Result<()> {
     use std::io::Write;
-    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+    // Not write_all(), which would go on after EINTR: a limit on a call of this kind is a signal.
+    let written = fs::OpenOptions::new().write(true).open(path)?.write(value.as_bytes())?;
+    if written == value.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
 /// A number in such a file.
