@@ -151,6 +151,15 @@ logged() {
 # all, and git, which here must not know of any repository around the folder,
 # cannot skip files in silence.
 
+# copy_source FROM TO: a source tree without what was built in it, as a whole or
+# not at all.
+copy_source() {
+	rm -rf "$2.new"
+	mkdir -p "$2.new"
+	tar -C "$1" --exclude='./build-*' -cf - . | tar -C "$2.new" -xf -
+	mv "$2.new" "$2"
+}
+
 # touched_files: what the series changes, adds or removes, one path a line.
 touched_files() {
 	local p

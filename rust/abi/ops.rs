@@ -95,6 +95,21 @@ unsafe fn borrow_node<'a>(node: *mut bindings::memfile_node) -> Pin<&'a Node> {
     unsafe { <Pin<KBox<Node>> as ForeignOwnable>::borrow(node.cast()) }
 }
 
+/// The record of an invalidation of `node` that is about to start.
+///
+/// # Safety
+///
+/// `raw` must be null, or as [`Record::from_raw`] says.
+unsafe fn new_record(
+    raw: *mut bindings::memfile_invalidation,
+    node: *mut bindings::memfile_node,
+) -> Option<Record> {
+    // SAFETY: By the safety requirements of this function.
+    let record = unsafe { Record::from_raw(NonNull::new(raw)?) };
+    record.set_node(node);
+    Some(record)
+}
+
 /// # Safety
 ///
 /// `folio` must be locked and in the page cache for the duration of the call.
@@ -221,12 +236,10 @@ unsafe extern "C" fn writeout_start(
     record: *mut bindings::memfile_invalidation,
     folio: *mut bindings::folio,
 ) {
-    let Some(raw) = NonNull::new(record) else {
+    // SAFETY: By the safety requirements of this function.
+    let Some(record) = (unsafe { new_record(record, node) }) else {
         return;
     };
-    // SAFETY: By the safety requirements of this function.
-    let record = unsafe { Record::from_raw(raw) };
-    record.set_node(node);
     // SAFETY: The locked folio pins the inode, and so the node.
     let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
     if let Some(pages) = pages {
@@ -243,12 +256,10 @@ unsafe extern "C" fn invalidate_start(
     start: c_ulong,
     end: c_ulong,
 ) {
-    let Some(raw) = NonNull::new(record) else {
+    // SAFETY: By the safety requirements of this function.
+    let Some(record) = (unsafe { new_record(record, node) }) else {
         return;
     };
-    // SAFETY: By the safety requirements of this function.
-    let record = unsafe { Record::from_raw(raw) };
-    record.set_node(node);
     if let Some(pages) = Range::new(start as u64, end as u64) {
         // SAFETY: As above.
         unsafe { borrow_node(node) }.invalidate_start(record, pages);

@@ -32,7 +32,7 @@ range_events! {
     invalidate_end = memfile_trace_invalidate_end,
     /// A folio with these pages has moved.
     migrate = memfile_trace_migrate,
-    /// A folio with these pages may go to swap.
+    /// A folio with these pages goes to swap.
     swap_out = memfile_trace_swap_out,
     /// A folio with these pages has a memory error.
     poison = memfile_trace_poison,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::setup::{BOTH, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, Setup};
-use super::stress::{Action, Bench, Host, PAGES};
+use super::stress::{Action, Bench, EVERYTHING, Host, PAGES};
 use crate::ktap::{Case, CaseResult, Suite};
 use crate::pressure::{self, Cgroup, Counts, MovableZone, Swap};
 use crate::sys::lock_own_memory;
@@ -18,17 +18,8 @@ use crate::{MIB, PAGE};
 /// How long each lasts.
 const DURATION: Duration = Duration::from_millis(1500);
 
-const ACTIONS: [Action; 9] = [
-    Action::Compact,
-    Action::Reclaim,
-    Action::TakeBlocks,
-    Action::Share,
-    Action::Privatise,
-    Action::Punch,
-    Action::Refill,
-    Action::Allocate,
-    Action::PreFault,
-];
+/// What the host does besides [`EVERYTHING`].
+const MOTION: [Action; 3] = [Action::Compact, Action::Reclaim, Action::TakeBlocks];
 
 fn checked(flags: u64, huge: &str, vcpus: u64) -> CaseResult {
     lock_own_memory()?;
@@ -42,7 +33,7 @@ fn checked(flags: u64, huge: &str, vcpus: u64) -> CaseResult {
     for _ in 0..4 {
         bench.host()?.cgroup.reclaim(PAGES * PAGE)?;
     }
-    bench.run(vcpus, &ACTIONS)?;
+    bench.run(vcpus, &[&MOTION[..], &EVERYTHING].concat())?;
     // What may happen has happened, and what may not has not.
     let happened = |names: &[&str], may: bool| match may {
         true => counts.expect_grown(names, 1),

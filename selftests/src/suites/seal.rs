@@ -246,15 +246,13 @@ fn private_mapping_of_a_hole_is_sigbus() -> CaseResult {
 }
 
 fn kernel_access_to_a_hole_is_efault() -> CaseResult {
-    const MADV_POPULATE_READ: c_int = 22;
-    const MADV_POPULATE_WRITE: c_int = 23;
     let fd = sealed()?;
     let view = Mapping::shared(&fd, 0, SIZE)?;
     let zero = open("/dev/zero", libc::O_RDWR)?;
     // SAFETY: The address is in a mapping of ours that nothing else uses.
     let ret = unsafe { libc::read(zero.as_raw_fd(), view.addr() as *mut libc::c_void, 8) };
     expect_errno("read() into a hole", check(ret as i64), &[Errno::EFAULT])?;
-    for advice in [MADV_POPULATE_READ, MADV_POPULATE_WRITE] {
+    for advice in [libc::MADV_POPULATE_READ, libc::MADV_POPULATE_WRITE] {
         let result = view.madvise(0, PAGE, advice);
         expect_errno(&format!("madvise({advice})"), result, &[Errno::EFAULT])?;
     }
@@ -428,8 +426,6 @@ fn other_seals_are_independent() -> CaseResult {
 /// Whoever was before the seal has filled his hole when it is there, and the punch finds it;
 /// whoever comes later fills none.
 fn no_hole_is_filled_once_the_seal_is_added() -> CaseResult {
-    const MADV_POPULATE_READ: c_int = 22;
-    const MADV_POPULATE_WRITE: c_int = 23;
     drop(sealed()?);
     let (pages, rounds) = (256, 40);
     let mut rng = Rng::new(seed());
@@ -443,8 +439,8 @@ fn no_hole_is_filled_once_the_seal_is_added() -> CaseResult {
                 for page in 0..pages {
                     // Each road in turn.
                     let result = match page % 3 {
-                        0 => view.madvise(page * PAGE, PAGE, MADV_POPULATE_READ),
-                        1 => view.madvise(page * PAGE, PAGE, MADV_POPULATE_WRITE),
+                        0 => view.madvise(page * PAGE, PAGE, libc::MADV_POPULATE_READ),
+                        1 => view.madvise(page * PAGE, PAGE, libc::MADV_POPULATE_WRITE),
                         _ => pwrite(&fd, &[BYTE], page * PAGE).map(drop),
                     };
                     if result.is_err() {

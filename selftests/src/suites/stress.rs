@@ -362,7 +362,8 @@ fn access_against_slot_replacement(kind: Private) -> CaseResult {
     Bench::new(kind, LAYOUTS[0])?.run(3, &actions)
 }
 
-const EVERYTHING: [Action; 6] = [
+/// What needs nothing but the guest and its file.
+pub const EVERYTHING: [Action; 6] = [
     Action::Share,
     Action::Privatise,
     Action::Punch,
