@@ -59,7 +59,7 @@ clean:		## remove what kbuild or cargo left in the checkout
 distclean: clean	## also remove built kernels, sources and logs, not the downloads
 	@rm -rf $(or $(MEMFILE_CACHE),/var/cache/memfile)/{build,src,logs}
 
+# The kernel's Rust comes first and keeps one core busy: cargo takes the other.
 .PHONY: all
-all: kernel
-	@scripts/build-module $(KERNEL)
-	@scripts/build-selftests
+all: setup
+	@scripts/build-selftests & scripts/build-kernel $(KERNEL) && wait $$! && scripts/build-module $(KERNEL)
