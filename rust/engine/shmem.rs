@@ -27,11 +27,14 @@ fn find_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u
     let index = binding.page_of(frame).ok_or(EINVAL)?;
     let folio = Locked::get(&node.inode, index)?;
 
-    if folio.page_poisoned(index) {
+    let order = if !folio.poisoned() {
+        folio.order()
+    } else if folio.page_poisoned(index) {
         return Err(EHWPOISON);
-    }
-    // A huge mapping would give access to the poisoned neighbour.
-    let order = if folio.poisoned() { 0 } else { folio.order() };
+    } else {
+        // A huge mapping would give access to the poisoned neighbour.
+        0
+    };
 
     folio.mark_dirty();
     Ok((folio, index, binding.order_at(frame, order)))

@@ -6,21 +6,26 @@
 //! change around its load, and then it must be exactly the word of the table: a stale mapping is
 //! caught by content. Each vCPU also has a word of its own in each page, which must survive as long
 //! as the epoch does.
+//!
+//! The file is longer than the slot: in its tail another consumer and another VM come and go.
 
-use std::sync::atomic::{Ordering, fence};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::setup::{LAYOUTS, Layout, SLOT, Setup};
+use super::setup::{GUEST, LAYOUTS, Layout, SLOT, Setup};
+use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::guest::{Command, SCRATCH, STRESS_ENTRY, STRESS_NOTE, STRESS_WORDS};
 use crate::ktap::CaseResult;
+use crate::module::Module;
 use crate::pattern::{Pattern, Rng, mix, seed};
 use crate::pressure::{self, Cgroup, MovableZone};
 use crate::sys::*;
-use crate::vm::{Door, Private, RunCounters};
-use crate::{HUGE, PAGE, private_suites};
+use crate::vm::{Door, Private, RunCounters, Vm};
+use crate::{GIB, HUGE, PAGE, private_suites};
 
 private_suites!(
     "stress",
@@ -33,7 +38,8 @@ private_suites!(
         access_against_slot_replacement,
         access_against_everything,
         access_against_everything_unaligned,
-    ]
+    ],
+    memfile: [access_while_consumers_and_vms_come_and_go],
 );
 
 /// How long a stress lasts.
@@ -62,6 +68,9 @@ pub enum Action {
     Reclaim,
     TakeBlocks,
 }
+
+/// One round of what others do with the file meanwhile.
+type Other = Box<dyn FnMut() -> Result<()> + Send>;
 
 /// What takes pages away that may be taken.
 pub struct Host {
@@ -251,7 +260,12 @@ impl Bench {
     }
 
     /// Let `vcpus` access the pages while the host picks from `actions`.
-    pub fn run(mut self, vcpus: u64, actions: &[Action]) -> CaseResult {
+    pub fn run(self, vcpus: u64, actions: &[Action]) -> CaseResult {
+        self.run_beside(vcpus, actions, Vec::new())
+    }
+
+    /// The same while `others` do what they do, each again and again in a thread of its own.
+    fn run_beside(mut self, vcpus: u64, actions: &[Action], others: Vec<Other>) -> CaseResult {
         let mut workers = Vec::new();
         for id in 1..=vcpus {
             let mut vcpu = self.s.vm.vcpu(id)?;
@@ -260,26 +274,20 @@ impl Bench {
         }
         let stoppers: Vec<_> = workers.iter().map(|vcpu| vcpu.stopper()).collect();
         let mut done = vec![0u64; actions.len()];
-        let (result, counters) = thread::scope(|scope| {
+        let over = AtomicBool::new(false);
+        let (result, counters, rounds) = thread::scope(|scope| {
             let running: Vec<_> =
                 workers.iter_mut().map(|vcpu| scope.spawn(|| vcpu.finish_stress())).collect();
-            let start = Instant::now();
-            let mut result = Ok(());
-            loop {
-                // Everything is done twice, however long one thing takes.
-                let missing = done.iter().position(|&times| times < 2);
-                let over = start.elapsed() >= self.duration;
-                if result.is_err() || (over && missing.is_none()) {
-                    break;
-                }
-                if running.iter().any(|r| r.is_finished()) {
-                    break;
-                }
-                let random = self.rng.below(actions.len() as u64) as usize;
-                let choice = missing.filter(|_| over).unwrap_or(random);
-                result = self.act(actions[choice]);
-                done[choice] += 1;
-            }
+            let others: Vec<_> =
+                others.into_iter().map(|other| scope.spawn(|| repeat(other, &over))).collect();
+            let result = self.act_for_a_while(actions, &mut done, || {
+                running.iter().any(|r| r.is_finished()) || others.iter().any(|o| o.is_finished())
+            });
+            over.store(true, Ordering::Relaxed);
+            let rounds: Vec<Result<u64>> = others
+                .into_iter()
+                .map(|o| o.join().unwrap_or_else(|_| bail!("a thread panicked")))
+                .collect();
             for stopper in &stoppers {
                 stopper.stop();
             }
@@ -287,10 +295,13 @@ impl Bench {
                 .into_iter()
                 .map(|r| r.join().unwrap_or_else(|_| bail!("the vCPU thread panicked")))
                 .collect();
-            (result, counters)
+            (result, counters, rounds)
         });
         for (action, times) in actions.iter().zip(&done) {
             println!("{action:?}: {times} times");
+        }
+        for rounds in rounds {
+            println!("others: {} rounds", rounds?);
         }
         for counters in counters {
             let counters = counters?;
@@ -300,6 +311,92 @@ impl Bench {
         }
         result
     }
+
+    /// Pick from `actions` until the time is over, or somebody has `ended` before.
+    fn act_for_a_while(
+        &mut self,
+        actions: &[Action],
+        done: &mut [u64],
+        ended: impl Fn() -> bool,
+    ) -> Result<()> {
+        let start = Instant::now();
+        while !ended() {
+            // Everything is done twice, however long one thing takes.
+            let missing = done.iter().position(|&times| times < 2);
+            let over = start.elapsed() >= self.duration;
+            if over && missing.is_none() {
+                break;
+            }
+            let random = self.rng.below(actions.len() as u64) as usize;
+            let choice = missing.filter(|_| over).unwrap_or(random);
+            self.act(actions[choice])?;
+            done[choice] += 1;
+        }
+        Ok(())
+    }
+
+    /// A module's life, time and again: consumers bind, hear of holes, unbind, and it is unloaded.
+    fn consumers(&self) -> Result<Other> {
+        let (fd, module) = (self.s.fd.try_clone()?, Module::test()?);
+        let all = (self.layout.offset + PAGES * PAGE + HUGE) / PAGE;
+        let own = all - HUGE / PAGE;
+        let mut rng = Rng::new(seed());
+        Ok(Box::new(move || {
+            if !module.loaded() {
+                module.load().context("load memfile_test.ko")?;
+            }
+            let mut consumers = Vec::new();
+            for _ in 0..4 {
+                let pgoff = rng.below(all);
+                let span = Span::same(pgoff, 1 + rng.below(all - pgoff));
+                consumers.push(Consumer::bound(&fd, Mode::Observer, span)?);
+            }
+            let mapper = Consumer::bound(&fd, MAPPER, Span::same(own, 64))?;
+            for _ in 0..8 {
+                mapper.get(own + rng.below(64)).context("get_pfn")?;
+                punch(&fd, (own + rng.below(64)) * PAGE, PAGE).context("punch")?;
+            }
+            consumers.push(mapper);
+            for consumer in consumers.drain(..) {
+                consumer.unbind().context("unbind")?;
+                consumer.expect_balanced()?;
+            }
+            module.unload()
+        }))
+    }
+
+    /// A VM's life, time and again: it binds a part of the file, runs, punches, and is destroyed,
+    /// with its slot or after it.
+    fn another_vm(&self) -> Result<Other> {
+        let fd: OwnedFd = self.s.fd.try_clone()?;
+        let (len, offset) = (16 * PAGE, self.layout.offset + PAGES * PAGE + HUGE / 2);
+        let mut delete = false;
+        Ok(Box::new(move || {
+            let vm = Vm::protected()?;
+            let slot = vm.add_private(SLOT, 4 * GIB, len, Private::Memfile, &fd, offset)?;
+            vm.set_private(slot.gpa, len)?;
+            let mut vcpu = vm.vcpu(0)?;
+            vcpu.fill(slot.gpa, len, GUEST)?;
+            vcpu.verify(slot.gpa, len, GUEST)?;
+            punch(&fd, offset, len).context("punch")?;
+            vcpu.verify(slot.gpa, len, Pattern::ZERO)?;
+            delete = !delete;
+            if delete {
+                vm.delete(slot)?;
+            }
+            Ok(())
+        }))
+    }
+}
+
+/// Does `other` until it is `over`, but twice at least. How often it did.
+fn repeat(mut other: Other, over: &AtomicBool) -> Result<u64> {
+    let mut rounds = 0;
+    while rounds < 2 || !over.load(Ordering::Relaxed) {
+        other()?;
+        rounds += 1;
+    }
+    Ok(rounds)
 }
 
 /// A table with one wrong entry must end the stress.
@@ -378,4 +475,11 @@ fn access_against_everything(kind: Private) -> CaseResult {
 
 fn access_against_everything_unaligned(kind: Private) -> CaseResult {
     Bench::new(kind, LAYOUTS[4])?.run(3, &EVERYTHING)
+}
+
+/// Bindings, a module and VMs begin and end on a file whose pages are in use and go away.
+fn access_while_consumers_and_vms_come_and_go(kind: Private) -> CaseResult {
+    let bench = Bench::new(kind, LAYOUTS[1])?;
+    let others = vec![bench.consumers()?, bench.another_vm()?];
+    bench.run_beside(2, &EVERYTHING, others)
 }
