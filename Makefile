@@ -19,7 +19,7 @@ help:		## this list
 demo: all	## two tables and a plot: memory of real guests, also under pressure
 	@scripts/demo $(KERNEL)
 
-check:		## every test; TESTS='punch.* upstream.*' chooses, V=1 shows the consoles
+check: setup	## every test; TESTS='punch.* upstream.*' chooses, V=1 shows the consoles
 	@set -f; scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
 
 bench: all	## instructions of private memory and of shmem, with ratios and targets
