@@ -22,7 +22,7 @@ pub type CaseResult = Result<()>;
 /// Seconds a case may take unless it says otherwise.
 pub const TIME_LIMIT: u32 = 60;
 
-/// A case that takes longer says so.
+/// A case or a suite that takes longer says so.
 const SLOW: Duration = Duration::from_secs(5);
 
 /// One promise.
@@ -183,6 +183,7 @@ pub fn run(suites: &[&Suite], options: &Options, out: &mut dyn Write) -> Result<
     writeln!(out, "KTAP version 1\n1..{}", selected.len())?;
     for (number, (suite, cases)) in (1..).zip(&selected) {
         let mut sum = Totals::default();
+        let begin = Instant::now();
         writeln!(out, "  KTAP version 1\n  # Subtest: {}\n  1..{}", suite.name, cases.len())?;
         for (n, case) in (1..).zip(cases) {
             out.flush()?;
@@ -202,6 +203,9 @@ pub fn run(suites: &[&Suite], options: &Options, out: &mut dyn Write) -> Result<
         if cases.is_empty() {
             writeln!(out, "# suite {} has no case", suite.name)?;
             sum.failed += 1;
+        }
+        if begin.elapsed() > SLOW {
+            writeln!(out, "# {} took {} s", suite.name, begin.elapsed().as_secs())?;
         }
         let Totals { passed, failed, skipped } = sum;
         writeln!(out, "# {}: {passed} passed, {failed} failed, {skipped} skipped", suite.name)?;
