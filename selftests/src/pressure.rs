@@ -4,6 +4,7 @@
 //! What is set is set back when the value that stands for it is dropped. All of it needs root; what
 //! a kernel does not have ends the case as skipped, with the name of what is missing.
 
+mod area;
 mod blocks;
 mod cgroup;
 mod swap;
@@ -22,10 +23,11 @@ use crate::ktap::skip;
 use crate::sys::require_root;
 use crate::{HUGE, PAGE, mem};
 
+pub use area::{Area, Taken};
 pub use blocks::{Block, MovableZone, SmallMachine};
 pub use cgroup::Cgroup;
 pub use swap::Swap;
-pub use trace::{Event, Frame, Trace, frames};
+pub use trace::{Event, Frame, Isolation, Trace, frames, moved};
 
 const MEMFILE_COUNTERS: &str = "/sys/kernel/debug/memfile/counters";
 
@@ -125,42 +127,6 @@ pub fn free_huge_blocks() -> Result<u64> {
     text.lines().map(counts).sum::<Option<u64>>().context("/proc/buddyinfo")
 }
 
-/// Ask for contiguous memory the way a driver with a CMA area does: every page in it has to move.
-/// Given back on drop.
-pub struct Contiguous {
-    files: Vec<PathBuf>,
-}
-
-impl Contiguous {
-    /// As much as there is, from each area. SKIP without CMA areas.
-    pub fn take() -> Result<Contiguous> {
-        require_root()?;
-        let mut contiguous = Contiguous { files: Vec::new() };
-        let Ok(areas) = fs::read_dir("/sys/kernel/debug/cma") else {
-            return skip("the kernel has no CMA areas in debugfs");
-        };
-        for area in areas {
-            let area = area?.path();
-            let pages = read_number(area.join("count"))? - read_number(area.join("used"))?;
-            write(area.join("alloc"), &pages.to_string())?;
-            contiguous.files.push(area);
-        }
-        if contiguous.files.is_empty() {
-            return skip("the kernel has no CMA area; boot with cma=64M");
-        }
-        Ok(contiguous)
-    }
-}
-
-impl Drop for Contiguous {
-    fn drop(&mut self) {
-        for area in &self.files {
-            let used = read(area.join("used")).unwrap_or_default();
-            let _ = raw_write(&area.join("free"), &used);
-        }
-    }
-}
-
 /// Take `count` gigantic pages (1 GiB), or as many as there are: how many. The pool is emptied
 /// again. This is `alloc_contig_pages()`, which moves what is in the way.
 pub fn gigantic_pages(count: u64) -> Result<u64> {
@@ -209,11 +175,20 @@ pub struct Failing {
 impl Failing {
     /// So many percent of all allocations of pages fail, but no more than `times`.
     pub fn pages(percent: u32, times: u32) -> Result<Failing> {
-        let mut failing = Failing::prepare("fail_page_alloc", percent, times)?;
-        for (knob, value) in [("ignore-gfp-highmem", "N"), ("min-order", "0")] {
-            failing.settings.push(Setting::set(knob_of("fail_page_alloc", knob), value)?);
+        Failing::prepare("fail_page_alloc", percent, times)?.for_pages(0)
+    }
+
+    /// All allocations of pages fail once `pages` are allocated.
+    pub fn after_pages(pages: u64) -> Result<Failing> {
+        Failing::prepare("fail_page_alloc", 100, 100_000)?.for_pages(pages)
+    }
+
+    fn for_pages(mut self, space: u64) -> Result<Failing> {
+        let space = space.to_string();
+        for (knob, value) in [("ignore-gfp-highmem", "N"), ("min-order", "0"), ("space", &space)] {
+            self.settings.push(Setting::set(knob_of("fail_page_alloc", knob), value)?);
         }
-        failing.start()
+        self.start()
     }
 
     /// The same with objects of the slab allocator: all, or those of one cache.

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Trace events, in a buffer of the test's own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{raw_write, read, write};
+use super::{drop_caches, raw_write, read, write};
 use crate::PAGE;
 use crate::sys::{fstat, require_root};
 use crate::vm::{Slot, Vcpu};
@@ -97,9 +98,19 @@ impl Event {
 
     /// A hexadecimal field.
     pub fn hex(&self, key: &str) -> Option<u64> {
-        let text = self.field(key)?;
-        u64::from_str_radix(text.trim_start_matches("0x"), 16).ok()
+        hex(self.field(key)?)
     }
+
+    /// The page frames that compaction means: `range=(0x1000 ~ 0x1200)`.
+    pub fn pfns(&self) -> Option<Range<u64>> {
+        let (range, _) = self.fields.split_once("range=(")?.1.split_once(')')?;
+        let (start, end) = range.split_once(" ~ ")?;
+        Some(hex(start)?..hex(end)?)
+    }
+}
+
+fn hex(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).ok()
 }
 
 /// Where the pages of a slot are now, by offset in the file: faults them in as
@@ -121,4 +132,59 @@ pub fn frames(vcpu: &Vcpu, slot: &Slot, fd: impl AsFd) -> Result<BTreeMap<u64, F
     }
     ensure!(!frames.is_empty(), "get_pfn was not traced");
     Ok(frames)
+}
+
+/// How many pages are not where they were.
+pub fn moved(before: &BTreeMap<u64, Frame>, after: &BTreeMap<u64, Frame>) -> u64 {
+    let elsewhere =
+        |(offset, old): &(&u64, &Frame)| after.get(offset).is_none_or(|new| new.pfn != old.pfn);
+    before.iter().filter(elsewhere).count() as u64
+}
+
+/// What happens to a guest's pages while somebody looks for pages to move.
+#[derive(Clone, Copy, Debug)]
+pub struct Isolation {
+    pages: u64,
+    /// How many of them were looked at.
+    seen: u64,
+    /// How often a page was isolated in vain: taken off its list, refused, and put back. It counts
+    /// those of others as well, but few of them do not move.
+    pub vain: u64,
+}
+
+impl Isolation {
+    /// Watch `work` look for pages.
+    pub fn during(
+        before: &BTreeMap<u64, Frame>,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<Isolation> {
+        let pfns: BTreeSet<u64> = before.values().map(|frame| frame.pfn).collect();
+        // What waits in lists of each CPU joins those that are meant.
+        drop_caches()?;
+        let trace = Trace::start(&[
+            "compaction:mm_compaction_isolate_migratepages",
+            "migrate:mm_migrate_pages",
+        ])?;
+        work()?;
+        let mut isolation = Isolation { pages: pfns.len() as u64, seen: 0, vain: 0 };
+        for event in trace.events()? {
+            isolation.seen += event.pfns().map_or(0, |range| pfns.range(range).count() as u64);
+            isolation.vain += event.number("nr_failed").unwrap_or(0);
+        }
+        println!("{isolation:?}");
+        Ok(isolation)
+    }
+
+    /// Fail unless most pages were looked at and passed by.
+    pub fn expect_none(&self) -> Result<()> {
+        ensure!(self.seen >= self.pages / 2, "only {} pages were looked at", self.seen);
+        ensure!(self.vain < self.pages / 8, "{} pages were isolated in vain", self.vain);
+        Ok(())
+    }
+
+    /// Fail unless those that were looked at were isolated in vain.
+    pub fn expect_vain(&self) -> Result<()> {
+        ensure!(self.seen > 0 && self.vain >= self.seen / 2, "{} were isolated", self.vain);
+        Ok(())
+    }
 }

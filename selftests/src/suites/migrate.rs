@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 
 use super::setup::{BOTH, GUEST, MOVABLE, Setup};
-use crate::ktap::{CaseResult, Suite, skip};
+use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{self, Contiguous, Counts, Failing, Frame, MovableZone, Trace, frames};
+use crate::pressure::{self, Counts, Failing, Frame, MovableZone, Trace, frames, moved};
 use crate::sys::*;
 use crate::{MIB, PAGE, suite};
 
@@ -21,7 +21,6 @@ pub static SUITE: Suite = suite!(
         offlining_moves_pages_and_keeps_content,
         offlining_moves_huge_pages_and_keeps_content,
         compaction_moves_pages_and_keeps_content,
-        contiguous_allocation_moves_pages_and_keeps_content,
         page_without_a_new_place_stays,
         all_vcpus_see_the_new_place,
         migration_is_traced,
@@ -31,7 +30,7 @@ pub static SUITE: Suite = suite!(
 
 const SIZE: u64 = 4 * MIB;
 /// What grows when a page of a memfile has moved.
-const MOVED: [&str; 3] = ["memfile.migrate", "memfile.invalidate", "pgmigrate_success"];
+pub const MOVED: [&str; 3] = ["memfile.migrate", "memfile.invalidate", "pgmigrate_success"];
 
 /// A guest with content whose pages lie in blocks that can be taken away.
 fn movable_guest(flags: u64, zone: &MovableZone) -> Result<(Setup, BTreeMap<u64, Frame>)> {
@@ -43,13 +42,6 @@ fn movable_guest(flags: u64, zone: &MovableZone) -> Result<(Setup, BTreeMap<u64,
         ensure!(zone.holds(frame.pfn)?, "the page at +{offset:#x} is elsewhere: {frame:x?}");
     }
     Ok((s, before))
-}
-
-/// How many pages are not where they were.
-fn moved(before: &BTreeMap<u64, Frame>, after: &BTreeMap<u64, Frame>) -> u64 {
-    let elsewhere =
-        |(offset, old): &(&u64, &Frame)| after.get(offset).is_none_or(|new| new.pfn != old.pfn);
-    before.iter().filter(elsewhere).count() as u64
 }
 
 fn new_pages_come_from_movable_memory() -> CaseResult {
@@ -121,24 +113,6 @@ fn compaction_moves_pages_and_keeps_content() -> CaseResult {
         s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
     }
     Ok(())
-}
-
-fn contiguous_allocation_moves_pages_and_keeps_content() -> CaseResult {
-    let mut s = Setup::with_flags(MOVABLE, SIZE)?;
-    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
-    let before = frames(&s.vcpu, &s.slot, &s.fd)?;
-    let counts = Counts::now()?;
-    let contiguous = Contiguous::take();
-    if contiguous.is_err() && pressure::gigantic_pages(1)? == 0 {
-        return skip("no CMA area, and no gigantic page can be had");
-    }
-    if counts.grown("memfile.migrate")? == 0 {
-        return skip("what was allocated had no page of the guest in it");
-    }
-    counts.expect_grown(&MOVED, 1)?;
-    let after = frames(&s.vcpu, &s.slot, &s.fd)?;
-    ensure!(moved(&before, &after) > 0, "no page is elsewhere");
-    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
 }
 
 /// Migration that finds no memory leaves the page where it is, and the guest its content.

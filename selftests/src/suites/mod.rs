@@ -8,6 +8,7 @@ mod accounting;
 mod binding;
 mod cap;
 mod consumer;
+mod contiguous;
 mod control;
 mod convert;
 mod creation;
@@ -84,6 +85,7 @@ pub static SUITES: &[&Suite] = &[
     &migrate::SUITE,
     &reclaim::SUITE,
     &motion::SUITE,
+    &contiguous::SUITE,
     &huge::SUITE,
     &poison::SUITE,
     &overcommit::SUITE,

@@ -19,13 +19,14 @@ use crate::{MIB, PAGE};
 const DURATION: Duration = Duration::from_millis(1500);
 
 /// What the host does besides [`EVERYTHING`].
-const MOTION: [Action; 3] = [Action::Compact, Action::Reclaim, Action::TakeBlocks];
+const MOTION: [Action; 3] = [Action::Compact, Action::Reclaim, Action::Take];
 
 fn checked(flags: u64, huge: &str, vcpus: u64) -> CaseResult {
     lock_own_memory()?;
     let _huge = pressure::shmem_huge(huge)?;
     let _swap = Swap::on(64 * MIB)?;
-    let host = Host { cgroup: Cgroup::enter()?, zone: MovableZone::make(2)? };
+    let (cgroup, zone) = (Cgroup::enter()?, MovableZone::make(2)?);
+    let host = Host { cgroup, take: Box::new(move || zone.shuffle()) };
     let s = Setup::with_flags(flags, PAGES * PAGE)?;
     let counts = Counts::now()?;
     let bench = Bench::of(s, LAYOUTS[0], Some(host), DURATION)?;

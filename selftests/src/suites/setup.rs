@@ -67,14 +67,31 @@ impl Setup {
 
     /// The same as [`Setup::new`], with a memfile and the flags that the VM chooses for it.
     pub fn with_flags(flags: u64, size: u64) -> Result<Setup> {
-        drop(sys::memfile_unsized()?);
-        let vm = Vm::protected()?;
-        vm.raw_enable_cap(KVM_CAP_MEMFILE, flags).with_context(|| format!("choose {flags:#x}"))?;
-        Setup::in_vm(vm, Private::Memfile, size, LAYOUTS[0])
+        Setup::in_vm(vm_with_flags(flags)?, Private::Memfile, size, LAYOUTS[0])
+    }
+
+    /// The same with a file whose pages were allocated before it was bound.
+    pub fn allocated_first(flags: u64, size: u64) -> Result<Setup> {
+        let vm = vm_with_flags(flags)?;
+        let fd = Private::Memfile.create(&vm, LAYOUTS[0].offset + size + HUGE)?;
+        sys::allocate(&fd, LAYOUTS[0].offset, size).context("fallocate")?;
+        Setup::with_file(vm, Private::Memfile, fd, size, LAYOUTS[0])
+    }
+
+    /// The same file with its content, in another VM, which chooses these flags for it.
+    pub fn pass_on(self, flags: u64) -> Result<Setup> {
+        let Setup { vm, vcpu, fd, slot, kind, offset } = self;
+        drop((vcpu, vm));
+        let layout = Layout { gpa: slot.gpa, offset };
+        Setup::with_file(vm_with_flags(flags)?, kind, fd, slot.size, layout)
     }
 
     fn in_vm(vm: Vm, kind: Private, size: u64, layout: Layout) -> Result<Setup> {
         let fd = kind.create(&vm, layout.offset + size + HUGE)?;
+        Setup::with_file(vm, kind, fd, size, layout)
+    }
+
+    fn with_file(vm: Vm, kind: Private, fd: OwnedFd, size: u64, layout: Layout) -> Result<Setup> {
         let slot = vm.add_private(SLOT, layout.gpa, size, kind, &fd, layout.offset)?;
         vm.set_private(slot.gpa, slot.size)?;
         let vcpu = vm.vcpu(0)?;
@@ -94,6 +111,14 @@ impl Setup {
         fill_view(&self.slot, SHARED);
         self.vcpu.fill(self.slot.gpa, self.slot.size, GUEST)
     }
+}
+
+/// A VM that has chosen these flags for its memfiles.
+fn vm_with_flags(flags: u64) -> Result<Vm> {
+    drop(sys::memfile_unsized()?);
+    let vm = Vm::protected()?;
+    vm.raw_enable_cap(KVM_CAP_MEMFILE, flags).with_context(|| format!("choose {flags:#x}"))?;
+    Ok(vm)
 }
 
 /// Write a pattern all over the shared side of a slot; addresses are guest addresses.

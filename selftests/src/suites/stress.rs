@@ -22,7 +22,7 @@ use crate::guest::{Command, SCRATCH, STRESS_ENTRY, STRESS_NOTE, STRESS_WORDS};
 use crate::ktap::CaseResult;
 use crate::module::Module;
 use crate::pattern::{Pattern, Rng, mix, seed};
-use crate::pressure::{self, Cgroup, MovableZone};
+use crate::pressure::{self, Cgroup};
 use crate::sys::*;
 use crate::vm::{Door, Private, RunCounters, Vm};
 use crate::{GIB, HUGE, PAGE, private_suites};
@@ -66,7 +66,7 @@ pub enum Action {
     // These need a [`Host`].
     Compact,
     Reclaim,
-    TakeBlocks,
+    Take,
 }
 
 /// One round of what others do with the file meanwhile.
@@ -75,7 +75,8 @@ type Other = Box<dyn FnMut() -> Result<()> + Send>;
 /// What takes pages away that may be taken.
 pub struct Host {
     pub cgroup: Cgroup,
-    pub zone: MovableZone,
+    /// Takes the memory away that the guest's pages lie in, and gives it back.
+    pub take: Box<dyn Fn() -> Result<()>>,
 }
 
 /// One page, as the host knows it.
@@ -171,7 +172,7 @@ impl Bench {
             Action::Reclaim => {
                 self.host()?.cgroup.reclaim(len)?;
             }
-            Action::TakeBlocks => self.host()?.zone.shuffle()?,
+            Action::Take => (self.host()?.take)()?,
             Action::Allocate => allocate(&self.s.fd, offset, len).context("fallocate")?,
             Action::PreFault => match self.s.vcpu.raw_pre_fault(gpa, len).0 {
                 Ok(()) | Err(Errno::EAGAIN) => {}

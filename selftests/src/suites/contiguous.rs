@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What a driver needs of contiguous memory (CMA) it gets, for what may move makes room (rules 18
+//! and 19): a guest's movable pages lie in the area, and leave it; others were never there.
+//!
+//! The machine needs such an area, see [`Area`]: `scripts/check` boots one for this suite.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+
+use super::migrate::MOVED;
+use super::setup::{BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, Setup};
+use super::stress::{Action, Bench, EVERYTHING, Host, PAGES};
+use crate::ktap::{CaseResult, Suite};
+use crate::pattern::Pattern;
+use crate::pressure::{
+    Accounts, Area, Cgroup, Counts, Failing, Frame, Isolation, Setting, Swap, frames, moved,
+    shmem_huge,
+};
+use crate::sys::*;
+use crate::vm::Private;
+use crate::{HUGE, MIB, PAGE, mem, suite};
+
+pub static SUITE: Suite = suite!(
+    "contiguous",
+    [
+        movable_pages_leave_the_area,
+        movable_huge_pages_leave_the_area,
+        running_guest_reads_nothing_old,
+        pinned_pages_are_never_in_the_area,
+        pages_older_than_their_binding_are_never_in_the_area,
+        guest_memfd_is_never_in_the_area,
+        pinned_page_in_the_area_keeps_its_frame,
+        allocation_without_room_elsewhere_loses_nothing,
+        allocation_that_fails_halfway_loses_nothing,
+    ]
+);
+
+const SIZE: u64 = 4 * MIB;
+
+/// A guest with content, and where it lies: in the area, but for what a CPU may keep of other
+/// memory.
+fn guest_inside(area: &Area, flags: u64, size: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
+    let mut s = Setup::with_flags(flags, size)?;
+    empty(area)?;
+    s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
+    let inside = inside(area, &frames);
+    println!("{inside} of {} pages are in the area", frames.len());
+    ensure!(frames.len() as u64 == size / PAGE, "{} pages were traced", frames.len());
+    ensure!(inside >= size / PAGE * 7 / 8, "only {inside} pages are in the area");
+    Ok((s, frames))
+}
+
+/// Nothing is in the area, and CPUs keep nothing else for themselves to give out first.
+fn empty(area: &Area) -> CaseResult {
+    // The first time CPUs fetch memory for what is in the area, and keep what is left of it.
+    drop(area.take()?);
+    drop(area.take()?);
+    Ok(())
+}
+
+/// How many of the frames are in the area.
+fn inside(area: &Area, frames: &BTreeMap<u64, Frame>) -> u64 {
+    frames.values().filter(|frame| area.holds(frame.pfn)).count() as u64
+}
+
+fn leave_the_area(flags: u64) -> CaseResult {
+    let area = Area::find()?;
+    let (mut s, before) = guest_inside(&area, flags, SIZE)?;
+    let mut second = s.vm.vcpu(1)?;
+    second.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    let (counts, accounts) = (Counts::now()?, Accounts::now()?);
+    let heads = before.values().filter(|frame| area.holds(frame.pfn));
+    let folios = heads.map(|frame| frame.pfn >> frame.order);
+    let folios = folios.collect::<std::collections::BTreeSet<_>>().len() as u64;
+
+    let taken = area.take()?;
+    counts.expect_grown(&MOVED, folios)?;
+    let after = frames(&s.vcpu, &s.slot, &s.fd)?;
+    ensure!(inside(&area, &after) == 0, "pages are still in the area: {after:x?}");
+    ensure!(moved(&before, &after) >= inside(&area, &before), "pages are where they were");
+    let next = Pattern::Generation(7);
+    s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, next)?;
+    second.verify(s.slot.gpa, s.slot.size, next).context("the other vCPU")?;
+    accounts.expect_back(MIB)?;
+    expect_allocated(&s.fd, SIZE, "without the area")?;
+
+    drop(taken);
+    second.verify(s.slot.gpa, s.slot.size, next).context("the area is back")
+}
+
+fn movable_pages_leave_the_area() -> CaseResult {
+    leave_the_area(MOVABLE)?;
+    leave_the_area(BOTH)
+}
+
+fn movable_huge_pages_leave_the_area() -> CaseResult {
+    let _huge = shmem_huge("always")?;
+    let counts = Counts::now()?;
+    leave_the_area(MOVABLE)?;
+    leave_the_area(BOTH)?;
+    counts.expect_grown(&["thp_file_alloc"], 2 * SIZE / HUGE)
+}
+
+/// Several vCPUs check each word while the area is taken, pages are punched and converted.
+fn running_guest_reads_nothing_old() -> CaseResult {
+    lock_own_memory()?;
+    let area = Area::find()?;
+    let counts = Counts::now()?;
+    let s = Setup::with_flags(MOVABLE, PAGES * PAGE)?;
+    let take = Box::new(move || area.take().map(drop));
+    let host = Host { cgroup: Cgroup::enter()?, take };
+    let bench = Bench::of(s, LAYOUTS[0], Some(host), std::time::Duration::from_secs(2))?;
+    bench.run(3, &[&[Action::Take][..], &EVERYTHING].concat())?;
+    counts.expect_grown(&MOVED, 1)?;
+    counts.expect_grown(&["memfile.punch"], 1)
+}
+
+/// A guest that nothing moves and that is nowhere in the area.
+fn stays_outside(area: &Area, mut s: Setup, what: &str) -> CaseResult {
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    let before = frames(&s.vcpu, &s.slot, &s.fd)?;
+    ensure!(before.len() as u64 == SIZE / PAGE, "{what}: {} pages were traced", before.len());
+    ensure!(inside(area, &before) == 0, "{what}: pages are in the area: {before:x?}");
+    let counts = Counts::now()?;
+    drop(area.take().context(what.to_owned())?);
+    ensure!(frames(&s.vcpu, &s.slot, &s.fd)? == before, "{what}: pages have moved");
+    counts.expect_same(&["memfile.migrate", "memfile.swap_out", "memfile.invalidate"])?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+}
+
+fn pinned_pages_are_never_in_the_area() -> CaseResult {
+    let area = Area::find()?;
+    for huge in ["never", "always"] {
+        let _huge = shmem_huge(huge)?;
+        for flags in [PINNED, RECLAIMABLE] {
+            let s = Setup::with_flags(flags, SIZE)?;
+            stays_outside(&area, s, &format!("flags {flags:#x}, huge pages {huge}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A file that is not bound does not know yet what it will be.
+fn pages_older_than_their_binding_are_never_in_the_area() -> CaseResult {
+    let area = Area::find()?;
+    for flags in [PINNED, MOVABLE, RECLAIMABLE, BOTH] {
+        let s = Setup::allocated_first(flags, SIZE)?;
+        stays_outside(&area, s, &format!("flags {flags:#x}"))?;
+    }
+    Ok(())
+}
+
+/// For comparison. Where its pages are is not traced, but how much of the area is free is known.
+fn guest_memfd_is_never_in_the_area() -> CaseResult {
+    let area = Area::find()?;
+    let size = 16 * MIB;
+    let given_out = |s: &mut Setup| -> Result<u64> {
+        let free = || -> Result<u64> {
+            mem::refresh_counters();
+            mem::meminfo("CmaFree")
+        };
+        empty(&area)?;
+        let before = free()?;
+        s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+        Ok(before.saturating_sub(free()?))
+    };
+    let movable = given_out(&mut Setup::with_flags(MOVABLE, size)?)?;
+    ensure!(movable >= size / 2, "a movable memfile has only {} KiB of the area", movable >> 10);
+    let mut s = Setup::new(Private::GuestMemfd, size)?;
+    let private = given_out(&mut s)?;
+    println!("of the area: movable memfile {} KiB, guest_memfd {}", movable >> 10, private >> 10);
+    ensure!(private < size / 8, "guest_memfd has {} KiB of the area", private >> 10);
+    let _taken = area.take()?;
+    s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)
+}
+
+/// A file that was movable first. The driver does not get the area until the pages are gone. It tries
+/// to have some of them, for they are older than the binding; what reclaim has put aside it passes by.
+fn pinned_page_in_the_area_keeps_its_frame() -> CaseResult {
+    lock_own_memory()?;
+    let (area, cgroup, _swap) = (Area::find()?, Cgroup::enter()?, Swap::on(16 * MIB)?);
+    let (s, before) = guest_inside(&area, MOVABLE, SIZE)?;
+    let mut s = s.pass_on(PINNED)?;
+    let counts = Counts::now()?;
+    let take = || expect_errno("take the area", area.raw_take().map(drop), &[Errno::ENOMEM]);
+    Isolation::during(&before, take)?.expect_vain()?;
+    cgroup.reclaim(SIZE)?;
+    Isolation::during(&before, take)?.expect_none()?;
+    counts.expect_same(&["memfile.migrate", "memfile.swap_out", "memfile.invalidate"])?;
+    ensure!(frames(&s.vcpu, &s.slot, &s.fd)? == before, "pages have moved");
+    s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    punch(&s.fd, 0, SIZE)?;
+    let _taken = area.take().context("nothing of the guest is left")?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, Pattern::ZERO)?;
+    ensure!(inside(&area, &frames(&s.vcpu, &s.slot, &s.fd)?) == 0, "new pages are in the area");
+    Ok(())
+}
+
+/// Neither huge pages nor enough small ones are free outside: some pages move, others stay.
+fn allocation_without_room_elsewhere_loses_nothing() -> CaseResult {
+    let _huge = shmem_huge("always")?;
+    let area = Area::find()?;
+    let accounts = Accounts::now()?;
+    let size = 64 * MIB;
+    let (mut s, before) = guest_inside(&area, MOVABLE, size)?;
+    let counts = Counts::now()?;
+
+    // An unbound memfile has no movable pages, so it fills what is outside, but for half of what the
+    // guest has; of that the kernel keeps a part for itself.
+    let reserve = Setting::set("/proc/sys/vm/min_free_kbytes", "16384")?;
+    let outside = mem::meminfo("MemFree")? - mem::meminfo("CmaFree")?;
+    let filler = (outside - size / 2) & !(HUGE - 1);
+    let file = memfile(filler)?;
+    allocate(&file, 0, filler).context("fill what is outside")?;
+    let result = area.raw_take().map(drop);
+    drop((file, reserve));
+
+    expect_errno("take the area", result, &[Errno::ENOMEM])?;
+    counts.expect_grown(&["pgmigrate_fail", "memfile.migrate"], 1)?;
+    let moved = counts.grown("pgmigrate_success")?;
+    ensure!(moved < inside(&area, &before), "all pages moved");
+    s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    expect_allocated(&s.fd, size, "after the attempt")?;
+    let _taken = area.take().context("with room elsewhere")?;
+    s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    drop(s);
+    accounts.expect_back(MIB).context("after the guest")
+}
+
+fn allocation_that_fails_halfway_loses_nothing() -> CaseResult {
+    let area = Area::find()?;
+    for huge in ["never", "always"] {
+        let _huge = shmem_huge(huge)?;
+        let accounts = Accounts::now()?;
+        let (mut s, before) = guest_inside(&area, BOTH, SIZE)?;
+        let counts = Counts::now()?;
+        // Enough for a huge page and a few small ones.
+        let failing = Failing::after_pages(SIZE / PAGE / 2 + 100)?;
+        let result = area.raw_take().map(drop);
+        drop(failing);
+        expect_errno("take the area", result, &[Errno::ENOMEM])?;
+        counts.expect_grown(&["pgmigrate_fail"], 1)?;
+        let after = frames(&s.vcpu, &s.slot, &s.fd)?;
+        let moved = moved(&before, &after);
+        println!("{moved} of {} pages moved", before.len());
+        ensure!(moved > 0 && inside(&area, &after) > 0, "none of them moved, or all of them");
+        s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+        expect_allocated(&s.fd, SIZE, "after the attempt")?;
+        s.vcpu.fill(s.slot.gpa, s.slot.size, Pattern::Generation(9))?;
+        let _taken = area.take().context("without the failures")?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, Pattern::Generation(9))?;
+        drop(s);
+        accounts.expect_back(MIB).context("after the guest")?;
+    }
+    Ok(())
+}
