@@ -2,12 +2,10 @@
 //! Who holds how much memory, as the kernel counts it. All figures in bytes unless said.
 
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 
 use crate::sys::Mapping;
-use crate::{HUGE, MIB};
 
 /// A figure of `/proc/meminfo`.
 pub fn meminfo(key: &str) -> Result<u64> {
@@ -83,27 +81,10 @@ pub fn fdinfo(fd: impl AsFd, key: &str) -> Result<Option<String>> {
     Ok(line.map(str::to_owned))
 }
 
-/// Write `word` into every 256 bytes of the memory that is free now, then free it again: bytes of
-/// memory used.
-///
-/// What the kernel hands out next had this content, unless it was zeroed. Some is left alone so
-/// that nothing has to be reclaimed or killed.
-pub fn soil_free_memory(word: u64) -> Result<u64> {
-    let keep = 96 * MIB;
-    let free = meminfo("MemFree")?.min(meminfo("MemAvailable")?).saturating_sub(keep);
-    let mapping = Mapping::anonymous((free & !(HUGE - 1)).max(HUGE))?;
-    // Only to be quicker.
-    let _ = mapping.madvise(0, mapping.len(), libc::MADV_HUGEPAGE);
-    for offset in (0..mapping.len()).step_by(256) {
-        mapping.word(offset).store(word, Ordering::Relaxed);
-    }
-    Ok(mapping.len())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::PAGE;
+    use crate::{MIB, PAGE};
 
     #[test]
     fn reads_proc() {

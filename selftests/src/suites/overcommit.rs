@@ -6,11 +6,11 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{BOTH, PINNED, Setup};
+use super::setup::{BOTH, GUEST, PINNED, Setup};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{Accounts, Cgroup, Counts, Failing, Setting, SmallMachine, Swap};
+use crate::pressure::{Accounts, Cgroup, Counts, Failing, Setting, SmallMachine, Swap, shmem_huge};
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::Exit;
@@ -35,12 +35,19 @@ fn more_than_half() -> Result<u64> {
     Ok((mem::meminfo("MemTotal")? / 2).next_multiple_of(HUGE) + 8 * MIB)
 }
 
-/// Let a guest write one word into each page, twice, and read them back.
-fn sweep(s: &mut Setup, rounds: u64) -> CaseResult {
-    for generation in 0..rounds {
-        let pattern = Pattern::Generation(generation);
-        s.vcpu.fill_pages(s.slot.gpa, s.slot.size, pattern)?;
-        s.vcpu.verify_pages(s.slot.gpa, s.slot.size, pattern)?;
+/// Let a guest write one word into each page, and read them back. The last ones are read first: they
+/// are in memory still, so that a guest of which a part fits waits for the other part only.
+fn sweep(s: &mut Setup, pattern: Pattern) -> CaseResult {
+    let part = 8 * MIB;
+    let parts: Vec<_> = (0..s.slot.size).step_by(part as usize).collect();
+    let place = |s: &Setup, start| (s.slot.gpa + start, part.min(s.slot.size - start));
+    for &start in &parts {
+        let (gpa, len) = place(s, start);
+        s.vcpu.fill_pages(gpa, len, pattern)?;
+    }
+    for &start in parts.iter().rev() {
+        let (gpa, len) = place(s, start);
+        s.vcpu.verify_pages(gpa, len, pattern)?;
     }
     Ok(())
 }
@@ -84,7 +91,9 @@ fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
     let mut guests = [Setup::with_flags(BOTH, size)?, Setup::with_flags(BOTH, size)?];
     println!("two guests of {} MiB, {} MiB free", size >> 20, mem::meminfo("MemFree")? >> 20);
     thread::scope(|scope| -> CaseResult {
-        let running: Vec<_> = guests.iter_mut().map(|s| scope.spawn(|| sweep(s, 1))).collect();
+        let guests = (1..).map(Pattern::Generation).zip(&mut guests);
+        let running: Vec<_> =
+            guests.map(|(pattern, s)| scope.spawn(move || sweep(s, pattern))).collect();
         for guest in running {
             guest.join().map_err(|_| anyhow!("a vCPU thread panicked"))??;
         }
@@ -134,15 +143,15 @@ fn pinned_guest_larger_than_its_limit_is_killed_alone() -> CaseResult {
     let _swap = Swap::on(64 * MIB)?;
     let before = Accounts::now()?;
     let mut bystander = Setup::with_flags(BOTH, MIB)?;
-    sweep(&mut bystander, 1)?;
+    sweep(&mut bystander, GUEST)?;
     let (size, cgroup) = (32 * MIB, Cgroup::new()?);
     cgroup.set("memory.max", size / 2)?;
     let status = run_in_child(|| {
         cgroup.join()?;
-        sweep(&mut Setup::with_flags(PINNED, size)?, 1)
+        sweep(&mut Setup::with_flags(PINNED, size)?, GUEST)
     })?;
     expect_refused(status)?;
-    let seen = bystander.vcpu.verify_pages(bystander.slot.gpa, MIB, Pattern::Generation(0));
+    let seen = bystander.vcpu.verify_pages(bystander.slot.gpa, MIB, GUEST);
     seen.context("another guest")?;
     drop(bystander);
     before.expect_back(2 * MIB).context("after the guests")
@@ -150,23 +159,25 @@ fn pinned_guest_larger_than_its_limit_is_killed_alone() -> CaseResult {
 
 fn pinned_guests_larger_than_the_machine_are_killed_alone() -> CaseResult {
     let _machine = SmallMachine::shrink_to(MACHINE)?;
+    // Huge pages as long as there are any: it is sooner over.
+    let _huge = shmem_huge("always")?;
     let size = more_than_half()?;
     let swap = Swap::on(2 * size)?;
     let before = Accounts::now()?;
     let mut bystander = Setup::with_flags(BOTH, MIB)?;
-    sweep(&mut bystander, 1)?;
+    sweep(&mut bystander, GUEST)?;
     let status = run_in_child(|| {
         let mut guests = Vec::new();
         for _ in 0..2 {
             let mut s = Setup::with_flags(PINNED, size)?;
-            s.vcpu.fill_pages(s.slot.gpa, s.slot.size, Pattern::Generation(1))?;
+            s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
             println!("a guest of {} MiB has all its memory", size >> 20);
             guests.push(s);
         }
         Ok(())
     })?;
     expect_refused(status)?;
-    let seen = bystander.vcpu.verify_pages(bystander.slot.gpa, MIB, Pattern::Generation(0));
+    let seen = bystander.vcpu.verify_pages(bystander.slot.gpa, MIB, GUEST);
     seen.context("another guest")?;
     drop(bystander);
     ensure!(mem::meminfo("MemFree")? > 64 * PAGE);

@@ -167,8 +167,8 @@ fn vm_destroyed_while_another_thread_punches() -> CaseResult {
         for _ in 0..20 {
             let (vm, slots) = vm_on(&fd, &[0, 1])?;
             let mut vcpu = vm.vcpu(0)?;
-            vcpu.fill_pages(slots[0].gpa, PART, GUEST)?;
-            vcpu.fill_pages(slots[1].gpa, PART, GUEST)?;
+            vcpu.fill_pages(slots[0].gpa, 16 * PAGE, GUEST)?;
+            vcpu.fill_pages(slots[1].gpa, 16 * PAGE, GUEST)?;
             drop(vm);
             drop(vcpu);
         }
