@@ -7,7 +7,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::setup::{GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::ktap::{CaseResult, Suite};
-use crate::pressure::{self, Block, Cgroup, Counts, Frame, MovableZone, Swap, Trace, frames};
+use crate::pressure::{
+    self, Block, Cgroup, Counts, Frame, Isolation, MovableZone, Swap, Trace, frames, moved,
+};
 use crate::sys::*;
 use crate::{MIB, PAGE, mem, suite};
 
@@ -19,7 +21,10 @@ pub static SUITE: Suite = suite!(
         pages_come_from_unmovable_memory,
         block_with_a_pinned_page_does_not_go_offline,
         migration_is_refused_before_isolation,
+        unmovable_alone_is_refused_after_isolation,
         reclaim_does_not_look_at_pinned_pages,
+        page_older_than_its_binding_is_isolated_once,
+        page_older_than_its_binding_is_scanned_once,
         unmovable_alone_keeps_the_frame,
         unreclaimable_alone_keeps_the_page_in_memory,
         pages_are_reclaimable_again_when_unbound,
@@ -119,19 +124,100 @@ fn block_with_a_pinned_page_does_not_go_offline() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
 }
 
-fn migration_is_refused_before_isolation() -> CaseResult {
-    let (s, before) = guest(PINNED)?;
-    let folios = before.len() as u64;
-    let trace = Trace::start(&["compaction:mm_compaction_migratepages"])?;
-    pressure::compact()?;
-    let mut failed = 0;
-    for event in trace.events()? {
-        failed += event.number("nr_failed").unwrap_or(0);
+/// A guest of which each eighth page is left, in movable memory, where compaction looks for pages to
+/// move and for room; then it is bound anew, with these flags.
+fn guest_in(_zone: &MovableZone, flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
+    let stride = 8 * PAGE;
+    let mut s = Setup::with_flags(MOVABLE, SIZE)?;
+    s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    let mut before = frames(&s.vcpu, &s.slot, &s.fd)?;
+    before.retain(|offset, _| offset % stride == 0);
+    for offset in (0..SIZE).step_by(stride as usize) {
+        punch(&s.fd, offset + PAGE, stride - PAGE)?;
     }
-    println!("{failed} isolated pages did not move, {folios} are pinned");
-    // A few of other owners may be busy. The guest's would all be here.
-    ensure!(failed < folios / 2, "{failed} pages were isolated in vain");
-    expect_same_frames(&s, &before, "after compaction")
+    Ok((s.pass_on(flags)?, before))
+}
+
+/// The pages of [`guest_in`] are where they were, as they were. This fills the holes.
+fn expect_left_alone(mut s: Setup, before: &BTreeMap<u64, Frame>) -> CaseResult {
+    for offset in before.keys() {
+        s.vcpu.verify_pages(s.slot.gpa + offset, PAGE, GUEST)?;
+    }
+    let moved = moved(before, &frames(&s.vcpu, &s.slot, &s.fd)?);
+    ensure!(moved == 0, "{moved} pages have moved");
+    Ok(())
+}
+
+fn migration_is_refused_before_isolation() -> CaseResult {
+    lock_own_memory()?;
+    let (cgroup, zone, _swap) = (Cgroup::enter()?, MovableZone::make(1)?, Swap::on(64 * MIB)?);
+    let (s, before) = guest_in(&zone, PINNED)?;
+    // They are older than the binding: reclaim puts them aside.
+    pressure::drop_caches()?;
+    cgroup.reclaim(SIZE)?;
+    Isolation::during(&before, pressure::compact)?.expect_none()?;
+    expect_left_alone(s, &before)
+}
+
+/// Pages that were there before the binding are on the evictable lists still. Compaction that takes
+/// one off learns that it may not have it, and it is put on the right list.
+fn page_older_than_its_binding_is_isolated_once() -> CaseResult {
+    let zone = MovableZone::make(1)?;
+    let (s, before) = guest_in(&zone, PINNED)?;
+    let first = Isolation::during(&before, pressure::compact)?;
+    first.expect_vain()?;
+    // A compaction may end before it has seen all of them.
+    let mut vain = first.vain;
+    for _ in 0..3 {
+        vain += Isolation::during(&before, pressure::compact)?.vain;
+    }
+    let pages = before.len() as u64;
+    ensure!(vain < pages + pages / 8, "{pages} pages were isolated {vain} times");
+    expect_left_alone(s, &before)
+}
+
+/// Compaction that may wait looks at the mapping of unevictable pages only: the others it isolates,
+/// is refused, and puts them back.
+fn unmovable_alone_is_refused_after_isolation() -> CaseResult {
+    let zone = MovableZone::make(1)?;
+    let (s, before) = guest_in(&zone, RECLAIMABLE)?;
+    for _ in 0..2 {
+        Isolation::during(&before, pressure::compact)?.expect_vain()?;
+    }
+    expect_left_alone(s, &before)
+}
+
+/// Reclaim, too, looks at each page that is older than the binding once, and puts it aside.
+fn scanned_once() -> CaseResult {
+    lock_own_memory()?;
+    let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
+    let mut s = Setup::allocated_first(PINNED, SIZE)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    // What waits in lists of each CPU joins those that are meant.
+    pressure::drop_caches()?;
+    let before = frames(&s.vcpu, &s.slot, &s.fd)?;
+    let counts = Counts::now()?;
+    let reclaim = || -> Result<u64> {
+        let scanned = || cgroup.line("memory.stat", "pgscan");
+        let start = scanned()?;
+        for _ in 0..4 {
+            cgroup.reclaim(SIZE)?;
+        }
+        Ok(scanned()? - start)
+    };
+    let (first, again, all) = (reclaim()?, reclaim()?, SIZE / PAGE);
+    println!("of {all} pages {first} were scanned, and {again} again");
+    ensure!(first >= all / 2, "reclaim hardly looked");
+    ensure!(first + again < all + all / 8, "reclaim looked again");
+    expect_same_frames(&s, &before, "after reclaim")?;
+    counts.expect_same(&["memfile.migrate", "memfile.swap_out", "memfile.invalidate"])?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+}
+
+fn page_older_than_its_binding_is_scanned_once() -> CaseResult {
+    scanned_once()?;
+    let _generations = super::reclaim::generations()?;
+    scanned_once()
 }
 
 fn reclaim_does_not_look_at_pinned_pages() -> CaseResult {
