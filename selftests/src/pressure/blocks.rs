@@ -14,8 +14,10 @@ use crate::sys::{Alarm, Errno, SysResult, require_root};
 
 const ROOT: &str = "/sys/devices/system/memory";
 
-/// The kernel tries for ever to take a block offline if a page of it does not move.
+/// The kernel tries for ever to take a block offline if a page of it does not move. How long to wait
+/// where that may be, and where it may not.
 const LIMIT: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A block of memory that can go offline as a whole.
 #[derive(Clone, Debug)]
@@ -66,16 +68,21 @@ impl Block {
     /// Move everything out of it and take it away. `EBUSY` if something in it never moves; `EINTR`
     /// if something did not for [`LIMIT`]; `EINVAL` if it has holes.
     pub fn raw_offline(&self) -> SysResult<()> {
-        let _alarm = Alarm::set(LIMIT).map_err(|_| Errno::EINVAL)?;
+        self.offline_within(LIMIT)
+    }
+
+    fn offline_within(&self, limit: Duration) -> SysResult<()> {
+        let _alarm = Alarm::set(limit).map_err(|_| Errno::EINVAL)?;
         self.raw_set("offline")
     }
 
-    /// [`Block::raw_offline`], once or a few times more: a page that is in use for a moment, and a
-    /// page that a CPU is about to add to a list, look like pages that cannot move.
+    /// What only movable pages are in goes offline, at once or after a few times more: a page that is
+    /// in use for a moment, and a page that a CPU is about to add to a list, look like pages that
+    /// cannot move.
     pub fn offline(&self) -> Result<()> {
         let mut result = Ok(());
         for _ in 0..5 {
-            result = self.raw_offline();
+            result = self.offline_within(PATIENCE);
             if result != Err(Errno::EBUSY) {
                 break;
             }
