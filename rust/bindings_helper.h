@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* What bindgen reads; Kbuild lists the names it takes. */
+#include <linux/anon_inodes.h>
 #include <linux/fs.h>
 #include <linux/file.h>
 #include <linux/delay.h>
@@ -8,3 +9,5 @@
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include "shim.h"
+#include "store.h"
+#include "test/store/shim.h"

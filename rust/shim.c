@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/export.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
@@ -7,6 +8,7 @@
 #include <linux/pagemap.h>
 
 #include "shim.h"
+#include "store.h"
 
 #define CREATE_TRACE_POINTS
 #include "trace.h"
@@ -82,6 +84,11 @@ bool memfile_page_poisoned(struct page *page)
 	return PageHWPoison(page);
 }
 
+struct folio *memfile_page_folio(struct page *page)
+{
+	return page_folio(page);
+}
+
 bool memfile_folio_poisoned(struct folio *folio)
 {
 	return folio_contain_hwpoisoned_page(folio);
@@ -121,3 +128,11 @@ MEMFILE_TRACE_RANGE(invalidate_end)
 MEMFILE_TRACE_RANGE(migrate)
 MEMFILE_TRACE_RANGE(swap_out)
 MEMFILE_TRACE_RANGE(poison)
+
+/* What stores use.  In Rust, see abi/store.rs. */
+EXPORT_SYMBOL_GPL(memfile_register_store);
+EXPORT_SYMBOL_GPL(memfile_unregister_store);
+EXPORT_SYMBOL_GPL(memfile_node_create);
+EXPORT_SYMBOL_GPL(memfile_node_destroy);
+EXPORT_SYMBOL_GPL(memfile_node_invalidate_start);
+EXPORT_SYMBOL_GPL(memfile_node_invalidate_end);

@@ -27,6 +27,7 @@ unsigned int memfile_folio_order(struct folio *folio);
 struct page *memfile_folio_page(struct folio *folio, pgoff_t index);
 unsigned long memfile_page_pfn(struct page *page);
 bool memfile_page_poisoned(struct page *page);
+struct folio *memfile_page_folio(struct page *page);
 bool memfile_folio_poisoned(struct folio *folio);
 void memfile_put_folio(struct folio *folio);
 void memfile_put_page(struct page *page);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Folios of a memfile.
+//! Folios of a memfile, and pages of other stores.
 //!
 //! C header: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
 
@@ -116,5 +116,58 @@ impl Drop for Locked {
         unsafe { bindings::folio_unlock(self.as_ptr()) };
         // SAFETY: By the type invariant the reference is ours.
         unsafe { bindings::memfile_put_folio(self.as_ptr()) };
+    }
+}
+
+/// A page that another store gave.
+///
+/// Dropping it gives up the reference.
+///
+/// # Invariants
+///
+/// `self` owns a reference to the page.
+pub(crate) struct Given(NonNull<bindings::page>);
+
+impl Given {
+    /// # Safety
+    ///
+    /// `page` must be valid, and the caller hands a reference to it over.
+    pub(super) unsafe fn from_raw(page: NonNull<bindings::page>) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self(page)
+    }
+
+    /// Does it have a memory error?
+    pub(crate) fn poisoned(&self) -> bool {
+        // SAFETY: The page is valid by the type invariant.
+        unsafe { bindings::memfile_page_poisoned(self.0.as_ptr()) }
+    }
+
+    /// The order of its folio; 0 if another page there has a memory error, which a huge mapping
+    /// would give access to.
+    pub(crate) fn order(&self) -> u32 {
+        // SAFETY: The page is valid by the type invariant.
+        let folio = unsafe { bindings::memfile_page_folio(self.0.as_ptr()) };
+        // SAFETY: The folio is valid because the page is.
+        match unsafe { bindings::memfile_folio_poisoned(folio) } {
+            true => 0,
+            // SAFETY: As above.
+            false => unsafe { bindings::memfile_folio_order(folio) },
+        }
+    }
+
+    /// Hands the reference on to a consumer that may map the page at `order`.
+    pub(crate) fn into_pfn(self, order: u32) -> bindings::memfile_pfn {
+        let page = ManuallyDrop::new(self).0.as_ptr();
+        // SAFETY: The page is valid by the type invariant.
+        let pfn = unsafe { bindings::memfile_page_pfn(page) };
+        bindings::memfile_pfn { pfn, page, order }
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the reference is ours.
+        unsafe { bindings::memfile_put_page(self.0.as_ptr()) };
     }
 }

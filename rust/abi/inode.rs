@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The shmem inode under a node, and open files of it.
+//! The inode under a node, and open files of it.
 //!
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
+use super::folio::Given;
 use super::notifier::Notifier;
+use super::store::Store;
 use crate::bindings;
 use crate::policy::flags::Flags;
 use crate::policy::range::PAGE_SHIFT;
 use core::ptr::NonNull;
 use kernel::error::{
+    code::*,
     to_result,
     Result, //
 };
@@ -18,9 +21,12 @@ use kernel::error::{
 ///
 /// # Invariants
 ///
-/// Points to a shmem inode that outlives `self`: the node owns the value, and the kernel destroys
-/// the node before it frees the inode.
-pub(crate) struct Inode(NonNull<bindings::inode>);
+/// `raw` points to an inode of `store`, or of shmem if there is none, that outlives `self`: the
+/// node owns the value, and the kernel destroys the node before it frees the inode.
+pub(crate) struct Inode {
+    raw: NonNull<bindings::inode>,
+    store: Option<Store>,
+}
 
 // SAFETY: All methods may be called from any thread.
 unsafe impl Send for Inode {}
@@ -33,11 +39,31 @@ impl Inode {
     /// `inode` must be a shmem inode that outlives the returned value.
     pub(crate) unsafe fn new(inode: NonNull<bindings::inode>) -> Self {
         // INVARIANT: By the safety requirements of this function.
-        Self(inode)
+        Self {
+            raw: inode,
+            store: None,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `inode` must be one of `store` that outlives the returned value.
+    pub(super) unsafe fn of_store(inode: NonNull<bindings::inode>, store: Store) -> Self {
+        // INVARIANT: By the safety requirements of this function.
+        Self {
+            raw: inode,
+            store: Some(store),
+        }
     }
 
     pub(super) fn as_ptr(&self) -> *mut bindings::inode {
-        self.0.as_ptr()
+        self.raw.as_ptr()
+    }
+
+    /// The page at `index` of a file that is not shmem's. Sleeps.
+    pub(crate) fn page_of_store(&self, index: u64) -> Result<Given> {
+        // SAFETY: The inode is valid and of the store by the type invariant.
+        unsafe { self.store.ok_or(EINVAL)?.get_page(self.as_ptr(), index) }
     }
 
     /// Its number, by which users know it.
@@ -90,43 +116,58 @@ impl Inode {
 ///
 /// # Invariants
 ///
-/// Points to a `struct file` made with `MFD_INACCESSIBLE`, to which the caller of the current
-/// operation holds a reference.
+/// `raw` points to a `struct file` to which the caller of the current operation holds a reference.
+/// `node` is what it keeps. If `shmem`, it was made with `MFD_INACCESSIBLE`, else by another store.
 #[derive(Clone, Copy)]
-pub(crate) struct File(NonNull<bindings::file>);
+pub(crate) struct File {
+    raw: NonNull<bindings::file>,
+    node: NonNull<bindings::memfile_node>,
+    shmem: bool,
+}
 
 impl File {
     /// # Safety
     ///
     /// `file` must be valid, and stay so as long as the returned value is used.
     ///
-    /// Returns [`None`] if it is not a memfile.
-    pub(crate) unsafe fn from_raw(file: *mut bindings::file) -> Option<Self> {
-        let file = NonNull::new(file)?;
+    /// Returns [`None`] if it is not a memfile of shmem.
+    pub(super) unsafe fn from_raw(file: NonNull<bindings::file>) -> Option<Self> {
         // SAFETY: The caller says that `file` is valid.
         let node = unsafe { bindings::memfile_node(file.as_ptr()) };
         // INVARIANT: It has a node, and is valid by the safety requirements.
-        (!node.is_null()).then_some(Self(file))
+        NonNull::new(node).map(|node| Self {
+            raw: file,
+            node,
+            shmem: true,
+        })
     }
 
-    /// A file that stands for a memfile in KUnit's tests.
-    ///
     /// # Safety
     ///
-    /// `file` must be valid, and stay so as long as the returned value is used.
-    #[cfg(CONFIG_KUNIT = "y")]
-    pub(super) unsafe fn assume(file: NonNull<bindings::file>) -> Self {
-        // INVARIANT: It has a node, though its inode does not know it.
-        Self(file)
+    /// `file` must be valid and keep `node`, and stay so as long as the returned value is used.
+    pub(super) unsafe fn of_store(
+        file: NonNull<bindings::file>,
+        node: NonNull<bindings::memfile_node>,
+    ) -> Self {
+        // INVARIANT: By the safety requirements of this function.
+        Self {
+            raw: file,
+            node,
+            shmem: false,
+        }
     }
 
-    pub(super) fn as_ptr(self) -> *mut bindings::file {
-        self.0.as_ptr()
+    fn as_ptr(self) -> *mut bindings::file {
+        self.raw.as_ptr()
     }
 
     pub(super) fn node_ptr(self) -> *mut bindings::memfile_node {
-        // SAFETY: The file is valid by the type invariant.
-        unsafe { bindings::memfile_node(self.as_ptr()) }
+        self.node.as_ptr()
+    }
+
+    /// Is it shmem's?
+    pub(super) fn shmem(self) -> bool {
+        self.shmem
     }
 
     /// Is it open for writing?
@@ -137,6 +178,9 @@ impl File {
 
     /// What shmem does for fallocate(). `offset` and `len` are bytes. Sleeps, takes the inode lock.
     pub(crate) fn fallocate(self, mode: i32, offset: i64, len: i64) -> Result {
+        if !self.shmem {
+            return Err(EOPNOTSUPP);
+        }
         // SAFETY: The file is valid by the type invariant, and a shmem file.
         let err = unsafe { bindings::shmem_fallocate(self.as_ptr(), mode, offset, len) };
         // CAST: An errno.

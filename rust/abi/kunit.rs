@@ -80,10 +80,11 @@ impl TestFile {
         }
         // SAFETY: The consumer is pinned, and unbinds when it is dropped.
         let notifier = unsafe { Notifier::from_raw(raw) }.ok_or(EINVAL)?;
-        // SAFETY: The file is valid by the type invariant.
-        let file = unsafe { File::assume(self.file.0) };
+        let node = NonNull::from(self.node());
+        // SAFETY: The file is valid by the type invariant, and shmem does not know it as a memfile.
+        let file = unsafe { File::of_store(self.file.0, node.cast()) };
         self.node.bind(file, flags, notifier)?;
-        consumer.bound.set(Some(NonNull::from(self.node())));
+        consumer.bound.set(Some(node));
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod kunit;
 pub(crate) mod notifier;
 pub(crate) mod ops;
 pub(crate) mod record;
+pub(crate) mod store;
 pub(crate) mod trace;
 
 use crate::engine::stats::Files;

@@ -13,13 +13,18 @@ use super::inode::{
 use super::notifier::Notifier;
 use super::record::Record;
 use super::{
+    store,
     trace,
     FILES, //
 };
 use crate::bindings;
+use crate::engine;
 use crate::engine::node::Node;
 use crate::engine::shmem;
-use crate::policy::range::Range;
+use crate::policy::range::{
+    Binding,
+    Range, //
+};
 use core::ptr::NonNull;
 use kernel::error::{
     code::*,
@@ -44,6 +49,8 @@ impl Registration {
     pub(crate) fn new() -> Result<Self> {
         // SAFETY: This is the only place, and nobody has used the lock before.
         unsafe { FILES.init() };
+        // SAFETY: As above.
+        unsafe { store::init() };
         // SAFETY: The ops are static, and `drop()` unregisters them.
         to_result(unsafe { bindings::memfile_register_core(&OPS.0) })?;
         Ok(Self(()))
@@ -82,17 +89,30 @@ static OPS: Ops = Ops(bindings::memfile_core_ops {
     error_folio: Some(error_folio),
 });
 
+static SHMEM: bindings::memfile_backing_store = bindings::memfile_backing_store {
+    get_pfn: Some(get_pfn_of_shmem),
+    put_pfn: Some(put_pfn),
+};
+
 static STORE: bindings::memfile_backing_store = bindings::memfile_backing_store {
-    get_pfn: Some(get_pfn),
+    get_pfn: Some(get_pfn_of_store),
     put_pfn: Some(put_pfn),
 };
 
 /// # Safety
 ///
-/// `node` must come from [`create`] and not be destroyed as long as the returned value is used.
+/// `node` must come from [`give_node`] and not be destroyed as long as the returned value is used.
 unsafe fn borrow_node<'a>(node: *mut bindings::memfile_node) -> Pin<&'a Node> {
-    // SAFETY: `create()` made it by `into_foreign()`; `destroy()` has not run.
+    // SAFETY: It was made by `into_foreign()`; `destroy()` has not run.
     unsafe { <Pin<KBox<Node>> as ForeignOwnable>::borrow(node.cast()) }
+}
+
+/// Gives a new node to C, until [`destroy`].
+pub(super) fn give_node(node: Result<Pin<KBox<Node>>>) -> *mut bindings::memfile_node {
+    match node {
+        Ok(node) => node.into_foreign().cast(),
+        Err(err) => err.to_ptr(),
+    }
 }
 
 /// The record of an invalidation of `node` that is about to start.
@@ -127,16 +147,14 @@ unsafe extern "C" fn create(inode: *mut bindings::inode) -> *mut bindings::memfi
         return EINVAL.to_ptr();
     };
     // SAFETY: By the safety requirements of this function.
-    match Node::new(unsafe { Inode::new(inode) }) {
-        Ok(node) => node.into_foreign().cast(),
-        Err(err) => err.to_ptr(),
-    }
+    give_node(Node::new(unsafe { Inode::new(inode) }))
 }
 
 /// # Safety
 ///
-/// `node` must come from [`create`]; it is not used any more.
-unsafe extern "C" fn destroy(node: *mut bindings::memfile_node) {
+/// `node` must come from [`give_node`]; it is not used any more.
+#[export_name = "memfile_node_destroy"]
+pub(super) unsafe extern "C" fn destroy(node: *mut bindings::memfile_node) {
     // SAFETY: By the safety requirements, nobody but us and running invalidations has it.
     unsafe { borrow_node(node) }.drain();
     // SAFETY: And now the latter have not either.
@@ -166,7 +184,8 @@ unsafe extern "C" fn fallocate(
 ) -> c_long {
     from_result(|| {
         // SAFETY: By the safety requirements of this function.
-        let file = unsafe { File::from_raw(file) }.ok_or(EINVAL)?;
+        let file = NonNull::new(file).and_then(|file| unsafe { File::from_raw(file) });
+        let file = file.ok_or(EINVAL)?;
         // SAFETY: The node lives as long as its inode.
         unsafe { borrow_node(file.node_ptr()) }.fallocate(file, mode, offset, len)?;
         Ok(0)
@@ -178,8 +197,9 @@ unsafe extern "C" fn fallocate(
 /// `m` must be valid and used by nobody else, `file` as in [`fallocate`].
 unsafe extern "C" fn show_fdinfo(m: *mut bindings::seq_file, file: *mut bindings::file) {
     // SAFETY: By the safety requirements of this function.
-    let (seq, file) = unsafe { (SeqFile::from_raw(m), File::from_raw(file)) };
-    if let Some(file) = file {
+    let seq = unsafe { SeqFile::from_raw(m) };
+    // SAFETY: As above.
+    if let Some(file) = NonNull::new(file).and_then(|file| unsafe { File::from_raw(file) }) {
         // SAFETY: The node lives as long as its inode.
         unsafe { borrow_node(file.node_ptr()) }.show(seq);
     }
@@ -194,11 +214,15 @@ unsafe extern "C" fn register_notifier(
     notifier: *mut bindings::memfile_notifier,
 ) -> c_int {
     from_result(|| {
-        // SAFETY: By the safety requirements of this function.
-        let file = unsafe { File::from_raw(file) }.ok_or(EINVAL)?;
-        // SAFETY: As above.
+        let file = NonNull::new(file).ok_or(EINVAL)?;
+        // SAFETY: By the safety requirements of this function, likewise the two below.
+        let file = unsafe { File::from_raw(file) }
+            .or_else(|| unsafe { store::find(file) })
+            .ok_or(EINVAL)?;
+        // SAFETY: See above.
         let notifier = unsafe { Notifier::from_raw(notifier) }.ok_or(EINVAL)?;
-        notifier.attach(file.node_ptr(), &STORE);
+        let store = if file.shmem() { &SHMEM } else { &STORE };
+        notifier.attach(file.node_ptr(), store);
         // SAFETY: The node lives as long as its inode.
         unsafe { borrow_node(file.node_ptr()) }.bind(file, flags as u64, notifier)?;
         Ok(0)
@@ -250,7 +274,8 @@ unsafe extern "C" fn writeout_start(
 /// # Safety
 ///
 /// `node` must be valid, `record` as [`Record`] says; [`invalidate_end`] follows.
-unsafe extern "C" fn invalidate_start(
+#[export_name = "memfile_node_invalidate_start"]
+pub(super) unsafe extern "C" fn invalidate_start(
     node: *mut bindings::memfile_node,
     record: *mut bindings::memfile_invalidation,
     start: c_ulong,
@@ -269,7 +294,8 @@ unsafe extern "C" fn invalidate_start(
 /// # Safety
 ///
 /// `record` must have been started by [`invalidate_start`].
-unsafe extern "C" fn invalidate_end(record: *mut bindings::memfile_invalidation) {
+#[export_name = "memfile_node_invalidate_end"]
+pub(super) unsafe extern "C" fn invalidate_end(record: *mut bindings::memfile_invalidation) {
     let Some(raw) = NonNull::new(record) else {
         return;
     };
@@ -314,13 +340,15 @@ unsafe extern "C" fn error_folio(node: *mut bindings::memfile_node, folio: *mut 
     }
 }
 
+/// Writes to `pfn` what `find` finds, with the page's index.
+///
 /// # Safety
 ///
 /// `notifier` must be registered, `pfn` writable.
-unsafe extern "C" fn get_pfn(
+unsafe fn get_pfn(
     notifier: *mut bindings::memfile_notifier,
-    frame: u64,
     pfn: *mut bindings::memfile_pfn,
+    find: impl FnOnce(&Node, Binding) -> Result<(bindings::memfile_pfn, u64)>,
 ) -> c_int {
     from_result(|| {
         // SAFETY: By the safety requirements of this function.
@@ -328,13 +356,46 @@ unsafe extern "C" fn get_pfn(
         // SAFETY: The notifier holds the file, which holds the node.
         let node = unsafe { borrow_node(notifier.node_ptr()) };
         let binding = notifier.binding(node.inode.pages())?;
-        let (folio, index, order) = shmem::get_pfn(&node, binding, frame)?;
-        let found = folio.into_pfn(index, order);
+        let (found, index) = find(&node, binding)
+            .inspect(|_| node.counters.get_pfn.count())
+            .inspect_err(|_| node.counters.get_pfn_error.count())?;
         trace::get_pfn(&node.inode, index, &found);
         // SAFETY: By the safety requirements of this function.
         unsafe { pfn.write(found) };
         Ok(0)
     })
+}
+
+/// # Safety
+///
+/// As for [`get_pfn`].
+unsafe extern "C" fn get_pfn_of_shmem(
+    notifier: *mut bindings::memfile_notifier,
+    frame: u64,
+    pfn: *mut bindings::memfile_pfn,
+) -> c_int {
+    let find = |node: &Node, binding| {
+        let (folio, index, order) = shmem::get_pfn(node, binding, frame)?;
+        Ok((folio.into_pfn(index, order), index))
+    };
+    // SAFETY: By the safety requirements of this function.
+    unsafe { get_pfn(notifier, pfn, find) }
+}
+
+/// # Safety
+///
+/// As for [`get_pfn`].
+unsafe extern "C" fn get_pfn_of_store(
+    notifier: *mut bindings::memfile_notifier,
+    frame: u64,
+    pfn: *mut bindings::memfile_pfn,
+) -> c_int {
+    let find = |node: &Node, binding| {
+        let (page, index, order) = engine::store::get_pfn(node, binding, frame)?;
+        Ok((page.into_pfn(order), index))
+    };
+    // SAFETY: By the safety requirements of this function.
+    unsafe { get_pfn(notifier, pfn, find) }
 }
 
 /// # Safety
@@ -357,4 +418,17 @@ unsafe extern "C" fn put_pfn(
     }
     // SAFETY: `get_pfn()` left the reference to the consumer, who gives it back.
     unsafe { bindings::memfile_put_page(pfn.page) };
+}
+
+#[cfg(CONFIG_KUNIT = "y")]
+#[kernel::macros::kunit_tests(memfile_ops)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_one_core() {
+        // SAFETY: The ops are static. They are not registered a second time.
+        let result = to_result(unsafe { bindings::memfile_register_core(&OPS.0) });
+        assert_eq!(result, Err(EBUSY));
+    }
 }

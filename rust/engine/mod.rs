@@ -5,3 +5,4 @@
 pub(crate) mod node;
 pub(crate) mod shmem;
 pub(crate) mod stats;
+pub(crate) mod store;

@@ -12,6 +12,9 @@
 //! 4. what consumers take in their callbacks; KVM: `mmu_lock`
 //! 5. [`Node::state`], a spinlock, held for one look or one change at a time
 //!
+//! The list of stores beside shmem (`abi::store`) has a mutex, which registration takes under 1 when
+//! a file is not shmem's. Nothing is taken under it.
+//!
 //! Callbacks run without [`Node::state`]. They may sleep, but since swap-out calls them with a
 //! folio lock held and inside of reclaim, they may neither allocate nor take a sleeping lock whose
 //! holder does (rule 16). [`Node::state`] itself is never held across an allocation.
@@ -22,7 +25,7 @@
 //! older than themselves, and hold `slots_lock` at most. An invalidation ends without waiting for
 //! any of them: what lies between its start and its end is truncation under the inode lock, the
 //! copying of one folio, or its move to the swap cache; these wait for folio locks only, whose
-//! holders do not wait for `slots_lock`.
+//! holders do not wait for `slots_lock`. `store.h` asks the same of other stores.
 //!
 //! # Invariants
 //!

@@ -18,12 +18,6 @@ use kernel::prelude::*;
 /// The folio is dirty: its only copy is this one, from now on. The caller unlocks it before the
 /// consumer maps it; what protects the consumer then is the notifier, not the lock (rule 13).
 pub(crate) fn get_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u32)> {
-    find_pfn(node, binding, frame)
-        .inspect(|_| node.counters.get_pfn.count())
-        .inspect_err(|_| node.counters.get_pfn_error.count())
-}
-
-fn find_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u32)> {
     let index = binding.page_of(frame).ok_or(EINVAL)?;
     let folio = Locked::get(&node.inode, index)?;
 

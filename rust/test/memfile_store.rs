@@ -1,26 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A store of pages that is not shmem, for tests: plain pages in a tree.
+//! A backing store beside shmem, for tests: plain pages in a tree, in files of `/dev/memfile-store`.
 //!
-//! The registration point (`include/linux/memfile.h`) has room for one core, and a store comes with
-//! it. This module registers in place of memfile.ko, as a core that knows one binding per file and
-//! no flags: just what guests need to run. It proves that the point itself, its users and the life
-//! of modules around it do not depend on shmem, nor on memfile.ko.
+//! It registers with memfile.ko when it is loaded. Consumers bind its files as they bind memfds, so
+//! what is proved with it is that neither they nor the core need shmem.
+//! `selftests/src/store.rs` is the other side.
 
 #[path = "store/abi.rs"]
 mod abi;
 #[path = "../bindings.rs"]
 mod bindings;
 
-use abi::{
-    Consumer,
-    Store, //
+use core::ops::Range;
+use kernel::fs::file::{
+    flags::O_CLOEXEC,
+    File,
+    FileDescriptorReservation, //
+};
+use kernel::ioctl::_IO;
+use kernel::miscdevice::{
+    MiscDevice,
+    MiscDeviceOptions,
+    MiscDeviceRegistration, //
 };
 use kernel::new_mutex;
-use kernel::page::{
-    Page,
-    PAGE_SHIFT, //
-};
+use kernel::page::Page;
 use kernel::prelude::*;
 use kernel::rbtree::RBTree;
 use kernel::sync::Mutex;
@@ -33,103 +37,92 @@ module! {
     license: "GPL",
 }
 
+#[pin_data]
 struct Module {
-    _registration: abi::Registration<Memory>,
+    /// Dropped first, as what it is asked for registers.
+    #[pin]
+    _device: MiscDeviceRegistration<Device>,
+    _registration: abi::Registration,
 }
 
-impl kernel::Module for Module {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        Ok(Self {
+impl kernel::InPlaceModule for Module {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
             _registration: abi::Registration::new()?,
+            _device <- MiscDeviceRegistration::register(MiscDeviceOptions {
+                name: c"memfile-store",
+            }),
         })
     }
 }
 
-/// `FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE`
-const PUNCH: i32 = 3;
+const MAGIC: u32 = b'M' as u32;
 
-/// A file.
+/// Makes a file of so many pages: returns its descriptor.
+const CREATE: u32 = _IO(MAGIC, 1);
+/// Registers the store.
+const REGISTER: u32 = _IO(MAGIC, 2);
+/// Unregisters it.
+const UNREGISTER: u32 = _IO(MAGIC, 3);
+
+struct Device;
+
+#[vtable]
+impl MiscDevice for Device {
+    type Ptr = ();
+
+    fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result {
+        Ok(())
+    }
+
+    fn ioctl(_me: (), _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        match cmd {
+            CREATE => {
+                let descriptor = FileDescriptorReservation::get_unused_fd_flags(O_CLOEXEC)?;
+                let number = descriptor.reserved_fd();
+                descriptor.fd_install(abi::create(arg)?);
+                // CAST: A descriptor is a small number.
+                return Ok(number as isize);
+            }
+            REGISTER => abi::register()?,
+            UNREGISTER => abi::unregister()?,
+            _ => return Err(ENOTTY),
+        }
+        Ok(0)
+    }
+}
+
+/// The pages of a file.
 #[pin_data]
 struct Memory {
-    /// Callbacks run under it: they take no lock under which a consumer calls us.
+    /// Not held while consumers are called: they may not wait for an allocation.
     #[pin]
-    state: Mutex<State>,
+    pages: Mutex<RBTree<usize, Page>>,
 }
 
-struct State {
-    pages: RBTree<u64, Page>,
-    /// The size of the file.
-    end: u64,
-    bound: Option<Consumer>,
-}
-
-impl Store for Memory {
-    fn create() -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            state <- new_mutex!(State {
-                pages: RBTree::new(),
-                end: 0,
-                bound: None,
-            }),
-        }? Error)
+impl Memory {
+    /// Has none yet.
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            pages <- new_mutex!(RBTree::new()),
+        })
     }
 
-    fn set_size(&self, old: u64, new: u64) -> Result {
-        if old != 0 {
-            return Err(EPERM);
+    /// Does `f` with the page at `index`, a new one if there is none. Sleeps.
+    fn with_page<R>(&self, index: usize, f: impl FnOnce(&Page) -> R) -> Result<R> {
+        let mut pages = self.pages.lock();
+        if pages.get(&index).is_none() {
+            let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?;
+            pages.try_create_and_insert(index, page, GFP_KERNEL)?;
         }
-        self.state.lock().end = new >> PAGE_SHIFT;
-        Ok(())
+        pages.get(&index).map(f).ok_or(ENOMEM)
     }
 
-    fn fallocate(&self, mode: i32, offset: i64, len: i64) -> Result {
-        if mode != PUNCH {
-            return Err(EOPNOTSUPP);
+    /// Gives up the pages in `hole`. Sleeps.
+    fn punch(&self, hole: Range<usize>) {
+        let mut pages = self.pages.lock();
+        for index in hole {
+            pages.remove(&index);
         }
-        let page = |bytes: i64| u64::try_from(bytes).map(|bytes| bytes >> PAGE_SHIFT);
-        let mut state = self.state.lock();
-        let end = page(offset.saturating_add(len))?.min(state.end);
-        let hole = page(offset)?..end;
-        let bound = state.bound;
-        let mut remove = || {
-            for index in hole.clone() {
-                state.pages.remove(&index);
-            }
-        };
-        match bound {
-            Some(consumer) => consumer.invalidate(hole.clone(), remove),
-            None => remove(),
-        }
-        Ok(())
-    }
-
-    fn bind(&self, consumer: Consumer) -> Result {
-        let mut state = self.state.lock();
-        if state.bound.is_some() {
-            return Err(EEXIST);
-        }
-        if consumer.pages().is_empty() || consumer.pages().end > state.end {
-            return Err(EINVAL);
-        }
-        state.bound = Some(consumer);
-        Ok(())
-    }
-
-    fn unbind(&self, consumer: Consumer) {
-        let mut state = self.state.lock();
-        if state.bound == Some(consumer) {
-            state.bound = None;
-        }
-    }
-
-    fn get(&self, index: u64) -> Result<usize> {
-        let mut state = self.state.lock();
-        if let Some(page) = state.pages.get(&index) {
-            return Ok(abi::pfn(page));
-        }
-        let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?;
-        let pfn = abi::pfn(&page);
-        state.pages.try_create_and_insert(index, page, GFP_KERNEL)?;
-        Ok(pfn)
     }
 }

@@ -11,6 +11,7 @@
 //! - [`guest`]: the guest program and its mailbox.
 //! - [`vm`]: virtual machines, memory slots and vCPUs.
 //! - [`consumer`]: the second consumer of memfiles, `/dev/memfile-test`.
+//! - [`store`]: the second store of memfiles, `/dev/memfile-store`.
 //! - [`ktap`]: the test runner.
 //! - [`pressure`]: making the kernel move, swap or lose memory, and seeing that it did.
 //! - [`suites`]: the tests.
@@ -27,6 +28,7 @@ pub mod mem;
 pub mod module;
 pub mod pattern;
 pub mod pressure;
+pub mod store;
 pub mod suites;
 pub mod sys;
 pub mod trace;

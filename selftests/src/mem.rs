@@ -26,6 +26,15 @@ pub fn vmstat(key: &str) -> Result<u64> {
     line.and_then(|l| l.trim().parse().ok()).with_context(|| format!("/proc/vmstat has no {key}"))
 }
 
+/// Free memory, with what is in the lists of the CPUs. Calls [`refresh_counters`] first.
+pub fn free() -> Result<u64> {
+    refresh_counters();
+    let text = std::fs::read_to_string("/proc/zoneinfo").context("/proc/zoneinfo")?;
+    let listed = text.lines().filter_map(|line| line.trim().strip_prefix("count:"));
+    let listed: u64 = listed.filter_map(|pages| pages.trim().parse::<u64>().ok()).sum();
+    Ok(meminfo("MemFree")? + listed * PAGE)
+}
+
 /// A counter of memfile.ko: how often something has happened since it was loaded.
 pub fn counter(key: &str) -> Result<u64> {
     let path = "/sys/kernel/debug/memfile/counters";

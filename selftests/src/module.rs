@@ -33,7 +33,7 @@ impl Module {
         Module::new(c"memfile_test", true)
     }
 
-    /// memfile_store.ko, not loaded: it stands in for memfile.ko.
+    /// memfile_store.ko, not loaded: while it is, memfile.ko cannot be unloaded.
     pub fn store() -> Result<Module> {
         Module::new(c"memfile_store", false)
     }
@@ -113,12 +113,12 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         let result = match (self.wanted, self.loaded()) {
-            (true, false) => self.load(),
-            (false, true) => self.raw_unload(),
+            (true, false) => self.load().map_err(anyhow::Error::from),
+            (false, true) => self.unload(),
             _ => Ok(()),
         };
-        if let Err(errno) = result {
-            println!("{} stays as it is: {errno}", self.name.to_string_lossy());
+        if let Err(error) = result {
+            println!("{} stays as it is: {error:#}", self.name.to_string_lossy());
         }
     }
 }

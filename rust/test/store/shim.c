@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
-/* As rust/shim.c, for the test's store. */
 
+#include <linux/fs.h>
 #include <linux/mm.h>
 
-#include "../../shim.h"
+#include "shim.h"
 
-unsigned long memfile_page_pfn(struct page *page)
+/* Of a new anonymous inode, which is to be a regular file for fallocate(2). */
+void memfile_store_set_size(struct inode *inode, loff_t size)
 {
-	return page_to_pfn(page);
+	inode->i_mode |= S_IFREG;
+	i_size_write(inode, size);
+}
+
+void memfile_store_get_page(struct page *page)
+{
+	get_page(page);
 }

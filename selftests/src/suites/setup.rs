@@ -75,7 +75,7 @@ impl Setup {
         let vm = vm_with_flags(flags)?;
         let fd = Private::Memfile.create(&vm, LAYOUTS[0].offset + size + HUGE)?;
         sys::allocate(&fd, LAYOUTS[0].offset, size).context("fallocate")?;
-        Setup::with_file(vm, Private::Memfile, fd, size, LAYOUTS[0])
+        Setup::on_file(vm, Private::Memfile, fd, size, LAYOUTS[0])
     }
 
     /// The same file with its content, in another VM, which chooses these flags for it.
@@ -83,15 +83,16 @@ impl Setup {
         let Setup { vm, vcpu, fd, slot, kind, offset } = self;
         drop((vcpu, vm));
         let layout = Layout { gpa: slot.gpa, offset };
-        Setup::with_file(vm_with_flags(flags)?, kind, fd, slot.size, layout)
+        Setup::on_file(vm_with_flags(flags)?, kind, fd, slot.size, layout)
     }
 
     fn in_vm(vm: Vm, kind: Private, size: u64, layout: Layout) -> Result<Setup> {
         let fd = kind.create(&vm, layout.offset + size + HUGE)?;
-        Setup::with_file(vm, kind, fd, size, layout)
+        Setup::on_file(vm, kind, fd, size, layout)
     }
 
-    fn with_file(vm: Vm, kind: Private, fd: OwnedFd, size: u64, layout: Layout) -> Result<Setup> {
+    /// The same as [`Setup::at`], on a file that is there.
+    pub fn on_file(vm: Vm, kind: Private, fd: OwnedFd, size: u64, layout: Layout) -> Result<Setup> {
         let slot = vm.add_private(SLOT, layout.gpa, size, kind, &fd, layout.offset)?;
         vm.set_private(slot.gpa, slot.size)?;
         let vcpu = vm.vcpu(0)?;

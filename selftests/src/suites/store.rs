@@ -1,126 +1,400 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The registration point with pages that are not of shmem (rule 21): `rust/test/memfile_store.rs`
-//! in place of memfile.ko, under the same KVM and the same consumer.
+//! A backing store beside shmem: its registration, its files, and the life of modules around it
+//! (rules 7, 13, 14 and 21).
+//!
+//! The store is a module of its own, `rust/test/memfile_store.rs`; the consumers are KVM and
+//! memfile_test.ko.
 
-use anyhow::{Context, Result, ensure};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::setup::{GUEST, LAYOUTS, SLOT, Setup};
-use crate::consumer::{Consumer, Event, MAPPER, Span};
+use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
 use crate::module::Module;
 use crate::pattern::Pattern;
+use crate::store::Store;
 use crate::sys::*;
-use crate::uapi::*;
-use crate::vm::{Private, Vm};
-use crate::{GIB, MIB, PAGE, suite};
+use crate::vm::{Private, Vm, region, small_pages};
+use crate::{GIB, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
     "store",
     [
-        second_one_is_ebusy,
         guest_runs_on_its_pages,
-        consumer_hears_it,
-        stays_while_it_has_users,
-        one_follows_the_other,
+        guest_runs_on_both_stores_at_once,
+        consumer_hears_its_holes,
+        consumer_gets_the_same_page_until_it_is_punched,
+        page_that_is_held_outlives_its_hole,
+        memory_comes_back,
+        exclusive_ranges_are_each_files_own,
+        files_of_nobody_are_still_refused,
+        registered_twice_is_ebusy,
+        unregistered_one_keeps_its_bindings_and_gets_no_new_ones,
+        unregistering_races_with_binding,
+        modules_stay_while_they_are_used,
+        store_cannot_be_loaded_without_memfile,
     ]
 );
 
-/// memfile_store.ko in place of memfile.ko, until it is dropped.
-struct Swapped {
-    // Dropped first: only one of the two can be there.
-    store: Module,
+const FILE: u64 = MIB;
+const PAGES: u64 = FILE / PAGE;
+const ALL: Span = Span::same(0, PAGES);
+
+/// memfile_store.ko beside memfile.ko.
+struct Stores {
+    // Dropped in this order: each uses the next.
+    store: Store,
+    module: Module,
     core: Module,
 }
 
-impl Swapped {
-    fn new() -> Result<Swapped> {
-        let swapped = Swapped { store: Module::store()?, core: Module::memfile()? };
-        swapped.core.unload()?;
-        swapped.store.load().context("load memfile_store.ko")?;
-        Ok(swapped)
+impl Stores {
+    fn new() -> Result<Stores> {
+        let core = Module::memfile()?;
+        let module = Module::store()?;
+        module.load().context("load memfile_store.ko")?;
+        Ok(Stores { store: Store::open()?, module, core })
+    }
+
+    fn file(&self) -> Result<OwnedFd> {
+        self.store.create(FILE)
     }
 }
 
-fn second_one_is_ebusy() -> CaseResult {
-    let (store, core) = (Module::store()?, Module::memfile()?);
-    expect_errno("a store beside memfile.ko", store.load(), &[Errno::EBUSY])?;
-    drop(memfile(MIB)?);
-    core.unload()?;
-    store.load().context("the store alone")?;
-    expect_errno("memfile.ko beside a store", core.load(), &[Errno::EBUSY])?;
-    drop(memfile(MIB)?);
-    store.unload()
+/// Punch a hole into a file that the guest has filled, and look at both sides of its edges.
+fn punch_and_verify(s: &mut Setup, offset: u64) -> Result<()> {
+    punch(&s.fd, offset + 8 * PAGE, 8 * PAGE)?;
+    let gpa = s.slot.gpa;
+    s.vcpu.verify(gpa, 8 * PAGE, GUEST)?;
+    s.vcpu.verify(gpa + 8 * PAGE, 8 * PAGE, Pattern::ZERO)?;
+    s.vcpu.verify(gpa + 16 * PAGE, s.slot.size - 16 * PAGE, GUEST)
 }
 
 fn guest_runs_on_its_pages() -> CaseResult {
-    let _swapped = Swapped::new()?;
+    let stores = Stores::new()?;
     for layout in [LAYOUTS[0], LAYOUTS[4]] {
-        let mut s = Setup::at(Private::Memfile, MIB, layout)?;
+        let fd = stores.store.create(layout.offset + 2 * FILE)?;
+        let vm = Vm::protected()?;
+        let mut s = Setup::on_file(vm, Private::Memfile, fd, FILE, layout)?;
+        mem::refresh_counters();
+        let before = mem::meminfo("Shmem")?;
+        s.vcpu.verify(s.slot.gpa, FILE, Pattern::ZERO)?;
         s.fill_both()?;
-        expect_allocated(&s.fd, 0, "shmem has none of the pages")?;
-        punch(&s.fd, layout.offset + 8 * PAGE, 8 * PAGE)?;
-        let gpa = s.slot.gpa;
-        let check = |s: &mut Setup| -> Result<()> {
-            s.vcpu.verify(gpa, 8 * PAGE, GUEST)?;
-            s.vcpu.verify(gpa + 8 * PAGE, 8 * PAGE, Pattern::ZERO)?;
-            s.vcpu.verify(gpa + 16 * PAGE, MIB - 16 * PAGE, GUEST)
-        };
-        check(&mut s).with_context(|| format!("{layout:x?}"))?;
+        let given = mem::counter("get_pfn")?;
+        punch_and_verify(&mut s, layout.offset).with_context(|| format!("{layout:x?}"))?;
+        let again = mem::counter("get_pfn")? - given;
+        ensure!(again >= 8, "{again} pages given for a hole of 8");
+        mem::refresh_counters();
+        let grown = mem::meminfo("Shmem")?.saturating_sub(before);
+        ensure!(grown < FILE, "shmem has grown by {grown} bytes");
         // They are the file's, not the slot's.
         s.vm.raw_delete(SLOT)?;
         s.bind_again()?;
-        check(&mut s).with_context(|| format!("{layout:x?}, again"))?;
+        s.vcpu.verify(s.slot.gpa + 8 * PAGE, 8 * PAGE, Pattern::ZERO)?;
+        s.vcpu.verify(s.slot.gpa + 16 * PAGE, FILE - 16 * PAGE, GUEST)?;
     }
     Ok(())
 }
 
-fn consumer_hears_it() -> CaseResult {
-    let _swapped = Swapped::new()?;
-    let fd = memfile(MIB)?;
-    let mapper = Consumer::bound(&fd, MAPPER, Span { pgoff: 8, pages: 8, frame: 100 })?;
-    let page = mapper.get(102)?;
-    ensure!(mapper.get(102)? == page, "another page");
-    expect_errno("outside", mapper.get(108), &[Errno::EINVAL])?;
-    punch(&fd, 10 * PAGE, MIB)?;
-    let heard = mapper.heard()?.events;
-    ensure!(heard == [Event::Start(102, 108), Event::Flush, Event::End(102, 108)], "{heard:?}");
-    mapper.get(102).map(drop).context("again")
-}
-
-fn stays_while_it_has_users() -> CaseResult {
-    let swapped = Swapped::new()?;
-    let fd = memfile(MIB)?;
-    swapped.store.expect_in_use("a file")?;
-    let mapper = Consumer::bound(&fd, MAPPER, Span::same(0, 8))?;
-    drop(fd);
-    swapped.store.expect_in_use("a binding")?;
-    mapper.get(3).context("from a file that is closed")?;
-    mapper.unbind()?;
-    swapped.store.unload()?;
-    let result = memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE);
-    expect_errno("without any core", result, &[Errno::EOPNOTSUPP])
-}
-
-/// One VM sees both, one after the other.
-fn one_follows_the_other() -> CaseResult {
-    let (store, core) = (Module::store()?, Module::memfile()?);
+/// Two slots of one VM, a hole in one file and then in the other: the guest loses just that.
+fn guest_runs_on_both_stores_at_once() -> CaseResult {
+    const HOLE: u64 = 64 * PAGE;
+    let stores = Stores::new()?;
+    let files = [memfile(FILE)?, stores.file()?];
     let vm = Vm::protected()?;
+    // Next to each other, so that the guest goes from one to the other.
+    let slots = [GIB, GIB + FILE];
+    for (id, (fd, gpa)) in (1..).zip(files.iter().zip(slots)) {
+        vm.add_private(id, gpa, FILE, Private::Memfile, fd, 0)?;
+    }
+    vm.set_private(GIB, 2 * FILE)?;
     let mut vcpu = vm.vcpu(0)?;
-    vm.set_private(GIB, MIB)?;
-    core.unload()?;
-    for _ in 0..2 {
-        for (module, in_shmem) in [(&core, MIB), (&store, 0)] {
-            module.load()?;
-            let fd = memfile(MIB)?;
-            let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
-            vcpu.verify(GIB, MIB, Pattern::ZERO)?;
-            vcpu.fill(GIB, MIB, GUEST)?;
-            expect_allocated(&fd, in_shmem, "filled by the guest")?;
-            vcpu.verify(GIB, MIB, GUEST)?;
-            vm.delete(slot)?;
-            drop(fd);
-            module.unload()?;
+    vcpu.fill(GIB, 2 * FILE, GUEST)?;
+    vcpu.verify(GIB, 2 * FILE, GUEST)?;
+    expect_allocated(&files[0], FILE, "shmem has the pages of its own slot only")?;
+    punch(&files[1], 0, HOLE)?;
+    vcpu.verify(GIB, FILE, GUEST).context("a hole in the other store's file")?;
+    vcpu.verify(slots[1], HOLE, Pattern::ZERO)?;
+    punch(&files[0], FILE - HOLE, HOLE)?;
+    vcpu.verify(GIB, FILE - HOLE, GUEST)?;
+    vcpu.verify(slots[1] - HOLE, 2 * HOLE, Pattern::ZERO).context("a hole beside the other")?;
+    vcpu.verify(slots[1] + HOLE, FILE - HOLE, GUEST)
+}
+
+fn consumer_hears_its_holes() -> CaseResult {
+    let stores = Stores::new()?;
+    let fd = stores.file()?;
+    let mapper = Consumer::bound(&fd, MAPPER, Span { pgoff: 8, pages: 8, frame: 100 })?;
+    let observer = Consumer::bound(&fd, Mode::Observer, ALL)?;
+    for (start, len) in [(0, 8), (16, PAGES), (10, 2), (0, 9), (10, PAGES)] {
+        punch(&fd, start * PAGE, len * PAGE)?;
+    }
+    expect_errno("unaligned", punch(&fd, 1, PAGE), &[Errno::EINVAL])?;
+    expect_errno("allocation", allocate(&fd, 0, PAGE), &[Errno::EOPNOTSUPP])?;
+    mapper.expect_heard(&[(102, 104), (100, 101), (102, 108)])?;
+    observer.expect_heard(&[(0, 8), (16, PAGES), (10, 12), (0, 9), (10, PAGES)])
+}
+
+fn consumer_gets_the_same_page_until_it_is_punched() -> CaseResult {
+    let stores = Stores::new()?;
+    let fd = stores.file()?;
+    let mapper = Consumer::bound(&fd, MAPPER, Span { pgoff: 8, pages: 8, frame: 100 })?;
+    let pages = (100..108).map(|frame| mapper.get(frame)).collect::<SysResult<Vec<_>>>()?;
+    for (i, page) in pages.iter().enumerate() {
+        ensure!(!pages[..i].contains(page), "one page for two frames: {pages:?}");
+        ensure!(page.order == 0, "{page:?}");
+    }
+    let again = (100..108).map(|frame| mapper.get(frame)).collect::<SysResult<Vec<_>>>()?;
+    ensure!(again == pages, "{again:?}, and {pages:?} before");
+    for frame in [0, 8, 99, 108, u64::MAX] {
+        expect_errno(&format!("frame {frame}"), mapper.get(frame), &[Errno::EINVAL])?;
+    }
+    // A file's pages are its own.
+    let other = Consumer::bound(&stores.file()?, MAPPER, ALL)?;
+    ensure!(!pages.contains(&other.get(8)?), "one page for two files");
+    punch(&fd, 8 * PAGE, PAGE)?;
+    mapper.get(100).context("the page that was punched")?;
+    ensure!(mapper.get(101)? == pages[1], "the hole took its neighbour");
+    Ok(())
+}
+
+/// Rule 13: the reference keeps the memory. The debug kernel sees if it is given back twice.
+fn page_that_is_held_outlives_its_hole() -> CaseResult {
+    let stores = Stores::new()?;
+    let fd = stores.file()?;
+    let mapper = Consumer::bound(&fd, MAPPER, ALL)?;
+    let given = mem::counter("get_pfn")?;
+    thread::scope(|scope| {
+        let holder = scope.spawn(|| mapper.hold(5));
+        while mem::counter("get_pfn")? == given && !holder.is_finished() {
+            thread::yield_now();
+        }
+        while !holder.is_finished() {
+            punch(&fd, 5 * PAGE, PAGE)?;
+        }
+        holder.join().map_err(|_| anyhow!("the holder panicked"))??;
+        mapper.expect_balanced()
+    })?;
+    let pages = (0..PAGES).map(|frame| mapper.get(frame)).collect::<SysResult<Vec<_>>>()?;
+    let mut pfns: Vec<u64> = pages.iter().map(|page| page.pfn).collect();
+    pfns.sort_unstable();
+    pfns.dedup();
+    ensure!(pfns.len() as u64 == PAGES, "{} different pages for {PAGES} frames", pfns.len());
+    Ok(())
+}
+
+fn memory_comes_back() -> CaseResult {
+    const SIZE: u64 = 32 * MIB;
+    const NOISE: u64 = 4 * MIB;
+    let stores = Stores::new()?;
+    let before = mem::free()?;
+    let fd = stores.store.create(SIZE)?;
+    let mapper = Consumer::bound(&fd, MAPPER, Span::same(0, SIZE / PAGE))?;
+    (0..SIZE / PAGE).try_for_each(|frame| mapper.get(frame).map(drop))?;
+    let expect_used = |wanted: u64, when: &str| -> Result<()> {
+        let used = before.saturating_sub(mem::free()?);
+        ensure!(used.abs_diff(wanted) < NOISE, "{when}: {used} bytes used, wanted {wanted}");
+        Ok(())
+    };
+    expect_used(SIZE, "all pages given")?;
+    punch(&fd, 0, SIZE / 2)?;
+    expect_used(SIZE / 2, "half of it punched")?;
+    drop(fd);
+    expect_used(SIZE / 2, "closed while it is bound")?;
+    mapper.unbind()?;
+    expect_used(0, "nobody has it")
+}
+
+/// A request for a slot with all of a file.
+fn bind_slot(vm: &Vm, fd: impl AsFd) -> SysResult<()> {
+    let view = small_pages(FILE).map_err(|_| Errno::ENOMEM)?;
+    vm.raw_set_region(&region(SLOT, GIB, &view, Some((Private::Memfile, fd.as_fd(), 0))))
+}
+
+fn exclusive_ranges_are_each_files_own() -> CaseResult {
+    let stores = Stores::new()?;
+    let (fd, other) = (stores.file()?, stores.file()?);
+    let vm = Vm::protected()?;
+    bind_slot(&vm, &fd)?;
+    let mapper = Consumer::new()?;
+    for span in [ALL, Span::same(0, 1), Span::same(PAGES - 1, 1)] {
+        expect_errno(&format!("{span:?}"), mapper.bind(&fd, MAPPER, span), &[Errno::EEXIST])?;
+    }
+    let past = Span::same(1, PAGES);
+    expect_errno("past the end", mapper.bind(&fd, MAPPER, past), &[Errno::EINVAL])?;
+    drop(Consumer::bound(&fd, Mode::Observer, ALL)?);
+    for fd in [&other, &memfile(FILE)?] {
+        mapper.bind(fd, MAPPER, ALL).context("another file")?;
+        mapper.unbind()?;
+    }
+    drop(vm);
+    mapper.bind(&fd, MAPPER, ALL).context("once the VM is gone")
+}
+
+fn files_of_nobody_are_still_refused() -> CaseResult {
+    let stores = Stores::new()?;
+    let vm = Vm::protected()?;
+    let files = [
+        ("a memfd", memfd(FILE)?),
+        ("a file on tmpfs", tmpfs_file(FILE)?),
+        ("a guest_memfd", vm.guest_memfd(FILE)?),
+        ("/dev/null", open("/dev/null", libc::O_RDWR)?),
+        ("an anonymous inode", vm.fd().try_clone_to_owned()?),
+        ("the store's device", stores.store.as_fd().try_clone_to_owned()?),
+    ];
+    let consumer = Consumer::new()?;
+    for (what, fd) in &files {
+        expect_errno(what, bind_slot(&vm, fd), &[Errno::EINVAL])?;
+        for mode in [Mode::Observer, MAPPER] {
+            expect_errno(what, consumer.bind(fd, mode, ALL), &[Errno::EINVAL])?;
         }
     }
+    // None of that was for another reason.
+    let fd = stores.file()?;
+    bind_slot(&vm, &fd).context("the good one")
+}
+
+fn registered_twice_is_ebusy() -> CaseResult {
+    let stores = Stores::new()?;
+    for _ in 0..3 {
+        expect_errno("register it again", stores.store.register(), &[Errno::EBUSY])?;
+        drop(Consumer::bound(&stores.file()?, MAPPER, ALL)?);
+        stores.store.unregister()?;
+        let again = stores.store.unregister();
+        expect_errno("unregister it again", again, &[Errno::EINVAL])?;
+        stores.store.register()?;
+    }
     Ok(())
+}
+
+fn unregistered_one_keeps_its_bindings_and_gets_no_new_ones() -> CaseResult {
+    let stores = Stores::new()?;
+    let vm = Vm::protected()?;
+    let mut s = Setup::on_file(vm, Private::Memfile, stores.file()?, FILE, LAYOUTS[0])?;
+    let observer = Consumer::bound(&s.fd, Mode::Observer, ALL)?;
+    s.vcpu.fill(s.slot.gpa, FILE / 2, GUEST)?;
+    stores.store.unregister()?;
+
+    let consumer = Consumer::new()?;
+    for (what, fd) in [("the file that is bound", &s.fd), ("a new file", &stores.file()?)] {
+        let result = consumer.bind(fd, Mode::Observer, ALL);
+        expect_errno(what, result, &[Errno::EINVAL])?;
+        expect_errno(what, bind_slot(&Vm::protected()?, fd), &[Errno::EINVAL])?;
+    }
+    drop(memfile(FILE)?);
+
+    // The guest gets the pages that it has not touched yet, and loses those that are punched.
+    s.vcpu.fill(s.slot.gpa + FILE / 2, FILE / 2, GUEST)?;
+    punch_and_verify(&mut s, 0)?;
+    observer.expect_heard(&[(8, 16)])?;
+
+    s.vm.raw_delete(SLOT)?;
+    ensure!(s.bind_again().is_err(), "bound again to a store that is not registered");
+    stores.store.register()?;
+    s.bind_again()?;
+    s.vcpu.verify(s.slot.gpa + 16 * PAGE, FILE - 16 * PAGE, GUEST)?;
+    observer.expect_balanced()
+}
+
+/// Files are made, bound, punched and closed while the store comes and goes.
+fn unregistering_races_with_binding() -> CaseResult {
+    let stores = Stores::new()?;
+    let stop = AtomicBool::new(false);
+    let work = || -> Result<(u32, u32)> {
+        let consumer = Consumer::new()?;
+        let (mut bound, mut refused) = (0, 0);
+        for _ in 0..300 {
+            let fd = stores.file()?;
+            match consumer.bind(&fd, MAPPER, ALL) {
+                Ok(()) => bound += 1,
+                Err(Errno::EINVAL) => {
+                    refused += 1;
+                    continue;
+                }
+                Err(errno) => bail!("bind: {errno}"),
+            }
+            consumer.get(7)?;
+            punch(&fd, 0, FILE)?;
+            drop(fd);
+            consumer.get(7)?;
+            consumer.unbind()?;
+            consumer.expect_heard(&[(0, PAGES)])?;
+        }
+        Ok((bound, refused))
+    };
+    thread::scope(|scope| {
+        let registrar = scope.spawn(|| -> Result<u32> {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Relaxed) {
+                stores.store.unregister()?;
+                thread::yield_now();
+                stores.store.register()?;
+                thread::yield_now();
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        let workers: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
+        let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        stop.store(true, Ordering::Relaxed);
+        let rounds = registrar.join().map_err(|_| anyhow!("the registrar panicked"))??;
+        for result in results {
+            let (bound, refused) = result.map_err(|_| anyhow!("a worker panicked"))??;
+            println!("bound {bound} times, refused {refused} times");
+        }
+        println!("registered {rounds} times");
+        Ok(())
+    })
+}
+
+fn modules_stay_while_they_are_used() -> CaseResult {
+    let Stores { store, module, core } = Stores::new()?;
+    let both_in_use = |what: &str| {
+        module.expect_in_use(what)?;
+        core.expect_in_use(what)
+    };
+    both_in_use("the device open")?;
+    drop(store);
+    core.expect_in_use("a store registered")?;
+    let store = Store::open()?;
+    store.unregister()?;
+    core.expect_in_use("a store loaded")?;
+    store.register()?;
+
+    let fd = store.create(FILE)?;
+    drop(store);
+    both_in_use("a file")?;
+    let mapper = Consumer::bound(&fd, MAPPER, ALL)?;
+    drop(fd);
+    both_in_use("a binding")?;
+    mapper.get(3).context("from a file that is closed")?;
+    mapper.unbind()?;
+    module.unload().context("after the binding")?;
+    ensure!(Store::open().is_err(), "the device is still there");
+
+    module.load()?;
+    let vm = Vm::protected()?;
+    bind_slot(&vm, Store::open()?.create(FILE)?)?;
+    vm.set_private(GIB, FILE)?;
+    let mut vcpu = vm.vcpu(0)?;
+    vcpu.fill(GIB, FILE, GUEST)?;
+    both_in_use("a slot")?;
+    vcpu.verify(GIB, FILE, GUEST)?;
+    drop((vcpu, vm));
+    module.unload().context("after the VM")?;
+    core.unload().context("after the store")
+}
+
+fn store_cannot_be_loaded_without_memfile() -> CaseResult {
+    let Stores { store, module, core } = Stores::new()?;
+    drop(store);
+    module.unload()?;
+    core.unload()?;
+    expect_errno("load it alone", module.load(), &[Errno::ENOENT])?;
+    core.load()?;
+    module.load().context("load it again")
 }
