@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result};
 
+use crate::PAGE;
 use crate::sys::Mapping;
 
 /// A figure of `/proc/meminfo`.
@@ -93,7 +94,7 @@ pub fn fdinfo(fd: impl AsFd, key: &str) -> Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MIB, PAGE};
+    use crate::MIB;
 
     #[test]
     fn reads_proc() {
