@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use memfile_selftests::ktap::{self, Options};
 use memfile_selftests::suites::SUITES;
+use memfile_selftests::sys;
 
 /// Run the tests of memfile and write one KTAP document to standard output.
 ///
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         // SAFETY: The program has one thread.
         unsafe { std::env::set_var(ktap::REQUIRE, "1") };
     }
+    sys::set_time_factor(time_factor);
     let options = Options { patterns, time_factor, kmsg };
     match ktap::run(SUITES, &options, &mut std::io::stdout()) {
         Ok(totals) if totals.good() => ExitCode::SUCCESS,
