@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::setup::{GUEST, Setup};
 use crate::consumer::{Consumer, DEVICE_FRAMES, Event, MAPPER, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
-use crate::pattern::{Rng, seed};
+use crate::pattern::{Pattern, Rng, seed};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Vm};
@@ -40,6 +41,8 @@ pub static SUITE: Suite = suite!(
         memory_failure_is_heard_and_the_page_is_refused,
         device_loses_what_is_punched_and_faults_it_in_again,
         device_never_keeps_a_page_that_left_the_file,
+        pages_stay_until_the_callback_returns,
+        vcpu_is_held_off_until_the_hole_is_done,
         unbinding_waits_for_the_callback_that_runs,
         unbinding_elsewhere_waits_for_nothing,
         binding_waits_for_a_hole_in_its_pages_only,
@@ -72,6 +75,7 @@ fn bind_slot(vm: &Vm, fd: &OwnedFd) -> SysResult<()> {
 }
 
 fn bad_bindings_are_refused() -> CaseResult {
+    let module = Module::memfile()?;
     let fd = memfile(FILE)?;
     let consumer = Consumer::new()?;
     for mode in [Mode::Observer, MAPPER] {
@@ -96,7 +100,9 @@ fn bad_bindings_are_refused() -> CaseResult {
         expect_errno(&format!("flags {flags:#x}"), result, &[Errno::EINVAL])?;
     }
     // None of them left anything behind.
-    consumer.bind(&fd, MAPPER, ALL).context("the good one")
+    consumer.bind(&fd, MAPPER, ALL).context("the good one")?;
+    drop((consumer, fd));
+    module.expect_unused()
 }
 
 fn mapper_needs_a_writable_file_and_an_observer_does_not() -> CaseResult {
@@ -468,6 +474,44 @@ fn with_hole_held_up<R>(
 
 /// Long enough for what does not wait to be over.
 const MOMENT: Duration = Duration::from_millis(100);
+
+/// Consumers let go first (rule 14).
+fn pages_stay_until_the_callback_returns() -> CaseResult {
+    let fd = memfile(FILE)?;
+    for mode in [Mode::Observer, MAPPER] {
+        allocate(&fd, 0, FILE)?;
+        let consumer = Consumer::bound(&fd, mode, ALL)?;
+        with_hole_held_up(&fd, &consumer, 0..8, |go_on| {
+            expect_allocated(&fd, FILE, "while the callback runs")?;
+            go_on()
+        })?;
+        expect_allocated(&fd, FILE - 8 * PAGE, "after the hole")?;
+    }
+    Ok(())
+}
+
+/// KVM has let go of the hole and another consumer not yet: until it has, no vCPU gets the pages
+/// back that are about to go.
+fn vcpu_is_held_off_until_the_hole_is_done() -> CaseResult {
+    let mut s = Setup::new(Private::Memfile, FILE)?;
+    let gpa = s.slot.gpa;
+    s.vcpu.fill(gpa, FILE, GUEST)?;
+    // Who maps is called before who listens.
+    let slow = observer(&s.fd, ALL)?;
+    let (fd, vcpu) = (&s.fd, &mut s.vcpu);
+    with_hole_held_up(fd, &slow, 0..8, |go_on| {
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| vcpu.verify(gpa, 8 * PAGE, Pattern::ZERO));
+            thread::sleep(MOMENT);
+            let early = reader.is_finished();
+            go_on()?;
+            reader.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
+            ensure!(!early, "the guest read a page of the hole while it was being punched");
+            Ok(())
+        })
+    })?;
+    s.vcpu.verify(gpa + 8 * PAGE, FILE - 8 * PAGE, GUEST)
+}
 
 fn unbinding_waits_for_the_callback_that_runs() -> CaseResult {
     let fd = memfile(FILE)?;
