@@ -10,7 +10,7 @@ $(foreach v,KERNEL_SRC RUSTC LLVM BINDGEN QEMU MEMFILE_CACHE KDIR,$(if $($v),,$(
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check bench trace proof shell kernel module selftests clippy patches clean distclean
+.PHONY: help setup demo check bench trace proof mutants shell kernel module selftests clippy patches clean distclean
 
 help:		## this list
 	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
@@ -31,6 +31,9 @@ trace: all	## the life of one page, from the tracepoints of a small guest
 
 proof:		## the host's checks in depth: OPS=1000000 operations, PREEMPTIONS=4, SEED=
 	@scripts/proof
+
+mutants:	## known defects put back, each to be found by its tests; NAMES='hole-* seal-*'
+	@set -f; scripts/mutants -- $(NAMES)
 
 shell: all	## the kernel interactively, module loaded (virtme-ng)
 	@scripts/shell $(KERNEL)

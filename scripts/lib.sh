@@ -37,6 +37,9 @@ have() { command -v "$1" >/dev/null 2>&1; }
 . "$PATCHES/BASE"
 BASE_TREE=$SRC/base-$KERNEL
 PATCHED_TREE=$SRC/memfile-$KERNEL
+# What scripts/mutants writes, in kernel and module, and the tree with the former in it.
+MUTANTS=$CACHE/mutants
+MUTANTS_TREE=$MUTANTS/tree
 
 # Tools. Each is a variable with a default, so that a user can name another.
 export PATH="$TOOLS/bin:$PATH"
