@@ -107,34 +107,110 @@ class List(MutantsTest):
 
 
 class Judge(MutantsTest):
-    def judge(self, expect: str, results: dict[str, str], code: int, console: str) -> str:
+    OUTPUT = """
+@@ hole asleep
+KTAP version 1
+1..1
+  KTAP version 1
+  # Subtest: punch
+  1..1
+  ok 1 hole
+ok 1 punch
+@@ hole end 0
+@@ hole awake
+@k [    1.0] KTAP version 1
+@k [    1.0]     KTAP version 1
+@k [    1.0]     # Subtest: memfile_range
+@k [    1.0]     1..1
+@k [    1.0]     not ok 1 clips
+@k [    1.0] not ok 1 memfile_range
+@@ hole end 1
+@@ other asleep
+"""
+
+    def test_output_is_cut_into_phases(self) -> None:
+        console = ["x", "[ 1.0] mutants: hole awake", "[ 2.0] WARNING: y", "[ 3.0] mutants: other asleep"]
+        found = mutants.phases(self.OUTPUT.splitlines(), console)
+        asleep, awake = found["hole", "asleep"], found["hole", "awake"]
+        self.assertEqual({name: case.status for name, case in asleep.cases.items()}, {"punch.hole": "pass"})
+        self.assertEqual({name: case.status for name, case in awake.cases.items()}, {"kunit:memfile_range.clips": "fail"})
+        self.assertEqual((asleep.code, awake.code, found["other", "asleep"].code), (0, 1, None))
+        self.assertEqual((asleep.splats, awake.splats), ([], ["[ 2.0] WARNING: y"]))
+
+    def judge(self, expect: str, status: str, code: int | None, machine: int = 0, splats: list | None = None) -> str:
         mutant = self.read(ENTRY + f'expect = "{expect}"\n')[0]
-        run = mutants.Mutants(self.folder / "log", [mutant])
-        self.put("log/hole/serial.log", console)
-        cases = {name: mutants.Case(name, status) for name, status in results.items()}
-        result = {"finished": code == 0, "code": code, "reason": "why"}
-        return run.judge(mutant, ["punch.hole"], result, cases)[0]
+        cases = {"punch.hole": mutants.Case("punch.hole", status)} if status else {}
+        phase = mutants.Phase(cases, splats or [], code)
+        return mutants.judge(mutant, ["punch.hole"], phase, {"code": machine, "reason": "why"})[0]
 
     def test_every_named_test_must_fail(self) -> None:
-        self.assertEqual(self.judge("fail", {"punch.hole": "fail"}, 0, ""), "pass")
-        self.assertEqual(self.judge("fail", {"punch.hole": "pass"}, 0, ""), "fail")
-        self.assertEqual(self.judge("fail", {"punch.hole": "skip"}, 0, ""), "fail")
-        self.assertEqual(self.judge("fail", {}, 124, ""), "fail")
+        self.assertEqual(self.judge("fail", "fail", 1), "pass")
+        self.assertEqual(self.judge("fail", "pass", 0), "fail")
+        self.assertEqual(self.judge("fail", "skip", 0), "fail")
+        self.assertEqual(self.judge("fail", "", None, 124), "fail")
+        self.assertEqual(self.judge("fail", "", None, 255), "fail")
+        self.assertEqual(self.judge("fail", "fail", None, 255), "pass")
 
-    def test_a_complaint_counts_if_it_is_the_tests(self) -> None:
-        mark, splat = "memfile-tests: punch.hole\n", "WARNING: at\n"
-        passed = {"punch.hole": "pass"}
-        self.assertEqual(self.judge("splat", passed, 0, mark + splat), "pass")
-        self.assertEqual(self.judge("splat", passed, 0, splat + mark), "fail")
-        self.assertEqual(self.judge("fail", passed, 0, mark + splat), "fail")
+    def test_a_complaint_counts_where_it_is_expected(self) -> None:
+        self.assertEqual(self.judge("splat", "pass", 0, splats=["WARNING"]), "pass")
+        self.assertEqual(self.judge("splat", "pass", 0), "fail")
+        self.assertEqual(self.judge("fail", "pass", 0, splats=["WARNING"]), "fail")
 
-    def test_an_end_counts_if_it_is_the_expected_one(self) -> None:
-        mark = "memfile-tests: punch.hole\n"
-        self.assertEqual(self.judge("hang", {}, 124, mark), "pass")
-        self.assertEqual(self.judge("died", {}, 255, mark), "pass")
-        self.assertEqual(self.judge("died", {}, 124, mark), "fail")
-        self.assertEqual(self.judge("hang", {}, 124, "memfile-tests: infra.runs\n"), "fail")
-        self.assertEqual(self.judge("hang", {"punch.hole": "pass"}, 0, mark), "fail")
+    def test_an_end_counts_where_it_is_expected(self) -> None:
+        self.assertEqual(self.judge("hang", "", 137), "pass")
+        self.assertEqual(self.judge("hang", "", None, 124), "pass")
+        self.assertEqual(self.judge("hang", "pass", 0), "fail")
+        self.assertEqual(self.judge("died", "", None, 255), "pass")
+        self.assertEqual(self.judge("died", "", None, 124), "fail")
+        self.assertEqual(self.judge("died", "pass", 0), "fail")
+
+
+class Machines(MutantsTest):
+    """Mutants share a machine; boots are made up here."""
+
+    def run_with(self, boots: list, names: list[str]) -> dict[str, str]:
+        text = "".join(ENTRY.replace('"hole"', f'"{name}"') for name in names)
+        run = mutants.Mutants(self.folder / "log", self.read(text))
+        run.known = ["punch.hole"]
+        asked = []
+
+        def boot(batch: list) -> tuple:
+            asked.append([mutant.name for mutant in batch])
+            found = {}
+            for (name, state), status in boots[len(asked) - 1].items():
+                cases = {"punch.hole": mutants.Case("punch.hole", status)} if status else {}
+                found[name, state] = mutants.Phase(cases, [], 0 if status else None)
+            return {"code": 0, "reason": "ok", "finished": True}, found
+
+        setattr(run, "boot", boot)
+        with contextlib.redirect_stdout(io.StringIO()):
+            run.work(run.mutants)
+        self.asked = asked
+        return {case.name: case.status for case in run.outcome.cases}
+
+    def test_each_passes_asleep_and_fails_awake(self) -> None:
+        good = {(n, s): r for n in "ab" for s, r in (("asleep", "pass"), ("awake", "fail"))}
+        self.assertEqual(self.run_with([good], ["a", "b"]), {"a": "pass", "b": "pass"})
+
+    def test_a_dirty_machine_is_given_up(self) -> None:
+        first = {("a", "asleep"): "pass", ("a", "awake"): "fail", ("b", "asleep"): "fail", ("b", "awake"): "fail"}
+        second = {("b", "asleep"): "pass", ("b", "awake"): "pass"}
+        self.assertEqual(self.run_with([first, second], ["a", "b"]), {"a": "pass", "b": "fail"})
+        self.assertEqual(self.asked, [["a", "b"], ["b"]])
+
+    def test_who_fails_asleep_in_a_fresh_machine_is_not_found(self) -> None:
+        first = {("a", "asleep"): "fail", ("a", "awake"): "fail"}
+        self.assertEqual(self.run_with([first], ["a"]), {"a": "fail"})
+
+    def test_who_is_skipped_asleep_is_skipped(self) -> None:
+        first = {("a", "asleep"): "skip", ("a", "awake"): "skip"}
+        self.assertEqual(self.run_with([first], ["a"]), {"a": "skip"})
+
+    def test_a_lost_machine_loses_one_mutant(self) -> None:
+        first = {("a", "asleep"): "pass", ("a", "awake"): ""}
+        second = {("b", "asleep"): "pass", ("b", "awake"): "fail"}
+        self.assertEqual(self.run_with([first, second], ["a", "b"]), {"a": "fail", "b": "pass"})
+        self.assertEqual(self.asked, [["a", "b"], ["b"]])
 
 
 if __name__ == "__main__":
