@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use kvm_bindings::kvm_userspace_memory_region2;
 
 use crate::ktap::{CaseResult, Suite};
+use crate::module::Module;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Vm, VmType, region, small_pages};
@@ -323,6 +324,7 @@ fn range_is_free_again_after_the_vm_is_gone() -> CaseResult {
 }
 
 fn refused_binding_leaves_nothing_behind() -> CaseResult {
+    let module = Module::memfile()?;
     let b = Bench::new()?;
     let taken = small_pages(MIB)?;
     b.vm.raw_set_region(&region(2, 2 * GIB, &taken, None))?;
@@ -332,7 +334,10 @@ fn refused_binding_leaves_nothing_behind() -> CaseResult {
     }
     let other_vm = Vm::protected()?;
     other_vm.raw_set_region(&b.request()).context("the file is not bound")?;
-    b.refused("now it is", b.request(), Errno::EEXIST)
+    b.refused("now it is", b.request(), Errno::EEXIST)?;
+    // Nobody holds the file any more.
+    drop((b, other_vm));
+    module.expect_unused()
 }
 
 fn overlap_in_guest_memory_is_eexist() -> CaseResult {
