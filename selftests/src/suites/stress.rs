@@ -43,7 +43,7 @@ private_suites!(
 );
 
 /// How long a stress lasts: on guest_memfd, where it shows that the stress itself is right, less.
-const DURATION: Duration = Duration::from_secs(4);
+const DURATION: Duration = Duration::from_secs(3);
 const DURATION_GMEM: Duration = Duration::from_millis(1500);
 /// A huge page and one more.
 pub const PAGES: u64 = HUGE / PAGE + 1;
