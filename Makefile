@@ -32,7 +32,7 @@ trace: all	## the life of one page, from the tracepoints of a small guest
 proof:		## the host's checks in depth: OPS=1000000 operations, PREEMPTIONS=4, SEED=
 	@scripts/proof
 
-mutants:	## known defects put back, each to be found by its tests; NAMES='hole-* seal-*'
+mutants: setup	## known defects put back, each to be found by its tests; NAMES='hole-* seal-*'
 	@set -f; scripts/mutants -- $(NAMES)
 
 shell: all	## the kernel interactively, module loaded (virtme-ng)

@@ -3,23 +3,19 @@
 """Tests of check-docs: python3 scripts/test_check_docs.py"""
 
 import contextlib
-import importlib.util
 import io
 import json
 import sys
 import tempfile
 import unittest
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parent / "check-docs"
-LOADER = SourceFileLoader("check_docs", str(SCRIPT))
-SPEC = importlib.util.spec_from_loader("check_docs", LOADER)
-assert SPEC is not None
-check_docs = importlib.util.module_from_spec(SPEC)
-sys.modules["check_docs"] = check_docs
+# The checkout stays clean.
 sys.dont_write_bytecode = True
-LOADER.exec_module(check_docs)
+
+from load import script
+
+check_docs = script("check-docs")
 
 PROPERTY = "cargo:rust/host/src/properties.rs::overlap_is_symmetric_and_agrees_with_intersection"
 KUNIT = "kunit:memfile_range.neighbours_do_not_overlap"

@@ -3,22 +3,18 @@
 """Tests of mutants: python3 scripts/test_mutants.py"""
 
 import contextlib
-import importlib.util
 import io
 import sys
 import tempfile
 import unittest
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parent / "mutants"
-LOADER = SourceFileLoader("mutants", str(SCRIPT))
-SPEC = importlib.util.spec_from_loader("mutants", LOADER)
-assert SPEC is not None
-mutants = importlib.util.module_from_spec(SPEC)
-sys.modules["mutants"] = mutants
+# The checkout stays clean.
 sys.dont_write_bytecode = True
-LOADER.exec_module(mutants)
+
+from load import script
+
+mutants = script("mutants")
 
 ENTRY = """
 [[mutant]]
