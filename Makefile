@@ -65,4 +65,5 @@ distclean: clean	## also remove built kernels, sources and logs, not the downloa
 # The kernel's Rust comes first and keeps one core busy: cargo takes the other.
 .PHONY: all
 all: setup
-	@scripts/build-selftests & scripts/build-kernel $(KERNEL) && wait $$! && scripts/build-module $(KERNEL)
+	@scripts/build-selftests & scripts/build-kernel $(KERNEL) || { rc=$$?; wait; exit $$rc; }; \
+	wait $$! && scripts/build-module $(KERNEL)
