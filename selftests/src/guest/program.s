@@ -119,19 +119,23 @@ memfile_guest_start:
         jmp     .Lnext
 
 # Touch a word in each stride until told to stop: start, end, stride, 1 to write it back as well.
+# Result, after each round: the words of that round, ORed.
 .Lwatch:
         mov     rcx, [r15 + 0x18]
         mov     rdx, [r15 + 0x20]
 2:      mov     rdi, [r15 + 0x08]
+        xor     ebx, ebx
 3:      cmp     qword ptr [r15 + 0xc0], 0
         jne     .Lnext
         mov     rax, [rdi]
+        or      rbx, rax
         test    rdx, rdx
         jz      4f
         lock add qword ptr [rdi], 0
 4:      add     rdi, rcx
         cmp     rdi, rsi
         jb      3b
+        mov     [r15 + 0x80], rbx
         inc     qword ptr [r15 + 0xc8]
         jmp     2b
 

@@ -38,6 +38,9 @@ private_suites!(
     ]
 );
 
+/// What the guest writes to a hole.
+const AGAIN: Pattern = Pattern::Generation(3000);
+
 /// Punch `[start, end)`, bytes relative to the slot's part of the file and perhaps outside of it,
 /// at every layout; then exactly the pages inside read as zeros.
 fn punch_and_check(kind: Private, size: u64, start: i64, end: i64) -> CaseResult {
@@ -63,12 +66,16 @@ fn punch_and_check(kind: Private, size: u64, start: i64, end: i64) -> CaseResult
     Ok(())
 }
 
-/// The guest reads zeros in `[start, start + len)` of the slot and its own data elsewhere.
+/// The guest reads zeros in `[start, start + len)` of the slot and its own data elsewhere; and what
+/// it then writes to the hole goes to pages that are the hole's own. A page that is still mapped
+/// would look right again as soon as it is given out once more.
 fn check_hole(s: &mut Setup, start: u64, len: u64) -> Result<()> {
     let (gpa, end) = (s.slot.gpa, start + len);
     s.vcpu.verify(gpa, start, GUEST).context("below the hole")?;
     s.vcpu.verify(gpa + start, len, Pattern::ZERO).context("in the hole")?;
-    s.vcpu.verify(gpa + end, s.slot.size - end, GUEST).context("above the hole")
+    s.vcpu.verify(gpa + end, s.slot.size - end, GUEST).context("above the hole")?;
+    s.vcpu.fill(gpa + start, len, AGAIN)?;
+    s.vcpu.verify(gpa + start, len, AGAIN).context("in the hole, written again")
 }
 
 fn hole_reads_zeros_and_data_outside_stays(kind: Private) -> CaseResult {
@@ -185,24 +192,32 @@ fn random_holes_hit_exactly_their_pages(kind: Private) -> CaseResult {
 fn vcpu_that_reads_meanwhile_sees_the_hole_at_once(kind: Private) -> CaseResult {
     let mut s = Setup::new(kind, MIB)?;
     let mut reader = s.vm.vcpu(1)?;
-    let gpa = s.slot.gpa;
+    let (gpa, hole) = (s.slot.gpa, s.slot.gpa + 4 * PAGE);
     for round in 0..20 {
         s.vcpu.fill(gpa, 16 * PAGE, Pattern::Generation(round))?;
-        reader.post(Command::Watch, &[gpa, gpa + 16 * PAGE, PAGE, 0])?;
+        reader.post(Command::Watch, &[hole, hole + 4 * PAGE, PAGE, 0])?;
         let stopper = reader.stopper();
         thread::scope(|scope| {
             let running = scope.spawn(|| reader.run_endless(Command::Watch));
-            while stopper.rounds() < 2 && !running.is_finished() {
-                thread::sleep(Duration::from_micros(200));
-            }
+            let wait_for = |rounds| {
+                while stopper.rounds() < rounds && !running.is_finished() {
+                    thread::sleep(Duration::from_micros(200));
+                }
+            };
+            wait_for(2);
+            let before = stopper.watched();
             let punched = punch(&s.fd, 4 * PAGE, 4 * PAGE);
-            let seen = s.vcpu.verify(gpa + 4 * PAGE, 4 * PAGE, Pattern::ZERO);
+            // The round that is on its way began before.
+            wait_for(stopper.rounds() + 2);
+            let after = stopper.watched();
             stopper.stop();
             running.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
             punched?;
-            seen.with_context(|| format!("round {round}"))
+            ensure!(before != 0, "round {round}: the vCPU read zeros before there was a hole");
+            ensure!(after == 0, "round {round}: the vCPU still reads {after:#x} in the hole");
+            Ok(())
         })?;
-        reader.verify(gpa + 4 * PAGE, 4 * PAGE, Pattern::ZERO)?;
+        s.vcpu.verify(hole, 4 * PAGE, Pattern::ZERO)?;
         reader.verify(gpa, 4 * PAGE, Pattern::Generation(round))?;
     }
     Ok(())

@@ -66,7 +66,7 @@ pub struct Vcpu {
     busy: bool,
 }
 
-/// Tells a vCPU, from any thread, to end an endless command.
+/// Tells a vCPU, from any thread, to end an endless command, and how far it is.
 #[derive(Clone)]
 pub struct Stopper {
     system: Arc<Mapping>,
@@ -81,6 +81,11 @@ impl Stopper {
     /// Rounds that the endless command has done.
     pub fn rounds(&self) -> u64 {
         self.system.load(self.mailbox + guest::BOX_ROUNDS)
+    }
+
+    /// What [`Command::Watch`] loaded in the last round that it finished, ORed.
+    pub fn watched(&self) -> u64 {
+        self.system.load(self.mailbox + guest::BOX_RESULTS)
     }
 }
 
