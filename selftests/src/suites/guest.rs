@@ -142,6 +142,9 @@ fn fd_may_be_closed_while_the_guest_runs(kind: Private) -> CaseResult {
     vcpu.fill(slot.gpa, slot.size, GUEST)?;
     drop(fd);
     if kind == Private::Memfile {
+        // Pages that had gone with the descriptor would be another guest's now.
+        let mut other = Setup::new(kind, 8 * MIB)?;
+        other.vcpu.fill(other.slot.gpa, other.slot.size, SHARED)?;
         vcpu.verify(slot.gpa, slot.size, GUEST)?;
         vcpu.fill(slot.gpa, slot.size, Pattern::Generation(4))?;
         return vcpu.verify(slot.gpa, slot.size, Pattern::Generation(4));
