@@ -74,17 +74,6 @@ toolchain_id() {
 	"$BINDGEN" --version
 }
 
-# ccache_compilers: plain and base differ in few files, so the second of them
-# mostly comes out of ccache. Preprocessing is hashed without line markers
-# (one inserted line in fcntl.h would change every file) and without the
-# "direct" mode, which needs them; and without the locale, which Python changes
-# for those it starts where there is none.
-ccache_compilers() {
-	KMAKE+=("CC=ccache $(llvm_tool clang)")
-	export CCACHE_DIR=$CACHE/ccache CCACHE_MAXSIZE=2G CCACHE_NODIRECT=1 CCACHE_SLOPPINESS=locale
-	export CCACHE_PREFIX_CPP=$ROOT/scripts/cpp-no-lines
-}
-
 # The build tree of a flavour; a KERNEL_SRC tree has build trees of its own.
 flavour_name() {
 	if [ -n "${KERNEL_SRC:-}" ]; then
