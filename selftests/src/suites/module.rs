@@ -90,13 +90,14 @@ fn loads_and_unloads_leak_nothing() -> CaseResult {
     for round in 0..5 {
         cycle(&core, &consumer, &store).with_context(|| format!("round {round}"))?;
     }
-    // A leak grows each time. A thread that the kernel starts for work of its own is there once.
-    for _ in 0..3 {
+    // A leak grows each time. A thread that the kernel starts for work of its own is there once, and
+    // KASAN keeps what was freed until that is a 32nd of the memory.
+    for _ in 0..8 {
         if !grows(|| cycle(&core, &consumer, &store))? {
             return Ok(());
         }
     }
-    bail!("it grew three times")
+    bail!("it grew each time")
 }
 
 fn without_it_memfd_create_says_eopnotsupp() -> CaseResult {
