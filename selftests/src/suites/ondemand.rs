@@ -102,7 +102,7 @@ fn file_shrinks_to_nothing_when_all_is_punched() -> CaseResult {
 fn expect_returned(size: u64, end: fn(Setup)) -> CaseResult {
     // Once for what the first VM leaves behind for good, once for the measurement.
     for (measured, size) in [(false, MIB), (true, size)] {
-        let (before, free) = (mem::content()?, mem::meminfo("MemFree")?);
+        let (before, free) = (mem::content()?, mem::free()?);
         let mut s = Setup::new(KIND, size)?;
         s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
         let during = mem::content()?;
@@ -114,7 +114,7 @@ fn expect_returned(size: u64, end: fn(Setup)) -> CaseResult {
             ensure!(grown.abs_diff(size) < 4 * MIB, "only {} MiB were in use", grown >> 20);
             ensure!(left < MIB, "{} KiB did not come back", left >> 10);
             // A page that somebody still refers to is content of no file, but not free either.
-            let lost = free.saturating_sub(mem::meminfo("MemFree")?);
+            let lost = free.saturating_sub(mem::free()?);
             ensure!(lost < size / 4, "{} KiB are not free", lost >> 10);
         }
     }
