@@ -262,7 +262,7 @@ impl Driver {
         assert!(awaited, "a wait for nobody");
         let chance = self.chance.get();
         self.chance.set(chance.rotate_left(7).wrapping_add(11));
-        if chance.is_multiple_of(3) {
+        if chance % 3 == 0 {
             self.start(chance as u64 / 3 % PAGES, 1 + chance as u64 / 100 % PAGES);
         }
         self.end(chance / 7);
