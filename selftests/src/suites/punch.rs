@@ -218,6 +218,7 @@ fn vcpu_that_reads_meanwhile_sees_the_hole_at_once(kind: Private) -> CaseResult 
             Ok(())
         })?;
         s.vcpu.verify(hole, 4 * PAGE, Pattern::ZERO)?;
+        reader.verify(hole, 4 * PAGE, Pattern::ZERO)?;
         reader.verify(gpa, 4 * PAGE, Pattern::Generation(round))?;
     }
     Ok(())
