@@ -60,7 +60,7 @@ clean:		## remove what kbuild or cargo left in the checkout
 	@git clean -fdqX
 
 distclean: clean	## also remove built kernels, sources and logs, not the downloads
-	@rm -rf $(or $(MEMFILE_CACHE),/var/cache/memfile)/{build,src,logs}
+	@rm -rf $(or $(MEMFILE_CACHE),/var/cache/memfile)/{build,src,mutants,logs}
 
 # The kernel's Rust comes first and keeps one core busy: cargo takes the other.
 .PHONY: all
