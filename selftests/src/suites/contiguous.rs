@@ -197,6 +197,12 @@ fn pinned_page_in_the_area_keeps_its_frame() -> CaseResult {
     Ok(())
 }
 
+/// Free memory outside the area, without what CPUs keep for themselves; whole huge pages, in bytes.
+fn outside() -> Result<u64> {
+    mem::refresh_counters();
+    Ok((mem::meminfo("MemFree")? - mem::meminfo("CmaFree")?) & !(HUGE - 1))
+}
+
 /// Neither huge pages nor enough small ones are free outside: some pages move, others stay.
 fn allocation_without_room_elsewhere_loses_nothing() -> CaseResult {
     let _huge = shmem_huge("always")?;
@@ -206,13 +212,18 @@ fn allocation_without_room_elsewhere_loses_nothing() -> CaseResult {
     let (mut s, before) = guest_inside(&area, MOVABLE, size)?;
     let counts = Counts::now()?;
 
-    // An unbound memfile has no movable pages, so it fills what is outside, but for half of what the
-    // guest has; of that the kernel keeps a part for itself.
+    // An unbound memfile has no movable pages, so it fills what is outside, but for three quarters of
+    // what the guest has; of that the kernel keeps a part for itself, which is to stay the same.
+    let _boost = Setting::set("/proc/sys/vm/watermark_boost_factor", "0")?;
     let reserve = Setting::set("/proc/sys/vm/min_free_kbytes", "16384")?;
-    let outside = mem::meminfo("MemFree")? - mem::meminfo("CmaFree")?;
-    let filler = (outside - size / 2) & !(HUGE - 1);
-    let file = memfile(filler)?;
-    allocate(&file, 0, filler).context("fill what is outside")?;
+    let file = memfile(outside()?)?;
+    let mut filled = 0;
+    // What the file needs beside its pages is to be counted too, so in steps.
+    while let Some(room) = outside()?.checked_sub(size / 4 * 3).filter(|room| *room >= HUGE) {
+        let step = (room / 2).max(HUGE) & !(HUGE - 1);
+        allocate(&file, filled, step).context("fill what is outside")?;
+        filled += step;
+    }
     let result = area.raw_take().map(drop);
     drop((file, reserve));
 
