@@ -53,5 +53,17 @@ class Sharing(unittest.TestCase):
         self.assertEqual([suites[0] in shard for shard in lists], [suites[1] not in shard for shard in lists])
 
 
+class Watched(unittest.TestCase):
+    def status(self, counters: str) -> str:
+        return check.watched_case("main-0", counters).status
+
+    def test_detector_that_watches_passes(self) -> None:
+        self.assertEqual(self.status("enabled: 1\nused_watchpoints: 0\nsetup_watchpoints: 123456\n"), check.PASS)
+
+    def test_detector_asleep_or_absent_fails(self) -> None:
+        self.assertEqual(self.status("enabled: 0\nused_watchpoints: 0\nsetup_watchpoints: 0\n"), check.FAIL)
+        self.assertEqual(self.status(""), check.FAIL)
+
+
 if __name__ == "__main__":
     unittest.main()
