@@ -34,6 +34,13 @@ class Races(unittest.TestCase):
                 console = report("a / b", "a", symbol)
                 self.assertEqual(check.without_races_of_others(console), (console, []))
 
+    def test_race_that_kvm_means_is_of_others(self) -> None:
+        title = "kvm_mmu_faultin_pfn / kvm_mmu_invalidate_end"
+        lines, others = check.without_races_of_others(report(title, "kvm_mmu_invalidate_end", "kvm_memfile_end"))
+        self.assertEqual((lines, others), ([LINE], [f"BUG: KCSAN: data-race in {title}"]))
+        console = report("kvm_mmu_faultin_pfn / kvm_memfile_end", "kvm_memfile_end")
+        self.assertEqual(check.without_races_of_others(console), (console, []))
+
     def test_case_that_starts_within_a_report_is_kept(self) -> None:
         console = report("a / b", "a")
         mark = "[    9.9] memfile-tests: punch.hole"
