@@ -7,7 +7,8 @@
  * begins a window, nopl MARK(%rax) ends it.  At the end the file (argument out=)
  * gets a line "window address count" per address, where windows count from 0;
  * user space, nested guests and all else below the kernel have the address 0.
- * Nothing is sampled, so interrupts that are off hide nothing.
+ * Nothing is sampled, so interrupts that are off hide nothing.  A repeated string
+ * instruction counts once per turn.
  *
  * One CPU only.  Debian has no header for plugins: the declarations below are
  * what QEMU's documentation of its plugin interface says.
@@ -46,7 +47,7 @@ void qemu_plugin_register_atexit_cb(plugin_id id,
 
 EXPORT int qemu_plugin_version = QEMU_PLUGIN_API;
 
-/* A hash table: at most as many addresses as a kernel has instructions. */
+/* A hash table of the addresses that were translated; a boot and a bench need a third of it. */
 static struct slot {
 	uint64_t address;
 	uint64_t count[WINDOWS];
