@@ -217,7 +217,10 @@ unsafe extern "C" fn register_notifier(
         let file = NonNull::new(file).ok_or(EINVAL)?;
         // SAFETY: By the safety requirements of this function, likewise the two below.
         let file = unsafe { File::from_raw(file) }
-            .or_else(|| unsafe { store::find(file) })
+            .or_else(|| {
+                // SAFETY: See above.
+                unsafe { store::find(file) }
+            })
             .ok_or(EINVAL)?;
         // SAFETY: See above.
         let notifier = unsafe { Notifier::from_raw(notifier) }.ok_or(EINVAL)?;
