@@ -18,7 +18,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define EXPORT		__attribute__((visibility("default")))
 #define MARK		0x4d454d00u	/* see mark() in selftests/src/bench.rs */
 #define WINDOWS		8
 #define SLOTS		(1u << 20)
@@ -45,7 +44,7 @@ void qemu_plugin_register_vcpu_insn_exec_cb(struct insn *insn,
 void qemu_plugin_register_atexit_cb(plugin_id id,
 		void (*ends)(plugin_id id, void *data), void *data);
 
-EXPORT int qemu_plugin_version = QEMU_PLUGIN_API;
+int qemu_plugin_version = QEMU_PLUGIN_API;
 
 /* A hash table of the addresses that were translated; a boot and a bench need a third of it. */
 static struct slot {
@@ -149,7 +148,7 @@ static void ends(plugin_id id, void *data)
 	fclose(out);
 }
 
-EXPORT int qemu_plugin_install(plugin_id id, const struct info *info, int argc, char **argv)
+int qemu_plugin_install(plugin_id id, const struct info *info, int argc, char **argv)
 {
 	if (argc != 1 || strncmp(argv[0], "out=", 4)) {
 		fprintf(stderr, "profile: the argument is out=FILE\n");
