@@ -25,6 +25,7 @@ module! {
     authors: ["The memfile authors"],
     description: "Private memory for guests, through a file descriptor",
     license: "GPL",
+    alias: ["memfile-core"],
 }
 
 /// The loaded module: registered with the kernel from its load to its unload.

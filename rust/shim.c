@@ -23,6 +23,12 @@ unsigned long memfile_nrpages(struct inode *inode)
 	return READ_ONCE(inode->i_mapping->nrpages);
 }
 
+/* Pages in memory or in swap: all stores account for both in i_blocks. */
+bool memfile_has_pages(struct inode *inode)
+{
+	return READ_ONCE(inode->i_blocks);
+}
+
 /* Do new pages come from movable blocks? */
 void memfile_set_gfp_movable(struct inode *inode, bool movable)
 {
@@ -35,18 +41,12 @@ void memfile_set_gfp_movable(struct inode *inode, bool movable)
 /* Does migration look at the pages that are there? */
 void memfile_set_migratable(struct inode *inode, bool migratable)
 {
-	assign_bit(AS_INACCESSIBLE, &inode->i_mapping->flags, !migratable);
+	assign_bit(AS_UNMOVABLE, &inode->i_mapping->flags, !migratable);
 }
 
 void memfile_set_evictable(struct inode *inode, bool evictable)
 {
 	assign_bit(AS_UNEVICTABLE, &inode->i_mapping->flags, !evictable);
-}
-
-/* Pages that reclaim has put aside become evictable again.  Sleeps. */
-void memfile_rescue(struct inode *inode)
-{
-	shmem_unlock_mapping(inode->i_mapping);
 }
 
 bool memfile_writable(struct file *file)

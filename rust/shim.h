@@ -12,10 +12,10 @@
 /* Inode: valid while the node is. */
 loff_t memfile_i_size(struct inode *inode);
 unsigned long memfile_nrpages(struct inode *inode);
+bool memfile_has_pages(struct inode *inode);
 void memfile_set_gfp_movable(struct inode *inode, bool movable);
 void memfile_set_migratable(struct inode *inode, bool migratable);
 void memfile_set_evictable(struct inode *inode, bool evictable);
-void memfile_rescue(struct inode *inode);
 
 /* File: the caller holds a reference. */
 bool memfile_writable(struct file *file);

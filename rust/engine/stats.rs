@@ -37,6 +37,11 @@ impl Counter {
         self.0.fetch_add(1, Relaxed);
     }
 
+    /// One less: what was counted did not last.
+    pub(crate) fn uncount(&self) {
+        self.0.fetch_add(-1, Relaxed);
+    }
+
     fn add(&self, other: &Self) {
         self.0.fetch_add(other.0.load(Relaxed), Relaxed);
     }
@@ -173,6 +178,8 @@ counters! {
     unbind,
     /// Pages given to consumers.
     get_pfn,
+    /// Pages that were in swap, or on their way there: the consumer waited and asked again.
+    get_pfn_wait,
     /// Pages refused, for whatever reason.
     get_pfn_error,
     /// References to pages given back.
@@ -185,8 +192,10 @@ counters! {
     migrate,
     /// Folios that were asked to migrate and did not.
     migrate_error,
-    /// Folios that reclaim was allowed to swap out.
+    /// Folios that left for swap, and did not come back as they were.
     swap_out,
+    /// Folios that left for swap, which did not take them: they came back at once.
+    swap_out_undone,
     /// Swap-outs refused because a consumer had used the folio.
     young,
     /// Folios with a memory error.
