@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/debugfs.h>
 #include <linux/export.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/pagemap.h>
+#include <linux/seq_file.h>
 
 #include "shim.h"
 #include "store.h"
@@ -102,6 +105,36 @@ void memfile_put_folio(struct folio *folio)
 void memfile_put_page(struct page *page)
 {
 	put_page(page);
+}
+
+static int memfile_debugfs_open(struct inode *inode, struct file *file)
+{
+	return single_open(file, inode->i_private, NULL);
+}
+
+static const struct file_operations memfile_debugfs_fops = {
+	.owner		= THIS_MODULE,
+	.open		= memfile_debugfs_open,
+	.read		= seq_read,
+	.llseek		= seq_lseek,
+	.release	= single_release,
+};
+
+struct dentry *memfile_debugfs_dir(const char *name)
+{
+	return debugfs_create_dir(name, NULL);
+}
+
+void memfile_debugfs_file(struct dentry *dir, const char *name,
+			  memfile_show_t show)
+{
+	debugfs_create_file(name, 0400, dir, show, &memfile_debugfs_fops);
+}
+
+/* With its files.  Waits for who is reading one. */
+void memfile_debugfs_remove(struct dentry *dir)
+{
+	debugfs_remove(dir);
 }
 
 void memfile_trace_get_pfn(struct inode *inode, pgoff_t index,

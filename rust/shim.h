@@ -7,6 +7,7 @@
 #define _MEMFILE_SHIM_H
 
 #include <linux/memfile.h>
+#include <linux/seq_file.h>
 #include <linux/shmem_fs.h>
 
 /* Inode: valid while the node is. */
@@ -31,6 +32,16 @@ struct folio *memfile_page_folio(struct page *page);
 bool memfile_folio_poisoned(struct folio *folio);
 void memfile_put_folio(struct folio *folio);
 void memfile_put_page(struct page *page);
+
+/*
+ * debugfs.  A file keeps this module while it is open; what it shows is written
+ * anew for each reader.
+ */
+typedef int (*memfile_show_t)(struct seq_file *m, void *unused);
+struct dentry *memfile_debugfs_dir(const char *name);
+void memfile_debugfs_file(struct dentry *dir, const char *name,
+			  memfile_show_t show);
+void memfile_debugfs_remove(struct dentry *dir);
 
 /* Tracepoints, see trace.h. */
 void memfile_trace_get_pfn(struct inode *inode, pgoff_t index,

@@ -10,14 +10,16 @@
 //! An event costs one atomic addition to a counter of its file, whoever looks or not; reading adds
 //! up.
 
+use crate::abi::debugfs::Show;
 use crate::abi::FILES;
 use core::ops::Deref;
-use kernel::fmt;
 use kernel::prelude::*;
 use kernel::rbtree::{
     RBTree,
     RBTreeNode, //
 };
+use kernel::seq_file::SeqFile;
+use kernel::seq_print;
 use kernel::sync::atomic::{
     Atomic,
     Relaxed, //
@@ -64,9 +66,8 @@ macro_rules! counters {
             }
 
             /// Each name and its value.
-            fn each(&self, mut f: impl FnMut(&str, i64) -> fmt::Result) -> fmt::Result {
-                $(f(stringify!($name), self.$name.0.load(Relaxed))?;)*
-                Ok(())
+            fn each(&self, mut f: impl FnMut(&str, i64)) {
+                $(f(stringify!($name), self.$name.0.load(Relaxed));)*
             }
         }
     };
@@ -141,30 +142,41 @@ impl Drop for Entry {
     }
 }
 
-/// Writes the lines of `counters`.
-pub(crate) fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let total = Counters::new();
-    let files = FILES.lock();
-    total.add(&GONE);
-    for file in files.iter() {
-        total.add(&file.counters);
+/// The file `counters`.
+pub(crate) enum Totals {}
+
+impl Show for Totals {
+    const NAME: &'static CStr = c"counters";
+
+    fn show(seq: &SeqFile) {
+        let total = Counters::new();
+        let files = FILES.lock();
+        total.add(&GONE);
+        for file in files.iter() {
+            total.add(&file.counters);
+        }
+        drop(files);
+        total.each(|name, value| seq_print!(seq, "{name} {value}\n"));
     }
-    drop(files);
-    total.each(|name, value| writeln!(f, "{name} {value}"))
 }
 
-/// Writes the lines of `files`.
-pub(crate) fn show_files(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "ino")?;
-    GONE.each(|name, _| write!(f, " {name}"))?;
-    writeln!(f)?;
-    let files = FILES.lock();
-    for file in files.iter() {
-        write!(f, "{}", file.ino)?;
-        file.counters.each(|_, value| write!(f, " {value}"))?;
-        writeln!(f)?;
+/// The file `files`.
+pub(crate) enum Each {}
+
+impl Show for Each {
+    const NAME: &'static CStr = c"files";
+
+    fn show(seq: &SeqFile) {
+        seq_print!(seq, "ino");
+        GONE.each(|name, _| seq_print!(seq, " {name}"));
+        seq_print!(seq, "\n");
+        let files = FILES.lock();
+        for file in files.iter() {
+            seq_print!(seq, "{}", file.ino);
+            file.counters.each(|_, value| seq_print!(seq, " {value}"));
+            seq_print!(seq, "\n");
+        }
     }
-    Ok(())
 }
 
 counters! {
