@@ -2,6 +2,7 @@
 
 //! The border to C: everything that needs `unsafe`.
 
+mod cfi;
 pub(crate) mod debugfs;
 pub(crate) mod folio;
 pub(crate) mod inode;
