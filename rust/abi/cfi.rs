@@ -58,7 +58,7 @@ implement! {
 implement! {
     Target: c_void, bindings::address_space, bindings::file, bindings::folio, bindings::inode,
     bindings::page, bindings::seq_file, c::memfile_invalidation, c::memfile_node,
-    c::memfile_notifier, c::memfile_pfn,
+    c::memfile_notifier, c::memfile_pfn, c::memfile_range,
 }
 impl<T: Target> Value for *mut T {}
 impl<T: Target> Value for *const T {}
@@ -87,10 +87,11 @@ macro_rules! check {
 check! {
     memfile_core_ops {
         create destroy set_size fallocate show_fdinfo register_notifier unregister_notifier
-        referenced writeout_start invalidate_start invalidate_end migrate_folio error_folio; owner
+        referenced writeout_start writeout_undone invalidate_start invalidate_end next_range
+        migrate_folio error_folio; owner
     }
     memfile_backing_store { get_pfn put_pfn }
-    memfile_notifier_ops { invalidate_start flush invalidate_end test_clear_young }
+    memfile_notifier_ops { invalidate_start invalidate_end test_clear_young }
     memfile_store { lookup get_page }
 }
 
