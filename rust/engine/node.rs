@@ -64,6 +64,7 @@ use crate::abi::record::{
     RecordList, //
 };
 use crate::abi::trace;
+use crate::policy::claim::Claim;
 use crate::policy::clock::{
     Clock,
     Life,
@@ -111,6 +112,7 @@ struct State {
     running: RecordList,
     clock: Clock,
     flags: Flags,
+    claim: Claim,
     /// Pages may lie in areas for movable memory.
     in_movable_areas: bool,
     /// How often new pages were allowed to.
@@ -186,8 +188,8 @@ impl State {
 }
 
 impl Node {
-    /// A node for a new, empty file.
-    pub(crate) fn new(inode: Inode) -> Result<Arc<Self>> {
+    /// A node for a new, empty file, which one VM only may bind or all.
+    pub(crate) fn new(inode: Inode, one_vm: bool) -> Result<Arc<Self>> {
         let counters = stats::Entry::new(inode.number())?;
         let node = Arc::pin_init(
             pin_init!(Self {
@@ -200,6 +202,7 @@ impl Node {
                     running: RecordList::new(),
                     clock: Clock::default(),
                     flags: Flags::CREATION,
+                    claim: Claim::new(one_vm),
                     in_movable_areas: false,
                     allowances: 0,
                 }, "memfile_node"),
@@ -255,6 +258,9 @@ impl Node {
         if exclusive {
             let wish = Flags::from_consumer(flags)?;
             let flags = loop {
+                if !state.claim.admits(notifier.context()) {
+                    return Err(Refusal::NotPermitted.into());
+                }
                 let has_pages = self.inode.has_pages();
                 let flags = state.flags.joined(state.bound, has_pages, wish)?;
                 if state.exclusive.next(pages, None).is_some() {
@@ -280,6 +286,7 @@ impl Node {
                 }
             };
             state.bound += 1;
+            state.claim = state.claim.taken(notifier.context());
             state.flags = flags;
             self.inode.apply(flags);
             state.place(&self.inode);

@@ -33,6 +33,7 @@ mod property;
 mod punch;
 mod reclaim;
 mod scenarios;
+mod security;
 mod seal;
 mod setup;
 mod sharing;
@@ -52,6 +53,7 @@ pub static SUITES: &[&Suite] = &[
     &size::SUITE,
     &access::SUITE,
     &property::SUITE,
+    &security::SUITE,
     &model::SUITE,
     &binding::SUITE,
     &cap::SUITE,
