@@ -103,16 +103,19 @@ llvm_tool() {
 	esac
 }
 
-# Variables every kernel make gets.
+# Variables every kernel make gets. The compiler is LLVM's, unless the kernel is one of another:
+# COMPILER=() has what says so.
 kernel_make_vars() {
-	KMAKE=(LLVM="$LLVM" RUSTC="$RUSTC" BINDGEN="$BINDGEN"
+	[ -n "${COMPILER+set}" ] || COMPILER=(LLVM="$LLVM")
+	KMAKE=("${COMPILER[@]}" RUSTC="$RUSTC" BINDGEN="$BINDGEN"
 		CLIPPY_DRIVER="$CLIPPY_DRIVER"
 		KBUILD_BUILD_TIMESTAMP=2026-11-22 KBUILD_BUILD_USER=memfile
 		KBUILD_BUILD_HOST=memfile LOCALVERSION=)
 }
 
-# What identifies the toolchain in a stamp.
+# What identifies the toolchain in a stamp. libclang reads the headers for Rust, whatever compiles.
 toolchain_id() {
+	[ "${COMPILER[0]}" != LLVM= ] || { gcc --version | head -1; ld --version | head -1; }
 	"$RUSTC" -V
 	"$(llvm_tool clang)" --version | head -1
 	"$BINDGEN" --version

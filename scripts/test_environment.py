@@ -286,6 +286,32 @@ class Configuration(Surroundings):
             with self.subTest(symbol):
                 self.assert_refuses(self.build(self.kernel(CLANG, set(NEEDED) - {symbol})), f"set CONFIG_{symbol}=y and")
 
+    def assert_built_with(self, *words: str) -> None:
+        (call,) = self.calls("make")
+        found = [word for word in call["argv"] if word.partition("=")[0] in ("LLVM", "CC", "LD", "LLVM_IAS")]
+        self.assertEqual(found, list(words))
+
+    def test_compiler_is_the_kernels(self) -> None:
+        for compiler, words in (
+            (CLANG, ["LLVM=-19"]),
+            (GCC, ["LLVM=", "CC=gcc-12"]),
+            (CLANG.replace("LD_IS_LLD", "LD_IS_BFD"), ["LLVM=", "CC=clang-19"]),
+            (GCC.replace("LD_IS_BFD", "LD_IS_LLD"), ["LLVM=", "CC=gcc-12", "LD=ld.lld-19"]),
+        ):
+            with self.subTest(compiler):
+                self.record.unlink(missing_ok=True)
+                run = self.build(self.kernel(compiler))
+                self.assertEqual(run.returncode, 0, run.stderr)
+                self.assert_built_with(*words)
+
+    def test_compiler_that_is_not_here_is_named(self) -> None:
+        for compiler, text, package in (
+            (CLANG.replace("19", "9"), "Debian clang version 9.1.7 (3)", "clang-9"),
+            (GCC.replace("12", "4"), "gcc (Debian 4.2.0-14) 4.2.0", "gcc-4"),
+        ):
+            with self.subTest(package):
+                self.assert_refuses(self.build(self.kernel(compiler)), f'"{text}"', f"install {package}")
+
     def test_rustc_must_be_the_kernels(self) -> None:
         tree = self.kernel(CLANG)
         (tree / ".config").write_text((tree / ".config").read_text().replace("1.96.0", "1.95.0"))
