@@ -15,7 +15,7 @@ SHELL := /bin/bash
 .PHONY: help setup demo check bench trace proof mutants shell kernel module selftests clippy patches clean distclean
 
 help:		## this list
-	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
+	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan|cfi|gcc] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: all	## two tables and a plot: memory of real guests, also under pressure
