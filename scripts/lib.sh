@@ -25,7 +25,7 @@ clean_environment() {
 		fi
 	done < <(command env -0)
 	if [ $dropped = 1 ] || [ "${LC_ALL:-}" != C.UTF-8 ]; then
-		exec env -i "${kept[@]}" bash -p "$0" "${@:2}"
+		exec env -i "${kept[@]}" bash "-p${-//[!x]/}" "$0" "${@:2}"
 	fi
 }
 clean_environment "${BASH_SOURCE[0]%/*}/environment" "$@"
