@@ -3,6 +3,7 @@
 //! C as bindgen sees it: the kernel crate's types, and those it does not have.
 
 #![allow(
+    clashing_extern_declarations,
     dead_code,
     improper_ctypes,
     non_camel_case_types,
@@ -15,5 +16,13 @@
 )]
 
 pub(crate) use kernel::bindings::*;
+use kernel::ffi as ctypes;
+
+/// C's `enum migrate_mode`, of which the kernel crate makes a `u32`: control-flow integrity tells
+/// the two apart, see `abi/cfi.rs`. It knows an enum by its name, and so it does what is `repr(C)`,
+/// which x86-64 passes like the integer.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct migrate_mode(ctypes::c_uint);
 
 include!(env!("MEMFILE_BINDINGS"));

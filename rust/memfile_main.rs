@@ -11,7 +11,6 @@
 //!
 //! Start reading at [`engine::node`]: it owns the lock, and says in which order things are taken.
 
-use kernel::debugfs;
 use kernel::prelude::*;
 
 mod abi;
@@ -25,27 +24,25 @@ module! {
     authors: ["The memfile authors"],
     description: "Private memory for guests, through a file descriptor",
     license: "GPL",
+    alias: ["memfile-core"],
 }
 
 /// The loaded module: registered with the kernel from its load to its unload.
-#[pin_data]
 struct Memfile {
     _registration: abi::ops::Registration,
-    #[pin]
-    _counters: debugfs::File<()>,
-    #[pin]
-    _files: debugfs::File<()>,
-    _debugfs: debugfs::Dir,
+    _debugfs: abi::debugfs::Dir,
 }
 
-impl kernel::InPlaceModule for Memfile {
-    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        let debugfs = debugfs::Dir::new(c"memfile");
-        try_pin_init!(Self {
-            // First: it initialises what the files show.
-            _registration: abi::ops::Registration::new()?,
-            _counters <- debugfs.read_callback_file(c"counters", (), &engine::stats::show),
-            _files <- debugfs.read_callback_file(c"files", (), &engine::stats::show_files),
+impl kernel::Module for Memfile {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        // First: it initialises what the files show. And last what cannot fail: whoever has opened
+        // a file by then may not be left without a module.
+        let registration = abi::ops::Registration::new()?;
+        let debugfs = abi::debugfs::Dir::new(c"memfile");
+        debugfs.add::<engine::stats::Totals>();
+        debugfs.add::<engine::stats::Each>();
+        Ok(Self {
+            _registration: registration,
             _debugfs: debugfs,
         })
     }

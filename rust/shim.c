@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/debugfs.h>
 #include <linux/export.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/pagemap.h>
+#include <linux/seq_file.h>
 
 #include "shim.h"
 #include "store.h"
@@ -23,6 +26,12 @@ unsigned long memfile_nrpages(struct inode *inode)
 	return READ_ONCE(inode->i_mapping->nrpages);
 }
 
+/* Pages in memory or in swap: all stores account for both in i_blocks. */
+bool memfile_has_pages(struct inode *inode)
+{
+	return READ_ONCE(inode->i_blocks);
+}
+
 /* Do new pages come from movable blocks? */
 void memfile_set_gfp_movable(struct inode *inode, bool movable)
 {
@@ -35,18 +44,12 @@ void memfile_set_gfp_movable(struct inode *inode, bool movable)
 /* Does migration look at the pages that are there? */
 void memfile_set_migratable(struct inode *inode, bool migratable)
 {
-	assign_bit(AS_INACCESSIBLE, &inode->i_mapping->flags, !migratable);
+	assign_bit(AS_UNMOVABLE, &inode->i_mapping->flags, !migratable);
 }
 
 void memfile_set_evictable(struct inode *inode, bool evictable)
 {
 	assign_bit(AS_UNEVICTABLE, &inode->i_mapping->flags, !evictable);
-}
-
-/* Pages that reclaim has put aside become evictable again.  Sleeps. */
-void memfile_rescue(struct inode *inode)
-{
-	shmem_unlock_mapping(inode->i_mapping);
 }
 
 bool memfile_writable(struct file *file)
@@ -102,6 +105,36 @@ void memfile_put_folio(struct folio *folio)
 void memfile_put_page(struct page *page)
 {
 	put_page(page);
+}
+
+static int memfile_debugfs_open(struct inode *inode, struct file *file)
+{
+	return single_open(file, inode->i_private, NULL);
+}
+
+static const struct file_operations memfile_debugfs_fops = {
+	.owner		= THIS_MODULE,
+	.open		= memfile_debugfs_open,
+	.read		= seq_read,
+	.llseek		= seq_lseek,
+	.release	= single_release,
+};
+
+struct dentry *memfile_debugfs_dir(const char *name)
+{
+	return debugfs_create_dir(name, NULL);
+}
+
+void memfile_debugfs_file(struct dentry *dir, const char *name,
+			  memfile_show_t show)
+{
+	debugfs_create_file(name, 0400, dir, show, &memfile_debugfs_fops);
+}
+
+/* With its files.  Waits for who is reading one. */
+void memfile_debugfs_remove(struct dentry *dir)
+{
+	debugfs_remove(dir);
 }
 
 void memfile_trace_get_pfn(struct inode *inode, pgoff_t index,

@@ -7,15 +7,16 @@
 #define _MEMFILE_SHIM_H
 
 #include <linux/memfile.h>
+#include <linux/seq_file.h>
 #include <linux/shmem_fs.h>
 
 /* Inode: valid while the node is. */
 loff_t memfile_i_size(struct inode *inode);
 unsigned long memfile_nrpages(struct inode *inode);
+bool memfile_has_pages(struct inode *inode);
 void memfile_set_gfp_movable(struct inode *inode, bool movable);
 void memfile_set_migratable(struct inode *inode, bool migratable);
 void memfile_set_evictable(struct inode *inode, bool evictable);
-void memfile_rescue(struct inode *inode);
 
 /* File: the caller holds a reference. */
 bool memfile_writable(struct file *file);
@@ -31,6 +32,16 @@ struct folio *memfile_page_folio(struct page *page);
 bool memfile_folio_poisoned(struct folio *folio);
 void memfile_put_folio(struct folio *folio);
 void memfile_put_page(struct page *page);
+
+/*
+ * debugfs.  A file keeps this module while it is open; what it shows is written
+ * anew for each reader.
+ */
+typedef int (*memfile_show_t)(struct seq_file *m, void *unused);
+struct dentry *memfile_debugfs_dir(const char *name);
+void memfile_debugfs_file(struct dentry *dir, const char *name,
+			  memfile_show_t show);
+void memfile_debugfs_remove(struct dentry *dir);
 
 /* Tracepoints, see trace.h. */
 void memfile_trace_get_pfn(struct inode *inode, pgoff_t index,

@@ -59,8 +59,9 @@ int memfile_unregister_store(const struct memfile_store *store);
 /**
  * memfile_node_create - memfile's side of a file
  * @inode: a new inode, which outlives the node.  Its size is a whole number of
- *	pages, and does not change while it is bound.  If it has pages in its
- *	page cache, the flags of its mapping say what consumers want of them.
+ *	pages, and does not change while it is bound.  inode_add_bytes() counts
+ *	its pages, wherever they are.  If it has pages in its page cache, the
+ *	flags of its mapping say what consumers want of them.
  * @store: whose it is, registered or not
  *
  * Context: May sleep.

@@ -48,12 +48,9 @@ use kernel::types::Opaque;
 /// folio. They must not register or unregister anything for the same file, which would wait for
 /// themselves.
 pub(crate) trait Consumer: Send + Sync + 'static {
-    /// Unmap `frames`, and map none of them again before the matching [`Self::invalidate_end`].
+    /// Unmap `frames`, flush the TLBs before giving up the lock under which they were unmapped, and
+    /// map none of them again before the matching [`Self::invalidate_end`].
     fn invalidate_start(&self, frames: Range<u64>);
-
-    /// Do the TLB flush that earlier calls of [`Self::invalidate_start`] left undone. Runs once
-    /// after them, before any page is touched.
-    fn flush(&self) {}
 
     /// The pages are gone or replaced; `frames` may be mapped again.
     fn invalidate_end(&self, frames: Range<u64>);
@@ -141,20 +138,28 @@ impl<T: Consumer> Mapper<T> {
         Self::register(file, span, false, flags, consumer)
     }
 
-    /// The page behind `frame`, allocated and zeroed if there is none. Sleeps, and may take folio
-    /// locks: not in a callback.
+    /// The page behind `frame`, allocated and zeroed if there is none. Sleeps, waits for a page that
+    /// is in swap, and may take folio locks: not in a callback.
     ///
     /// Before it is mapped, the driver must find that no invalidation of `frame` has begun since
     /// before this call; see the example of this module.
     ///
-    /// Errors: `EINVAL` outside of the binding, `ENOMEM`, `ENOSPC`, `EHWPOISON`, `EIO`.
+    /// Errors: `EINVAL` outside of the binding, `ENOMEM`, `ENOSPC`, `EHWPOISON`, `EIO`; `EINTR` if a
+    /// signal came while it waited.
     pub(crate) fn get_pfn(&self, frame: u64) -> Result<Page<'_>> {
         let notifier = self.notifier.get();
         let mut raw = bindings::memfile_pfn::default();
         // SAFETY: By the type invariant the notifier is registered, so its store is set, and stays.
         let get_pfn = unsafe { (*(*notifier).bs).get_pfn }.ok_or(EINVAL)?;
-        // SAFETY: The notifier is registered, and `raw` may be written to.
-        to_result(unsafe { get_pfn(notifier, frame, &mut raw) })?;
+        loop {
+            // SAFETY: The notifier is registered, and `raw` may be written to.
+            match to_result(unsafe { get_pfn(notifier, frame, &mut raw) }) {
+                Ok(()) => break,
+                // SAFETY: `raw` names the page that is not there yet.
+                Err(EAGAIN) => to_result(unsafe { bindings::memfile_wait_pfn(&mut raw) })?,
+                Err(err) => return Err(err),
+            }
+        }
         // INVARIANT: It was got right now.
         Ok(Page {
             notifier: &self.notifier,
@@ -179,7 +184,6 @@ impl<T: Consumer> Observer<T> {
 impl<T: Consumer, M: 'static> Registration<T, M> {
     const OPS: bindings::memfile_notifier_ops = bindings::memfile_notifier_ops {
         invalidate_start: Some(Self::invalidate_start),
-        flush: Some(Self::flush),
         invalidate_end: Some(Self::invalidate_end),
         test_clear_young: Some(Self::test_clear_young),
     };
@@ -234,40 +238,34 @@ impl<T: Consumer, M: 'static> Registration<T, M> {
 
     /// # Safety
     ///
-    /// For C, on a notifier with [`Self::OPS`], between its registration and the end of its
-    /// unregistration. (Likewise the next three.)
+    /// For C, on a range of a notifier with [`Self::OPS`], between its registration and the end of
+    /// its unregistration. The notifier has a context of its own, so there are no other ranges.
     unsafe extern "C" fn invalidate_start(
-        notifier: *mut bindings::memfile_notifier,
-        start: u64,
-        end: u64,
+        _inv: *mut bindings::memfile_invalidation,
+        range: *mut bindings::memfile_range,
     ) {
-        // SAFETY: By the safety requirements; `drop()` waits for the end of this call.
-        unsafe { Self::from_notifier(notifier) }.invalidate_start(start..end);
-    }
-
-    /// # Safety
-    ///
-    /// As for [`Self::invalidate_start`].
-    unsafe extern "C" fn flush(notifier: *mut bindings::memfile_notifier) {
-        // SAFETY: As in `invalidate_start()`.
-        unsafe { Self::from_notifier(notifier) }.flush();
+        // SAFETY: By the safety requirements.
+        let range = unsafe { &*range };
+        // SAFETY: As above; `drop()` waits for the end of this call.
+        unsafe { Self::from_notifier(range.notifier) }.invalidate_start(range.start..range.end);
     }
 
     /// # Safety
     ///
     /// As for [`Self::invalidate_start`].
     unsafe extern "C" fn invalidate_end(
-        notifier: *mut bindings::memfile_notifier,
-        start: u64,
-        end: u64,
+        _inv: *mut bindings::memfile_invalidation,
+        range: *mut bindings::memfile_range,
     ) {
+        // SAFETY: By the safety requirements.
+        let range = unsafe { &*range };
         // SAFETY: As in `invalidate_start()`.
-        unsafe { Self::from_notifier(notifier) }.invalidate_end(start..end);
+        unsafe { Self::from_notifier(range.notifier) }.invalidate_end(range.start..range.end);
     }
 
     /// # Safety
     ///
-    /// As for [`Self::invalidate_start`].
+    /// For C, as for [`Self::invalidate_start`].
     unsafe extern "C" fn test_clear_young(
         notifier: *mut bindings::memfile_notifier,
         start: u64,

@@ -15,6 +15,61 @@ use kernel::error::{
     Result, //
 };
 
+/// What there is behind an index.
+pub(crate) enum Found<T> {
+    /// This.
+    There(T),
+    /// A folio on its way from or to swap: nobody may have it yet.
+    Coming(Coming),
+}
+
+impl<T> Found<T> {
+    /// Does `f` to what is there.
+    pub(crate) fn map<R>(self, f: impl FnOnce(T) -> R) -> Found<R> {
+        match self {
+            Self::There(this) => Found::There(f(this)),
+            Self::Coming(folio) => Found::Coming(folio),
+        }
+    }
+
+    /// What is there, if it is.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(crate) fn there(self) -> Option<T> {
+        match self {
+            Self::There(this) => Some(this),
+            Self::Coming(_) => None,
+        }
+    }
+}
+
+/// A folio on its way from or to swap.
+///
+/// Dropping it gives up the reference.
+///
+/// # Invariants
+///
+/// `self` owns a reference to the folio.
+pub(crate) struct Coming(NonNull<bindings::folio>);
+
+impl Coming {
+    /// Hands the reference on to a consumer that may wait with `memfile_wait_pfn()`.
+    pub(super) fn into_pfn(self) -> bindings::memfile_pfn {
+        let folio = ManuallyDrop::new(self).0.as_ptr();
+        bindings::memfile_pfn {
+            // SAFETY: The folio is valid by the type invariant.
+            page: unsafe { bindings::memfile_folio_page(folio, 0) },
+            ..Default::default()
+        }
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the reference is ours.
+        unsafe { bindings::memfile_put_folio(self.0.as_ptr()) };
+    }
+}
+
 /// A folio that is locked and in the page cache of its file.
 ///
 /// Dropping it unlocks the folio and gives up the reference.
@@ -26,14 +81,15 @@ pub(crate) struct Locked(NonNull<bindings::folio>);
 
 impl Locked {
     /// The folio with page `index`, allocated if there is none, or read back from swap. Zeroed and
-    /// uptodate: `SGP_CACHE` clears what is new, and what was only reserved by fallocate(), and
-    /// refuses what is past the end. Sleeps.
+    /// uptodate: `SGP_CACHE` clears what is new, and what was only reserved by fallocate(), but no
+    /// page that is poisoned, and refuses what is past the end. Sleeps, but not until swap is read.
     ///
-    /// Errors: `EINVAL` past the end, `ENOMEM`, `EIO` if swap lost it.
-    pub(crate) fn get(inode: &Inode, index: u64) -> Result<Self> {
+    /// Errors: `EINVAL` past the end, `ENOMEM`, `EIO` if swap lost it, `EHWPOISON` if a memory error
+    /// hit it in the swap cache.
+    pub(crate) fn get(inode: &Inode, index: u64) -> Result<Found<Self>> {
         let mut folio: *mut bindings::folio = core::ptr::null_mut();
         // SAFETY: The inode is valid by its type invariant, and `folio` may be written to.
-        to_result(unsafe {
+        let result = to_result(unsafe {
             bindings::shmem_get_folio(
                 inode.as_ptr(),
                 // CAST: `pgoff_t` is as wide on 64 bits.
@@ -42,9 +98,15 @@ impl Locked {
                 &mut folio,
                 bindings::sgp_type_SGP_CACHE,
             )
-        })?;
-        // INVARIANT: `shmem_get_folio()` returns a locked folio with a reference for the caller.
-        NonNull::new(folio).map(Self).ok_or(ENOMEM)
+        });
+        match (result, NonNull::new(folio)) {
+            // INVARIANT: `shmem_get_folio()` returns a locked folio with a reference for the caller.
+            (Ok(()), Some(folio)) => Ok(Found::There(Self(folio))),
+            (Ok(()), None) => Err(ENOMEM),
+            // INVARIANT: Here it returns a folio that is not locked, with a reference.
+            (Err(EAGAIN), Some(folio)) => Ok(Found::Coming(Coming(folio))),
+            (Err(err), _) => Err(err),
+        }
     }
 
     /// The folio that a callback got from C, which keeps the lock and the reference.

@@ -90,25 +90,33 @@ impl Inode {
         unsafe { bindings::memfile_nrpages(self.as_ptr()) }
     }
 
+    /// Does it have pages, in memory or in swap?
+    pub(crate) fn has_pages(&self) -> bool {
+        // SAFETY: The inode is valid by the type invariant.
+        unsafe { bindings::memfile_has_pages(self.as_ptr()) }
+    }
+
     /// Tells the memory management what it may do with the pages. Does not sleep; the caller
     /// serialises.
-    ///
-    /// An unbound file takes new pages from unmovable blocks although they may move: the usual next
-    /// thing is a binding that pins them, and a pinned page must not sit in a movable block.
-    pub(crate) fn apply(&self, flags: Flags, bound: bool) {
-        let movable = !flags.unmovable();
+    pub(crate) fn apply(&self, flags: Flags) {
         // SAFETY: The inode is valid by the type invariant.
-        unsafe { bindings::memfile_set_gfp_movable(self.as_ptr(), bound && movable) };
-        // SAFETY: As above.
-        unsafe { bindings::memfile_set_migratable(self.as_ptr(), movable) };
+        unsafe { bindings::memfile_set_migratable(self.as_ptr(), !flags.unmovable()) };
         // SAFETY: As above.
         unsafe { bindings::memfile_set_evictable(self.as_ptr(), !flags.unreclaimable()) };
     }
 
-    /// Makes pages evictable that reclaim has put aside while they were not. Sleeps.
-    pub(crate) fn rescue(&self) {
+    /// Do new pages come from areas for movable memory? Does not sleep; the caller serialises.
+    pub(crate) fn allocate_movable(&self, movable: bool) {
         // SAFETY: The inode is valid by the type invariant.
-        unsafe { bindings::memfile_rescue(self.as_ptr()) };
+        unsafe { bindings::memfile_set_gfp_movable(self.as_ptr(), movable) };
+    }
+
+    /// Migrates the pages out of areas for movable memory. Sleeps, allocates, takes folio locks.
+    ///
+    /// Errors: `ENOMEM`, `EBUSY` if somebody else holds a page.
+    pub(crate) fn leave_movable_areas(&self) -> Result {
+        // SAFETY: The inode is valid by the type invariant.
+        to_result(unsafe { bindings::memfile_leave_movable_areas(self.as_ptr()) })
     }
 }
 

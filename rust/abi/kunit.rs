@@ -18,6 +18,7 @@ use core::ptr::NonNull;
 use kernel::container_of;
 use kernel::error::from_err_ptr;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 use kernel::types::Opaque;
 
 /// A shmem file with a node.
@@ -27,7 +28,7 @@ use kernel::types::Opaque;
 /// `self` owns a reference to `file`, which `node` is for.
 pub(crate) struct TestFile {
     /// Dropped first: the inode outlives it.
-    node: Pin<KBox<Node>>,
+    node: Arc<Node>,
     file: Reference,
 }
 
@@ -93,7 +94,6 @@ impl TestFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Start,
-    Flush,
     End,
     Young,
 }
@@ -148,13 +148,12 @@ pub(crate) struct TestConsumer<'a> {
 impl<'a> TestConsumer<'a> {
     const OPS: bindings::memfile_notifier_ops = bindings::memfile_notifier_ops {
         invalidate_start: Some(Self::invalidate_start),
-        flush: Some(Self::flush),
         invalidate_end: Some(Self::invalidate_end),
         test_clear_young: Some(Self::test_clear_young),
     };
 
-    const NO_FLUSH: bindings::memfile_notifier_ops = bindings::memfile_notifier_ops {
-        flush: None,
+    const NO_END: bindings::memfile_notifier_ops = bindings::memfile_notifier_ops {
+        invalidate_end: None,
         ..Self::OPS
     };
 
@@ -174,10 +173,26 @@ impl<'a> TestConsumer<'a> {
         Self::with(journal, name, notifier)
     }
 
+    /// One whose bindings are called together with those of the same `context`.
+    pub(crate) fn of_context(
+        journal: &'a Journal,
+        name: char,
+        context: u64,
+        frame: u64,
+    ) -> Result<Pin<KBox<Self>>> {
+        let notifier = bindings::memfile_notifier {
+            ops: &TestConsumer::<'static>::OPS,
+            frame,
+            context,
+            ..Default::default()
+        };
+        Self::with(journal, name, notifier)
+    }
+
     /// One that lacks a callback.
     pub(crate) fn incomplete(journal: &'a Journal) -> Result<Pin<KBox<Self>>> {
         let notifier = bindings::memfile_notifier {
-            ops: &TestConsumer::<'static>::NO_FLUSH,
+            ops: &TestConsumer::<'static>::NO_END,
             ..Default::default()
         };
         Self::with(journal, '?', notifier)
@@ -228,36 +243,53 @@ impl<'a> TestConsumer<'a> {
         this.young.get()
     }
 
+    /// Notes `range` and those that follow it.
+    ///
     /// # Safety
     ///
-    /// As for [`Self::note`].
+    /// As for a callback of `struct memfile_notifier_ops`, of notifiers that are those of a `Self`.
+    unsafe fn note_all(
+        inv: *mut bindings::memfile_invalidation,
+        range: *mut bindings::memfile_range,
+        call: Call,
+    ) {
+        loop {
+            // SAFETY: By the safety requirements.
+            let bindings::memfile_range {
+                notifier,
+                start,
+                end,
+            } = unsafe { range.read() };
+            // SAFETY: As above.
+            unsafe { Self::note(notifier, call, start, end) };
+            // The core may not be registered, or not be this one: ask the node.
+            // SAFETY: As above.
+            if !unsafe { super::ops::next_range(inv, range) } {
+                return;
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::note_all`].
     unsafe extern "C" fn invalidate_start(
-        notifier: *mut bindings::memfile_notifier,
-        start: u64,
-        end: u64,
+        inv: *mut bindings::memfile_invalidation,
+        range: *mut bindings::memfile_range,
     ) {
         // SAFETY: By the safety requirements.
-        unsafe { Self::note(notifier, Call::Start, start, end) };
+        unsafe { Self::note_all(inv, range, Call::Start) };
     }
 
     /// # Safety
     ///
-    /// As for [`Self::note`].
-    unsafe extern "C" fn flush(notifier: *mut bindings::memfile_notifier) {
-        // SAFETY: By the safety requirements.
-        unsafe { Self::note(notifier, Call::Flush, 0, 0) };
-    }
-
-    /// # Safety
-    ///
-    /// As for [`Self::note`].
+    /// As for [`Self::note_all`].
     unsafe extern "C" fn invalidate_end(
-        notifier: *mut bindings::memfile_notifier,
-        start: u64,
-        end: u64,
+        inv: *mut bindings::memfile_invalidation,
+        range: *mut bindings::memfile_range,
     ) {
         // SAFETY: By the safety requirements.
-        unsafe { Self::note(notifier, Call::End, start, end) };
+        unsafe { Self::note_all(inv, range, Call::End) };
     }
 
     /// # Safety

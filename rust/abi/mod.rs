@@ -2,6 +2,8 @@
 
 //! The border to C: everything that needs `unsafe`.
 
+mod cfi;
+pub(crate) mod debugfs;
 pub(crate) mod folio;
 pub(crate) mod inode;
 #[cfg(CONFIG_KUNIT = "y")]

@@ -5,6 +5,7 @@
 //! C headers: [`include/linux/memfile.h`](srctree/include/linux/memfile.h),
 //! [`include/linux/interval_tree.h`](srctree/include/linux/interval_tree.h)
 
+use super::record::Record;
 use crate::bindings;
 use crate::policy::clock::Life;
 use crate::policy::range::{
@@ -13,6 +14,7 @@ use crate::policy::range::{
 };
 use crate::policy::Refusal;
 use core::cell::UnsafeCell;
+use core::num::NonZeroU64;
 use core::ptr::NonNull;
 use kernel::container_of;
 
@@ -47,6 +49,12 @@ impl Notifier {
         unsafe { (*self.as_ptr()).observer }
     }
 
+    /// What it shares with other bindings that are invalidated together with it.
+    pub(crate) fn context(self) -> Option<NonZeroU64> {
+        // SAFETY: Valid by the type invariant, and does not change.
+        NonZeroU64::new(unsafe { (*self.as_ptr()).context })
+    }
+
     /// What it binds, if that lies in a file of `file_pages` pages.
     pub(crate) fn binding(self, file_pages: u64) -> Result<Binding, Refusal> {
         let raw = self.as_ptr();
@@ -62,7 +70,6 @@ impl Notifier {
         unsafe {
             (*self.as_ptr()).ops.as_ref().is_some_and(|ops| {
                 ops.invalidate_start.is_some()
-                    && ops.flush.is_some()
                     && ops.invalidate_end.is_some()
                     && ops.test_clear_young.is_some()
             })
@@ -99,33 +106,35 @@ impl Notifier {
         self.set_file(core::ptr::null_mut());
     }
 
-    /// Calls back: unmap `frames` and keep them unmapped.
-    pub(crate) fn invalidate_start(self, frames: Range) {
-        // SAFETY: Valid by the type invariant; `has_ops()` was true at registration.
+    /// Calls back: unmap `frames`, and those of the context's other bindings, and keep them unmapped.
+    pub(crate) fn invalidate_start(self, record: Record, frames: Range) {
+        let mut range = self.range(frames);
+        // SAFETY: Valid by the type invariant; `has_ops()` was true at registration. The record is
+        // listed, and `range` stays for the call.
         unsafe {
             if let Some(call) = (*(*self.as_ptr()).ops).invalidate_start {
-                call(self.as_ptr(), frames.start(), frames.end());
+                call(record.as_ptr(), &mut range);
             }
         }
     }
 
-    /// Calls back: do the TLB flush that is due.
-    pub(crate) fn flush(self) {
-        // SAFETY: As in `invalidate_start()`.
-        unsafe {
-            if let Some(call) = (*(*self.as_ptr()).ops).flush {
-                call(self.as_ptr());
-            }
-        }
-    }
-
-    /// Calls back: `frames` may be mapped again.
-    pub(crate) fn invalidate_end(self, frames: Range) {
+    /// Calls back: all of these may be mapped again.
+    pub(crate) fn invalidate_end(self, record: Record, frames: Range) {
+        let mut range = self.range(frames);
         // SAFETY: As in `invalidate_start()`.
         unsafe {
             if let Some(call) = (*(*self.as_ptr()).ops).invalidate_end {
-                call(self.as_ptr(), frames.start(), frames.end());
+                call(record.as_ptr(), &mut range);
             }
+        }
+    }
+
+    /// `frames` as the consumer sees them.
+    pub(super) fn range(self, frames: Range) -> bindings::memfile_range {
+        bindings::memfile_range {
+            notifier: self.as_ptr(),
+            start: frames.start(),
+            end: frames.end(),
         }
     }
 

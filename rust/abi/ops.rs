@@ -5,7 +5,10 @@
 //! C header: [`include/linux/memfile.h`](srctree/include/linux/memfile.h), which says what each of
 //! them is for and what the caller holds.
 
-use super::folio::Locked;
+use super::folio::{
+    Found,
+    Locked, //
+};
 use super::inode::{
     File,
     Inode, //
@@ -39,7 +42,10 @@ use kernel::ffi::{
 };
 use kernel::prelude::*;
 use kernel::seq_file::SeqFile;
-use kernel::types::ForeignOwnable;
+use kernel::sync::{
+    Arc,
+    ArcBorrow, //
+};
 
 /// The core's registration with the kernel, for as long as it lives.
 pub(crate) struct Registration(());
@@ -83,8 +89,10 @@ static OPS: Ops = Ops(bindings::memfile_core_ops {
     unregister_notifier: Some(unregister_notifier),
     referenced: Some(referenced),
     writeout_start: Some(writeout_start),
+    writeout_undone: Some(writeout_undone),
     invalidate_start: Some(invalidate_start),
     invalidate_end: Some(invalidate_end),
+    next_range: Some(next_range),
     migrate_folio: Some(migrate_folio),
     error_folio: Some(error_folio),
 });
@@ -102,31 +110,36 @@ static STORE: bindings::memfile_backing_store = bindings::memfile_backing_store 
 /// # Safety
 ///
 /// `node` must come from [`give_node`] and not be destroyed as long as the returned value is used.
-unsafe fn borrow_node<'a>(node: *mut bindings::memfile_node) -> Pin<&'a Node> {
-    // SAFETY: It was made by `into_foreign()`; `destroy()` has not run.
-    unsafe { <Pin<KBox<Node>> as ForeignOwnable>::borrow(node.cast()) }
+unsafe fn borrow_node<'a>(node: *mut bindings::memfile_node) -> ArcBorrow<'a, Node> {
+    // SAFETY: It was made by `into_raw()`; `destroy()` has not run.
+    unsafe { ArcBorrow::from_raw(node.cast_const().cast()) }
+}
+
+fn node_into_raw(node: Arc<Node>) -> *mut bindings::memfile_node {
+    Arc::into_raw(node).cast_mut().cast()
 }
 
 /// Gives a new node to C, until [`destroy`].
-pub(super) fn give_node(node: Result<Pin<KBox<Node>>>) -> *mut bindings::memfile_node {
+pub(super) fn give_node(node: Result<Arc<Node>>) -> *mut bindings::memfile_node {
     match node {
-        Ok(node) => node.into_foreign().cast(),
+        Ok(node) => node_into_raw(node),
         Err(err) => err.to_ptr(),
     }
 }
 
-/// The record of an invalidation of `node` that is about to start.
+/// The record of an invalidation that C starts and ends by two calls. It owns a reference to the
+/// node until [`invalidate_end`], who may find that nothing else does any more.
 ///
 /// # Safety
 ///
-/// `raw` must be null, or as [`Record::from_raw`] says.
+/// `raw` must be null, or as [`Record::from_raw`] says. `node` must be valid.
 unsafe fn new_record(
     raw: *mut bindings::memfile_invalidation,
-    node: *mut bindings::memfile_node,
+    node: ArcBorrow<'_, Node>,
 ) -> Option<Record> {
     // SAFETY: By the safety requirements of this function.
     let record = unsafe { Record::from_raw(NonNull::new(raw)?) };
-    record.set_node(node);
+    record.set_node(node_into_raw(node.into()));
     Some(record)
 }
 
@@ -155,10 +168,10 @@ unsafe extern "C" fn create(inode: *mut bindings::inode) -> *mut bindings::memfi
 /// `node` must come from [`give_node`]; it is not used any more.
 #[export_name = "memfile_node_destroy"]
 pub(super) unsafe extern "C" fn destroy(node: *mut bindings::memfile_node) {
-    // SAFETY: By the safety requirements, nobody but us and running invalidations has it.
-    unsafe { borrow_node(node) }.drain();
-    // SAFETY: And now the latter have not either.
-    drop(unsafe { <Pin<KBox<Node>> as ForeignOwnable>::from_foreign(node.cast()) });
+    // SAFETY: It was made by `into_raw()`, and this is its end for C.
+    let node = unsafe { Arc::<Node>::from_raw(node.cast_const().cast()) };
+    // Who is in the last step of an invalidation has a reference, but does not use the inode.
+    node.drain();
 }
 
 /// # Safety
@@ -263,14 +276,26 @@ unsafe extern "C" fn writeout_start(
     record: *mut bindings::memfile_invalidation,
     folio: *mut bindings::folio,
 ) {
+    // SAFETY: The locked folio pins the inode, and so the node.
+    let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
     // SAFETY: By the safety requirements of this function.
-    let Some(record) = (unsafe { new_record(record, node) }) else {
-        return;
-    };
+    let record = unsafe { new_record(record, node) };
+    if let Some((record, pages)) = record.zip(pages) {
+        shmem::writeout_start(&node, record, pages);
+    }
+}
+
+/// # Safety
+///
+/// As for [`referenced`].
+unsafe extern "C" fn writeout_undone(
+    node: *mut bindings::memfile_node,
+    folio: *mut bindings::folio,
+) {
     // SAFETY: The locked folio pins the inode, and so the node.
     let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
     if let Some(pages) = pages {
-        shmem::writeout_start(&node, record, pages);
+        shmem::writeout_undone(&node, pages);
     }
 }
 
@@ -285,12 +310,11 @@ pub(super) unsafe extern "C" fn invalidate_start(
     end: c_ulong,
 ) {
     // SAFETY: By the safety requirements of this function.
-    let Some(record) = (unsafe { new_record(record, node) }) else {
-        return;
-    };
-    if let Some(pages) = Range::new(start as u64, end as u64) {
-        // SAFETY: As above.
-        unsafe { borrow_node(node) }.invalidate_start(record, pages);
+    let node = unsafe { borrow_node(node) };
+    // SAFETY: As above.
+    let record = unsafe { new_record(record, node) };
+    if let Some((record, pages)) = record.zip(Range::new(start as u64, end as u64)) {
+        node.invalidate_start(record, pages);
     }
 }
 
@@ -304,10 +328,37 @@ pub(super) unsafe extern "C" fn invalidate_end(record: *mut bindings::memfile_in
     };
     // SAFETY: By the safety requirements of this function.
     let record = unsafe { Record::listed(raw) };
+    // SAFETY: The reference that `new_record()` took.
+    let node = unsafe { Arc::<Node>::from_raw(record.node_ptr().cast_const().cast()) };
     if record.running().is_some() {
-        // SAFETY: `destroy()` waits for this.
-        unsafe { borrow_node(record.node_ptr()) }.invalidate_end(record);
+        node.invalidate_end(record);
     }
+}
+
+/// # Safety
+///
+/// For a consumer, while it is called back for `record`; `range` is what it got from there or here.
+pub(super) unsafe extern "C" fn next_range(
+    record: *mut bindings::memfile_invalidation,
+    range: *mut bindings::memfile_range,
+) -> bool {
+    let Some(raw) = NonNull::new(record) else {
+        return false;
+    };
+    // SAFETY: By the safety requirements of this function.
+    let record = unsafe { Record::listed(raw) };
+    // SAFETY: As above.
+    let Some(after) = (unsafe { Notifier::from_raw((*range).notifier) }) else {
+        return false;
+    };
+    // SAFETY: Whoever invalidates keeps the node. It need not be in an `Arc` of ours.
+    let node = unsafe { &*record.node_ptr().cast_const().cast::<Node>() };
+    let Some((notifier, frames)) = node.next_range(record, after) else {
+        return false;
+    };
+    // SAFETY: As above.
+    unsafe { range.write(notifier.range(frames)) };
+    true
 }
 
 /// # Safety
@@ -351,7 +402,7 @@ unsafe extern "C" fn error_folio(node: *mut bindings::memfile_node, folio: *mut 
 unsafe fn get_pfn(
     notifier: *mut bindings::memfile_notifier,
     pfn: *mut bindings::memfile_pfn,
-    find: impl FnOnce(&Node, Binding) -> Result<(bindings::memfile_pfn, u64)>,
+    find: impl FnOnce(&Node, Binding) -> Result<Found<(bindings::memfile_pfn, u64)>>,
 ) -> c_int {
     from_result(|| {
         // SAFETY: By the safety requirements of this function.
@@ -359,9 +410,17 @@ unsafe fn get_pfn(
         // SAFETY: The notifier holds the file, which holds the node.
         let node = unsafe { borrow_node(notifier.node_ptr()) };
         let binding = notifier.binding(node.inode.pages())?;
-        let (found, index) = find(&node, binding)
-            .inspect(|_| node.counters.get_pfn.count())
-            .inspect_err(|_| node.counters.get_pfn_error.count())?;
+        let found = find(&node, binding).inspect_err(|_| node.counters.get_pfn_error.count())?;
+        let (found, index) = match found {
+            Found::There(found) => found,
+            Found::Coming(folio) => {
+                node.counters.get_pfn_wait.count();
+                // SAFETY: By the safety requirements of this function.
+                unsafe { pfn.write(folio.into_pfn()) };
+                return Err(EAGAIN);
+            }
+        };
+        node.counters.get_pfn.count();
         trace::get_pfn(&node.inode, index, &found);
         // SAFETY: By the safety requirements of this function.
         unsafe { pfn.write(found) };
@@ -378,8 +437,8 @@ unsafe extern "C" fn get_pfn_of_shmem(
     pfn: *mut bindings::memfile_pfn,
 ) -> c_int {
     let find = |node: &Node, binding| {
-        let (folio, index, order) = shmem::get_pfn(node, binding, frame)?;
-        Ok((folio.into_pfn(index, order), index))
+        let found = shmem::get_pfn(node, binding, frame)?;
+        Ok(found.map(|(folio, index, order)| (folio.into_pfn(index, order), index)))
     };
     // SAFETY: By the safety requirements of this function.
     unsafe { get_pfn(notifier, pfn, find) }
@@ -395,7 +454,7 @@ unsafe extern "C" fn get_pfn_of_store(
 ) -> c_int {
     let find = |node: &Node, binding| {
         let (page, index, order) = engine::store::get_pfn(node, binding, frame)?;
-        Ok((page.into_pfn(order), index))
+        Ok(Found::There((page.into_pfn(order), index)))
     };
     // SAFETY: By the safety requirements of this function.
     unsafe { get_pfn(notifier, pfn, find) }

@@ -29,31 +29,39 @@ impl Record {
         Self(raw)
     }
 
-    /// The record that [`RecordList::push`] has listed.
+    /// A record that is initialised, and perhaps listed.
     ///
     /// # Safety
     ///
-    /// `raw` must have been given to [`Self::from_raw`], and be in a list.
+    /// `raw` must be as the type invariant says.
     pub(super) unsafe fn listed(raw: NonNull<bindings::memfile_invalidation>) -> Self {
         // INVARIANT: By the safety requirements.
         Self(raw)
     }
 
+    pub(super) fn as_ptr(self) -> *mut bindings::memfile_invalidation {
+        self.0.as_ptr()
+    }
+
+    /// The node it is for, or null.
     pub(super) fn node_ptr(self) -> *mut bindings::memfile_node {
-        // SAFETY: Valid by the type invariant.
+        // SAFETY: Valid by the type invariant; does not change while it is listed.
         unsafe { (*self.0.as_ptr()).node }
     }
 
     pub(super) fn set_node(self, node: *mut bindings::memfile_node) {
-        // SAFETY: Valid by the type invariant; only its owner writes here.
+        // SAFETY: Valid by the type invariant; only its owner writes here, while it is not listed.
         unsafe { (*self.0.as_ptr()).node = node };
     }
 
-    /// Does `f` with a record on the stack, which `f` must take off the list again.
-    pub(crate) fn with<R>(f: impl FnOnce(Record) -> R) -> R {
-        let mut raw = bindings::memfile_invalidation::default();
+    /// Does `f` with a record on the stack for `node`, which `f` must take off the list again.
+    pub(crate) fn with<N, R>(node: &N, f: impl FnOnce(Record) -> R) -> R {
+        let mut raw = bindings::memfile_invalidation {
+            node: core::ptr::from_ref(node).cast_mut().cast(),
+            ..Default::default()
+        };
         // SAFETY: `raw` is not moved before this function returns, and it is off the list then.
-        let result = f(unsafe { Record::from_raw(NonNull::from(&mut raw)) });
+        let result = f(unsafe { Record::listed(NonNull::from(&mut raw)) });
         if raw.seq != 0 {
             // A bug of ours: returning would leave a dangling pointer in the list. Better this
             // task hangs than that somebody follows it.

@@ -6,7 +6,8 @@
 //!
 //! Outermost first; each may be taken by whoever holds those above it.
 //!
-//! 1. KVM's `slots_lock` (registration and unregistration run under it)
+//! 1. KVM's `slots_lock` (registration and unregistration run under it), then its
+//!    `slots_arch_lock` (registration only)
 //! 2. the inode lock (set_size and shmem's fallocate run under it)
 //! 3. a folio lock (migration, swap-out and memory failure run under it)
 //! 4. what consumers take in their callbacks; KVM: `mmu_lock`
@@ -14,6 +15,9 @@
 //!
 //! The list of stores beside shmem (`abi::store`) has a mutex, which registration takes under 1 when
 //! a file is not shmem's. Nothing is taken under it.
+//!
+//! Registration allocates and migrates under 1, where pages have to leave areas for movable memory.
+//! So nobody may want `slots_lock` or `slots_arch_lock` who holds a folio lock, or is in reclaim.
 //!
 //! Callbacks run without [`Node::state`]. They may sleep, but since swap-out calls them with a
 //! folio lock held and inside of reclaim, they may neither allocate nor take a sleeping lock whose
@@ -33,8 +37,11 @@
 //! * A notifier is in one tree from its birth until nothing calls it any more; who calls it is said
 //!   by its [`Life`], see [`crate::policy::clock`].
 //! * An invalidation is in `running` from before its first callback until after its last one.
-//! * `flags` are those of the exclusive bindings, [`Flags::CREATION`] if there are none (rule 8),
-//!   and what the inode's mapping was told last.
+//! * `flags` are the union of what bindings have asked for since the file had neither a binding nor
+//!   a page, [`Flags::CREATION`] before the first one (rule 8), and what the inode's mapping was
+//!   told last.
+//! * New pages come from areas for movable memory only while the file is bound and may move; if any
+//!   may lie there, `in_movable_areas` is set.
 //!
 //! # Memory ordering
 //!
@@ -74,6 +81,7 @@ use kernel::seq_file::SeqFile;
 use kernel::{
     new_condvar, new_spinlock, seq_print,
     sync::{
+        Arc,
         CondVar,
         SpinLock, //
     },
@@ -103,6 +111,10 @@ struct State {
     running: RecordList,
     clock: Clock,
     flags: Flags,
+    /// Pages may lie in areas for movable memory.
+    in_movable_areas: bool,
+    /// How often new pages were allowed to.
+    allowances: u64,
 }
 
 impl State {
@@ -130,13 +142,54 @@ impl State {
         }
         search(&self.exclusive, after).or_else(|| search(&self.observers, None))
     }
+
+    /// Is `notifier` the first listener of its context, the one that is called for all of them? The
+    /// first listener of all is; so the search is short unless many contexts share a range.
+    fn leads(&self, running: Running, notifier: Notifier) -> bool {
+        let mut at = None;
+        while let Some(other) = self.listener(running, at) {
+            if other == notifier {
+                return true;
+            }
+            if other.context().is_some() && other.context() == notifier.context() {
+                return false;
+            }
+            at = Some(other);
+        }
+        true
+    }
+
+    /// The next listener of the same context.
+    fn peer(&self, running: Running, after: Notifier) -> Option<Notifier> {
+        after.context()?;
+        let mut at = after;
+        loop {
+            at = self.listener(running, Some(at))?;
+            if at.context() == after.context() {
+                return Some(at);
+            }
+        }
+    }
+
+    /// Where new pages come from, now that the flags or the bindings have changed.
+    ///
+    /// An unbound file takes them from unmovable blocks although they may move: the usual next thing
+    /// is a binding that pins them, and a pinned page must not sit in a movable block.
+    fn place(&mut self, inode: &Inode) {
+        let movable = self.bound != 0 && !self.flags.unmovable();
+        inode.allocate_movable(movable);
+        if movable {
+            self.in_movable_areas = true;
+            self.allowances += 1;
+        }
+    }
 }
 
 impl Node {
     /// A node for a new, empty file.
-    pub(crate) fn new(inode: Inode) -> Result<Pin<KBox<Self>>> {
+    pub(crate) fn new(inode: Inode) -> Result<Arc<Self>> {
         let counters = stats::Entry::new(inode.number())?;
-        let node = KBox::pin_init(
+        let node = Arc::pin_init(
             pin_init!(Self {
                 inode,
                 counters,
@@ -147,17 +200,20 @@ impl Node {
                     running: RecordList::new(),
                     clock: Clock::default(),
                     flags: Flags::CREATION,
+                    in_movable_areas: false,
+                    allowances: 0,
                 }, "memfile_node"),
                 ended <- new_condvar!("memfile_ended"),
             }),
             GFP_KERNEL,
         )?;
         node.counters.create.count();
-        node.inode.apply(Flags::CREATION, false);
+        node.inode.apply(Flags::CREATION);
+        node.inode.allocate_movable(false);
         Ok(node)
     }
 
-    /// `MEMFILE_F_*` of the moment.
+    /// `MEMFILE_F_*` that its pages are promised.
     pub(crate) fn flags(&self) -> Flags {
         self.state.lock().flags
     }
@@ -183,7 +239,8 @@ impl Node {
         file.fallocate(mode, offset, len)
     }
 
-    /// Binds `notifier` to the pages of `file` it names (rules 6 to 8). Sleeps.
+    /// Binds `notifier` to the pages of `file` it names (rules 6 to 8). Sleeps, and may allocate and
+    /// take folio locks.
     pub(crate) fn bind(&self, file: File, flags: u64, notifier: Notifier) -> Result {
         if !notifier.has_ops() {
             return Err(EINVAL);
@@ -197,13 +254,35 @@ impl Node {
         let mut state = self.state.lock();
         if exclusive {
             let wish = Flags::from_consumer(flags)?;
-            let flags = state.flags.joined(state.bound, wish)?;
-            if state.exclusive.next(pages, None).is_some() {
-                return Err(Refusal::Exists.into());
-            }
+            let flags = loop {
+                let has_pages = self.inode.has_pages();
+                let flags = state.flags.joined(state.bound, has_pages, wish)?;
+                if state.exclusive.next(pages, None).is_some() {
+                    return Err(Refusal::Exists.into());
+                }
+                if !flags.unmovable() || !state.in_movable_areas {
+                    break flags;
+                }
+
+                // What will not move any more must not stay where others need room. Meanwhile all
+                // may change, so look again.
+                self.inode.allocate_movable(false);
+                let allowances = state.allowances;
+                drop(state);
+                let left = self.inode.leave_movable_areas();
+                state = self.state.lock();
+                if let Err(err) = left {
+                    state.place(&self.inode);
+                    return Err(err);
+                }
+                if state.allowances == allowances {
+                    state.in_movable_areas = false;
+                }
+            };
             state.bound += 1;
             state.flags = flags;
-            self.inode.apply(flags, true);
+            self.inode.apply(flags);
+            state.place(&self.inode);
         }
 
         file.hold_for(notifier);
@@ -230,7 +309,8 @@ impl Node {
     }
 
     /// Unbinds `notifier`. No callback runs when this returns (rule 9), and no grace period is
-    /// waited for, only what is running now and calls this very notifier. Sleeps.
+    /// waited for, only what is running now and calls this very notifier. What the pages were
+    /// promised holds on (rule 8), so there is nothing to do for each of them. Sleeps.
     pub(crate) fn unbind(&self, notifier: Notifier) {
         let Ok(binding) = notifier.binding(self.inode.pages()) else {
             // Not reached: bind() accepted it, and a file that is bound keeps its size.
@@ -252,20 +332,14 @@ impl Node {
         }
 
         state.tree(notifier).remove(notifier);
-        let before = state.flags;
         if !notifier.observer() {
             state.bound -= 1;
-            state.flags = before.left(state.bound);
-            self.inode.apply(state.flags, state.bound != 0);
+            state.place(&self.inode);
         }
-        let rescue = before.unreclaimable() && !state.flags.unreclaimable();
         drop(state);
 
         self.counters.unbind.count();
         trace::unbind(&self.inode, pages);
-        if rescue {
-            self.inode.rescue();
-        }
         notifier.release_file();
     }
 
@@ -281,7 +355,7 @@ impl Node {
 
     /// Takes consumers off `pages`, does `work`, and lets them come back (rule 14). Sleeps.
     pub(crate) fn invalidate<R>(&self, pages: Range, work: impl FnOnce() -> R) -> R {
-        Record::with(|record| {
+        Record::with(self, |record| {
             self.invalidate_start(record, pages);
             let result = work();
             self.invalidate_end(record);
@@ -294,14 +368,17 @@ impl Node {
         self.counters.invalidate.count();
         trace::invalidate_start(&self.inode, pages);
         self.begin(record, pages);
-        self.each(record, |notifier, frames| notifier.invalidate_start(frames));
-        self.each(record, |notifier, _| notifier.flush());
+        self.each_context(record, |notifier, frames| {
+            notifier.invalidate_start(record, frames);
+        });
     }
 
-    /// The second half. For swap-out, what keeps `self` is `record`, and only until [`Self::end`]
-    /// gives the lock up: nothing may touch `self` after that.
+    /// The second half. When [`Self::end`] gives the lock up, the inode may go: nothing may touch it
+    /// after that. (`self` stays, for the caller holds a reference to it.)
     pub(crate) fn invalidate_end(&self, record: Record) {
-        self.each(record, |notifier, frames| notifier.invalidate_end(frames));
+        self.each_context(record, |notifier, frames| {
+            notifier.invalidate_end(record, frames);
+        });
         if let Some(running) = record.running() {
             trace::invalidate_end(&self.inode, running.pages);
         }
@@ -310,7 +387,7 @@ impl Node {
 
     /// Has a consumer used any of `pages` since the last time? Sleeps.
     pub(crate) fn test_clear_young(&self, pages: Range) -> bool {
-        Record::with(|record| {
+        Record::with(self, |record| {
             let mut young = false;
             self.begin(record, pages);
             self.each(record, |notifier, frames| {
@@ -331,7 +408,7 @@ impl Node {
     fn end(&self, record: Record) {
         let mut state = self.state.lock();
         state.running.remove(record);
-        // Under the lock, so that who waits to free the node cannot do so before we are done.
+        // Under the lock, so that who waits for the inode cannot go on before we are done.
         self.ended.notify_all();
     }
 
@@ -344,15 +421,38 @@ impl Node {
         loop {
             let next = self.state.lock().listener(running, at);
             let Some(notifier) = next else { break };
-            let binding = notifier.binding(self.inode.pages());
-            if let Some(frames) = binding
-                .ok()
-                .and_then(|bound| bound.frames_of(running.pages))
-            {
+            if let Some(frames) = self.frames(running, notifier) {
                 call(notifier, frames);
             }
             at = next;
         }
+    }
+
+    /// Likewise, but once for each context. The consumer gets the other bindings of the context from
+    /// [`Self::next_range`], so that it can do all of them under one lock.
+    fn each_context(&self, record: Record, mut call: impl FnMut(Notifier, Range)) {
+        let Some(running) = record.running() else {
+            return;
+        };
+        self.each(record, |notifier, frames| {
+            if self.state.lock().leads(running, notifier) {
+                call(notifier, frames);
+            }
+        });
+    }
+
+    /// The next binding of the context of `after` that takes part, and those of its frames that are
+    /// meant. Takes a spinlock, and may be called under others.
+    pub(crate) fn next_range(&self, record: Record, after: Notifier) -> Option<(Notifier, Range)> {
+        let running = record.running()?;
+        let notifier = self.state.lock().peer(running, after)?;
+        Some((notifier, self.frames(running, notifier)?))
+    }
+
+    /// Those frames of `notifier` that are meant.
+    fn frames(&self, running: Running, notifier: Notifier) -> Option<Range> {
+        let binding = notifier.binding(self.inode.pages()).ok()?;
+        binding.frames_of(running.pages)
     }
 
     /// Lines for `/proc/PID/fdinfo/FD`.
@@ -414,7 +514,7 @@ mod tests {
         assert_eq!(file.bind(c.as_ref(), ALL, 0, 16), Ok(()));
         assert_eq!(u64::from(file.node().flags().bits()), ALL);
         c.unbind();
-        assert_eq!(file.node().flags(), Flags::CREATION);
+        assert_eq!(u64::from(file.node().flags().bits()), ALL);
         Ok(())
     }
 
@@ -455,14 +555,11 @@ mod tests {
         file.bind(c.as_ref(), 0, 6, 10)?;
 
         file.node().invalidate(Range::of(2, 7), || {
-            // All starts, then all flushes, before any page goes.
+            // All starts, before any page goes.
             assert!(journal.take(&[
                 ('a', Start, 102, 104),
                 ('b', Start, 200, 203),
                 ('c', Start, 0, 1),
-                ('a', Flush, 0, 0),
-                ('b', Flush, 0, 0),
-                ('c', Flush, 0, 0),
             ]));
         });
         assert!(journal.take(&[('a', End, 102, 104), ('b', End, 200, 203), ('c', End, 0, 1),]));
@@ -474,6 +571,38 @@ mod tests {
         c.unbind();
         file.node().invalidate(Range::of(0, 16), || ());
         assert!(journal.take(&[]));
+        Ok(())
+    }
+
+    #[test]
+    fn bindings_of_one_context_are_called_together() -> Result {
+        let journal = Journal::new();
+        let file = TestFile::new(16)?;
+        let a = TestConsumer::of_context(&journal, 'a', 1, 0)?;
+        let b = TestConsumer::of_context(&journal, 'b', 2, 0)?;
+        let c = TestConsumer::of_context(&journal, 'c', 1, 100)?;
+        let d = TestConsumer::of_context(&journal, 'd', 2, 100)?;
+        for (pgoff, consumer) in [(0, &a), (4, &b), (8, &c), (12, &d)] {
+            file.bind(consumer.as_ref(), ALL, pgoff, 4)?;
+        }
+        let all = |call| {
+            [
+                ('a', call, 2, 4),
+                ('c', call, 100, 104),
+                ('b', call, 0, 4),
+                ('d', call, 100, 102),
+            ]
+        };
+        file.node().invalidate(Range::of(2, 14), || {
+            assert!(journal.take(&all(Start)));
+        });
+        assert!(journal.take(&all(End)));
+
+        // The first of a context need not be the first of all.
+        file.node().invalidate(Range::of(6, 9), || {
+            assert!(journal.take(&[('b', Start, 2, 4), ('c', Start, 100, 101)]));
+        });
+        assert!(journal.take(&[('b', End, 2, 4), ('c', End, 100, 101)]));
         Ok(())
     }
 
@@ -490,7 +619,7 @@ mod tests {
             b.unbind();
             assert_eq!(file.bind(b.as_ref(), 0, 8, 8), Ok(()));
         });
-        assert!(journal.take(&[('a', Start, 0, 8), ('a', Flush, 0, 0), ('a', End, 0, 8)]));
+        assert!(journal.take(&[('a', Start, 0, 8), ('a', End, 0, 8)]));
         Ok(())
     }
 
@@ -504,9 +633,7 @@ mod tests {
         node.invalidate(Range::of(0, 8), || node.invalidate(Range::of(4, 12), || ()));
         assert!(journal.take(&[
             ('a', Start, 0, 8),
-            ('a', Flush, 0, 0),
             ('a', Start, 4, 12),
-            ('a', Flush, 0, 0),
             ('a', End, 4, 12),
             ('a', End, 0, 8),
         ]));

@@ -3,7 +3,10 @@
 //! The backing store: pages of shmem.
 
 use super::node::Node;
-use crate::abi::folio::Locked;
+use crate::abi::folio::{
+    Found,
+    Locked, //
+};
 use crate::abi::record::Record;
 use crate::abi::trace;
 use crate::policy::range::{
@@ -17,9 +20,18 @@ use kernel::prelude::*;
 ///
 /// The folio is dirty: its only copy is this one, from now on. The caller unlocks it before the
 /// consumer maps it; what protects the consumer then is the notifier, not the lock (rule 13).
-pub(crate) fn get_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Locked, u64, u32)> {
+///
+/// A page that is in swap, or on its way there, is not waited for.
+pub(crate) fn get_pfn(
+    node: &Node,
+    binding: Binding,
+    frame: u64,
+) -> Result<Found<(Locked, u64, u32)>> {
     let index = binding.page_of(frame).ok_or(EINVAL)?;
-    let folio = Locked::get(&node.inode, index)?;
+    let folio = match Locked::get(&node.inode, index)? {
+        Found::There(folio) => folio,
+        Found::Coming(folio) => return Ok(Found::Coming(folio)),
+    };
 
     let order = if !folio.poisoned() {
         folio.order()
@@ -31,7 +43,8 @@ pub(crate) fn get_pfn(node: &Node, binding: Binding, frame: u64) -> Result<(Lock
     };
 
     folio.mark_dirty();
-    Ok((folio, index, binding.order_at(frame, order)))
+    let order = binding.order_at(frame, order);
+    Ok(Found::There((folio, index, order)))
 }
 
 /// Has a consumer used `pages`, all of one folio, since the last look (rule 19)? Follows
@@ -50,6 +63,12 @@ pub(crate) fn writeout_start(node: &Node, record: Record, pages: Range) {
     node.counters.swap_out.count();
     trace::swap_out(&node.inode, pages);
     node.invalidate_start(record, pages);
+}
+
+/// `pages`, all of one folio, have left for swap, which did not want them after all: they are back.
+pub(crate) fn writeout_undone(node: &Node, _pages: Range) {
+    node.counters.swap_out.uncount();
+    node.counters.swap_out_undone.count();
 }
 
 /// Moves `pages`, all of one folio, with `migrate` (rules 18 and 19). Sleeps.
@@ -98,7 +117,8 @@ mod tests {
         }
         assert_eq!(file.node().inode.resident(), 0);
         for _ in 0..2 {
-            let (folio, index, order) = get_pfn(file.node(), binding, 103)?;
+            let found = get_pfn(file.node(), binding, 103)?;
+            let (folio, index, order) = found.there().ok_or(EAGAIN)?;
             assert_eq!((index, order), (7, 0));
             assert_eq!(folio.pages(), Range::new(7, 8));
             drop(folio);
@@ -133,7 +153,7 @@ mod tests {
             // The end comes even if it did not work.
             for wanted in [Ok(()), Err(EAGAIN)] {
                 let result = migrate(file.node(), pages, || {
-                    assert!(journal.take(&[('a', Start, 2, 3), ('a', Flush, 0, 0)]));
+                    assert!(journal.take(&[('a', Start, 2, 3)]));
                     wanted
                 });
                 assert_eq!(result, wanted);
@@ -156,9 +176,9 @@ mod tests {
             assert_eq!(referenced(file.node(), pages), young);
             assert!(journal.take(&[('a', Young, 2, 3)]));
         }
-        Record::with(|record| {
+        Record::with(file.node(), |record| {
             writeout_start(file.node(), record, pages);
-            assert!(journal.take(&[('a', Start, 2, 3), ('a', Flush, 0, 0)]));
+            assert!(journal.take(&[('a', Start, 2, 3)]));
             file.node().invalidate_end(record);
         });
         assert!(journal.take(&[('a', End, 2, 3)]));
@@ -172,7 +192,7 @@ mod tests {
         let a = TestConsumer::new(&journal, 'a', false, 50)?;
         file.bind(a.as_ref(), PINNED, 0, 16)?;
         poison(file.node(), Range::of(2, 3));
-        assert!(journal.take(&[('a', Start, 52, 53), ('a', Flush, 0, 0), ('a', End, 52, 53)]));
+        assert!(journal.take(&[('a', Start, 52, 53), ('a', End, 52, 53)]));
         Ok(())
     }
 }

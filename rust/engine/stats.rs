@@ -10,14 +10,16 @@
 //! An event costs one atomic addition to a counter of its file, whoever looks or not; reading adds
 //! up.
 
+use crate::abi::debugfs::Show;
 use crate::abi::FILES;
 use core::ops::Deref;
-use kernel::fmt;
 use kernel::prelude::*;
 use kernel::rbtree::{
     RBTree,
     RBTreeNode, //
 };
+use kernel::seq_file::SeqFile;
+use kernel::seq_print;
 use kernel::sync::atomic::{
     Atomic,
     Relaxed, //
@@ -35,6 +37,11 @@ impl Counter {
     /// One more.
     pub(crate) fn count(&self) {
         self.0.fetch_add(1, Relaxed);
+    }
+
+    /// One less: what was counted did not last.
+    pub(crate) fn uncount(&self) {
+        self.0.fetch_add(-1, Relaxed);
     }
 
     fn add(&self, other: &Self) {
@@ -59,9 +66,8 @@ macro_rules! counters {
             }
 
             /// Each name and its value.
-            fn each(&self, mut f: impl FnMut(&str, i64) -> fmt::Result) -> fmt::Result {
-                $(f(stringify!($name), self.$name.0.load(Relaxed))?;)*
-                Ok(())
+            fn each(&self, mut f: impl FnMut(&str, i64)) {
+                $(f(stringify!($name), self.$name.0.load(Relaxed));)*
             }
         }
     };
@@ -136,30 +142,41 @@ impl Drop for Entry {
     }
 }
 
-/// Writes the lines of `counters`.
-pub(crate) fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let total = Counters::new();
-    let files = FILES.lock();
-    total.add(&GONE);
-    for file in files.iter() {
-        total.add(&file.counters);
+/// The file `counters`.
+pub(crate) enum Totals {}
+
+impl Show for Totals {
+    const NAME: &'static CStr = c"counters";
+
+    fn show(seq: &SeqFile) {
+        let total = Counters::new();
+        let files = FILES.lock();
+        total.add(&GONE);
+        for file in files.iter() {
+            total.add(&file.counters);
+        }
+        drop(files);
+        total.each(|name, value| seq_print!(seq, "{name} {value}\n"));
     }
-    drop(files);
-    total.each(|name, value| writeln!(f, "{name} {value}"))
 }
 
-/// Writes the lines of `files`.
-pub(crate) fn show_files(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "ino")?;
-    GONE.each(|name, _| write!(f, " {name}"))?;
-    writeln!(f)?;
-    let files = FILES.lock();
-    for file in files.iter() {
-        write!(f, "{}", file.ino)?;
-        file.counters.each(|_, value| write!(f, " {value}"))?;
-        writeln!(f)?;
+/// The file `files`.
+pub(crate) enum Each {}
+
+impl Show for Each {
+    const NAME: &'static CStr = c"files";
+
+    fn show(seq: &SeqFile) {
+        seq_print!(seq, "ino");
+        GONE.each(|name, _| seq_print!(seq, " {name}"));
+        seq_print!(seq, "\n");
+        let files = FILES.lock();
+        for file in files.iter() {
+            seq_print!(seq, "{}", file.ino);
+            file.counters.each(|_, value| seq_print!(seq, " {value}"));
+            seq_print!(seq, "\n");
+        }
     }
-    Ok(())
 }
 
 counters! {
@@ -173,6 +190,8 @@ counters! {
     unbind,
     /// Pages given to consumers.
     get_pfn,
+    /// Pages that were in swap, or on their way there: the consumer waited and asked again.
+    get_pfn_wait,
     /// Pages refused, for whatever reason.
     get_pfn_error,
     /// References to pages given back.
@@ -185,8 +204,10 @@ counters! {
     migrate,
     /// Folios that were asked to migrate and did not.
     migrate_error,
-    /// Folios that reclaim was allowed to swap out.
+    /// Folios that left for swap, and did not come back as they were.
     swap_out,
+    /// Folios that left for swap, which did not take them: they came back at once.
+    swap_out_undone,
     /// Swap-outs refused because a consumer had used the folio.
     young,
     /// Folios with a memory error.

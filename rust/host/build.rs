@@ -40,23 +40,33 @@ const MUTANTS: &[(&str, &str, &str)] = &[
     ),
     (
         "starts_are_not_called",
-        "self.each(record, |notifier, frames| notifier.invalidate_start(frames));",
+        "notifier.invalidate_start(record, frames);",
         "",
     ),
     (
         "ends_are_not_called",
-        "self.each(record, |notifier, frames| notifier.invalidate_end(frames));",
+        "notifier.invalidate_end(record, frames);",
         "",
     ),
     (
         "nothing_is_clipped",
-        "bound.frames_of(running.pages)",
-        "bound.frames_of(bound.pages())",
+        "binding.frames_of(running.pages)",
+        "binding.frames_of(binding.pages())",
     ),
     (
         "exclusive_bindings_may_overlap",
         "state.exclusive.next(pages, None).is_some()",
         "false",
+    ),
+    (
+        "each_binding_is_called_by_itself",
+        "self.state.lock().leads(running, notifier)",
+        "true",
+    ),
+    (
+        "peers_are_left_out",
+        "self.state.lock().peer(running, after)?",
+        "self.state.lock().peer(running, after).filter(|_| false)?",
     ),
 ];
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `MEMFILE_F_*`: what a file is while it is bound (rule 8).
+//! `MEMFILE_F_*`: what the pages of a file are promised (rule 8).
 
 use super::Refusal;
 
@@ -18,7 +18,7 @@ impl Flags {
     /// All that there are; what KVM registers with unless told otherwise.
     pub(crate) const ALL: u32 = Self::USER_INACCESSIBLE | Self::UNMOVABLE | Self::UNRECLAIMABLE;
 
-    /// What a file has from its creation on, and again after its last binding.
+    /// What a file has from its creation to its first binding.
     pub(crate) const CREATION: Self = Self(Self::USER_INACCESSIBLE);
 
     /// What a consumer asks for: known bits, and not weaker than [`Self::CREATION`].
@@ -45,22 +45,16 @@ impl Flags {
         self.0 & Self::UNRECLAIMABLE != 0
     }
 
-    /// What the file is after `wish` joins `bound` bindings: the first one decides, the others
-    /// must want the same.
-    pub(crate) fn joined(self, bound: usize, wish: Self) -> Result<Self, Refusal> {
-        if bound == 0 || self == wish {
-            Ok(wish)
-        } else {
+    /// What the file is after a binding with `wish` joins `bound` others.
+    ///
+    /// It may ask for more than the file has. It may ask for less only while nobody relies on what
+    /// the file has: no binding, and no page that was promised it.
+    pub(crate) fn joined(self, bound: usize, has_pages: bool, wish: Self) -> Result<Self, Refusal> {
+        let weaker = self.0 & !wish.0 != 0;
+        if weaker && (bound != 0 || has_pages) {
             Err(Refusal::Invalid)
-        }
-    }
-
-    /// What the file is when `bound` bindings are left.
-    pub(crate) fn left(self, bound: usize) -> Self {
-        if bound == 0 {
-            Self::CREATION
         } else {
-            self
+            Ok(wish)
         }
     }
 }
@@ -87,16 +81,35 @@ mod tests {
     }
 
     #[test]
-    fn the_first_binding_decides_and_a_different_wish_is_refused() {
-        assert_eq!(Flags::CREATION.joined(0, PINNED), Ok(PINNED));
-        assert_eq!(PINNED.joined(1, PINNED), Ok(PINNED));
-        assert_eq!(PINNED.joined(1, Flags::CREATION), Err(Refusal::Invalid));
-        assert_eq!(Flags::CREATION.joined(1, PINNED), Err(Refusal::Invalid));
+    fn a_binding_may_ask_for_more() {
+        for has_pages in [false, true] {
+            assert_eq!(Flags::CREATION.joined(0, has_pages, PINNED), Ok(PINNED));
+            assert_eq!(Flags::CREATION.joined(1, has_pages, PINNED), Ok(PINNED));
+            assert_eq!(PINNED.joined(1, has_pages, PINNED), Ok(PINNED));
+        }
     }
 
     #[test]
-    fn flags_fall_back_to_creation_with_the_last_binding() {
-        assert_eq!(PINNED.left(1), PINNED);
-        assert_eq!(PINNED.left(0), Flags::CREATION);
+    fn what_pages_were_promised_holds_without_a_binding() {
+        assert_eq!(PINNED.joined(0, true, PINNED), Ok(PINNED));
+        for wish in [1, 3, 5] {
+            let wish = Flags(wish);
+            assert_eq!(PINNED.joined(0, true, wish), Err(Refusal::Invalid));
+            assert_eq!(PINNED.joined(1, false, wish), Err(Refusal::Invalid));
+            assert_eq!(PINNED.joined(0, false, wish), Ok(wish));
+        }
+    }
+
+    #[test]
+    fn more_of_one_does_not_make_up_for_less_of_the_other() {
+        let (unmovable, unreclaimable) = (Flags(3), Flags(5));
+        assert_eq!(
+            unmovable.joined(0, true, unreclaimable),
+            Err(Refusal::Invalid)
+        );
+        assert_eq!(
+            unreclaimable.joined(0, true, unmovable),
+            Err(Refusal::Invalid)
+        );
     }
 }

@@ -108,21 +108,25 @@ impl Memory {
         })
     }
 
-    /// Does `f` with the page at `index`, a new one if there is none. Sleeps.
-    fn with_page<R>(&self, index: usize, f: impl FnOnce(&Page) -> R) -> Result<R> {
+    /// Does `f` with the page at `index`, a new one if there is none: then does `account`. Sleeps.
+    fn with_page<R>(
+        &self,
+        index: usize,
+        account: impl FnOnce(),
+        f: impl FnOnce(&Page) -> R,
+    ) -> Result<R> {
         let mut pages = self.pages.lock();
         if pages.get(&index).is_none() {
             let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?;
             pages.try_create_and_insert(index, page, GFP_KERNEL)?;
+            account();
         }
         pages.get(&index).map(f).ok_or(ENOMEM)
     }
 
-    /// Gives up the pages in `hole`. Sleeps.
-    fn punch(&self, hole: Range<usize>) {
+    /// Gives up the pages in `hole`, and counts them. Sleeps.
+    fn punch(&self, hole: Range<usize>) -> usize {
         let mut pages = self.pages.lock();
-        for index in hole {
-            pages.remove(&index);
-        }
+        hole.filter(|index| pages.remove(index).is_some()).count()
     }
 }

@@ -88,7 +88,7 @@ const BIND: u32 = _IOW::<[u64; 6]>(MAGIC, 1);
 const UNBIND: u32 = _IO(MAGIC, 2);
 /// What was heard since the last [`BIND`]: callbacks after [`UNBIND`] (since the device was
 /// opened), how many of each kind, then kind, start and end of the first events.
-const EVENTS: u32 = _IOR::<[u64; 6 + 3 * KEPT]>(MAGIC, 3);
+const EVENTS: u32 = _IOR::<[u64; 5 + 3 * KEPT]>(MAGIC, 3);
 /// Keeps callbacks in `invalidate_start` (argument not 0), or lets them go (0).
 const BLOCK: u32 = _IO(MAGIC, 4);
 /// Gets the page behind a frame and gives it back: frame; pfn, order.

@@ -22,9 +22,8 @@ pub(crate) const KEPT: usize = 32;
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
     Start = 1,
-    Flush = 2,
-    End = 3,
-    Young = 4,
+    End = 2,
+    Young = 3,
 }
 
 /// What a binding has heard. Outlives the binding.
@@ -40,7 +39,7 @@ struct State {
     /// Kind, start and end of the first [`KEPT`] events.
     events: [[u64; 3]; KEPT],
     /// How many events there were, each kind by its number.
-    counts: [u64; 5],
+    counts: [u64; 4],
     /// Callbacks stay in [`Consumer::invalidate_start`].
     blocked: bool,
     /// No binding reports here: what comes now comes too late.
@@ -79,7 +78,7 @@ impl Log {
             pin_init!(Self {
                 state <- new_spinlock!(State {
                     events: [[0; 3]; KEPT],
-                    counts: [0; 5],
+                    counts: [0; 4],
                     blocked: false,
                     closed: true,
                     late: 0,
@@ -94,7 +93,7 @@ impl Log {
     pub(crate) fn open(&self) {
         let mut state = self.state.lock();
         state.events = [[0; 3]; KEPT];
-        state.counts = [0; 5];
+        state.counts = [0; 4];
         state.closed = false;
     }
 
@@ -122,7 +121,7 @@ impl Log {
     }
 
     /// Numbers for user space: callbacks that came too late, how many of each kind, the events.
-    pub(crate) fn read(&self) -> (u64, [u64; 5], [[u64; 3]; KEPT]) {
+    pub(crate) fn read(&self) -> (u64, [u64; 4], [[u64; 3]; KEPT]) {
         let state = self.state.lock();
         (state.late, state.counts, state.events)
     }
@@ -137,10 +136,6 @@ impl Consumer for Recorder {
         state.push(Kind::Start, frames);
         // Whoever dies meanwhile must be able to.
         while state.blocked && !self.0.changed.wait_interruptible(&mut state) {}
-    }
-
-    fn flush(&self) {
-        self.0.state.lock().push(Kind::Flush, 0..0);
     }
 
     fn invalidate_end(&self, frames: Range<u64>) {

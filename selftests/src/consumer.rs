@@ -20,7 +20,7 @@ const MAGIC: u32 = b'm' as u32;
 
 ioctl_iow_nr!(BIND, MAGIC, 1, [u64; 6]);
 ioctl_io_nr!(UNBIND, MAGIC, 2);
-ioctl_ior_nr!(EVENTS, MAGIC, 3, [u64; 6 + 3 * KEPT]);
+ioctl_ior_nr!(EVENTS, MAGIC, 3, [u64; 5 + 3 * KEPT]);
 ioctl_io_nr!(BLOCK, MAGIC, 4);
 ioctl_iowr_nr!(GET, MAGIC, 5, [u64; 3]);
 ioctl_iowr_nr!(HOLD, MAGIC, 6, [u64; 3]);
@@ -62,7 +62,6 @@ impl Span {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     Start(u64, u64),
-    Flush,
     End(u64, u64),
     Young(u64, u64),
 }
@@ -73,7 +72,6 @@ pub struct Heard {
     /// Callbacks while nothing was bound.
     pub late: u64,
     pub starts: u64,
-    pub flushes: u64,
     pub ends: u64,
     /// The first few.
     pub events: Vec<Event>,
@@ -138,22 +136,21 @@ impl Consumer {
         let mut arg = [0; 6 + 3 * KEPT];
         // SAFETY: The array is the one of this ioctl.
         unsafe { ioctl_mut(self.0.as_fd(), EVENTS(), &mut arg) }.context("EVENTS")?;
-        let [late, _, starts, flushes, ends, _, events @ ..] = arg;
+        let [late, _, starts, ends, _, events @ ..] = arg;
         let events = events.chunks(3).map_while(|event| match *event {
             [1, start, end] => Some(Event::Start(start, end)),
-            [2, ..] => Some(Event::Flush),
-            [3, start, end] => Some(Event::End(start, end)),
-            [4, start, end] => Some(Event::Young(start, end)),
+            [2, start, end] => Some(Event::End(start, end)),
+            [3, start, end] => Some(Event::Young(start, end)),
             _ => None,
         });
-        Ok(Heard { late, starts, flushes, ends, events: events.collect() })
+        Ok(Heard { late, starts, ends, events: events.collect() })
     }
 
     /// Fail unless exactly these invalidations were heard, one after the other.
     pub fn expect_heard(&self, ranges: &[(u64, u64)]) -> Result<()> {
         let heard = self.heard()?;
         let whole = |&(start, end): &(u64, u64)| {
-            [Event::Start(start, end), Event::Flush, Event::End(start, end)]
+            [Event::Start(start, end), Event::End(start, end)]
         };
         let wanted: Vec<Event> = ranges.iter().flat_map(whole).collect();
         ensure!(heard.events == wanted, "heard {:?}, wanted {wanted:?}", heard.events);
@@ -164,9 +161,8 @@ impl Consumer {
     /// Fail unless every invalidation that began has ended, and none came too late.
     pub fn expect_balanced(&self) -> Result<()> {
         let heard = self.heard()?;
-        let Heard { late, starts, flushes, ends, .. } = heard;
+        let Heard { late, starts, ends, .. } = heard;
         ensure!(starts == ends, "{starts} starts, {ends} ends: {heard:?}");
-        ensure!(starts == flushes, "{starts} starts, {flushes} flushes: {heard:?}");
         ensure!(late == 0, "{late} callbacks after the end of the binding: {heard:?}");
         Ok(())
     }

@@ -36,8 +36,16 @@ pub(crate) mod inode {
     #[derive(Default)]
     pub(crate) struct Inode {
         pub(crate) bytes: Cell<u64>,
+        /// It has pages.
+        pub(crate) has_pages: Cell<bool>,
         /// What [`Self::apply`] was told last.
-        pub(crate) applied: Cell<Option<(Flags, bool)>>,
+        pub(crate) applied: Cell<Option<Flags>>,
+        /// What [`Self::allocate_movable`] was told last.
+        pub(crate) movable: Cell<Option<bool>>,
+        /// What [`Self::leave_movable_areas`] answers.
+        pub(crate) stuck: Cell<Option<Error>>,
+        /// How often that was called.
+        pub(crate) left: Cell<u32>,
     }
 
     impl Inode {
@@ -63,11 +71,24 @@ pub(crate) mod inode {
             0
         }
 
-        pub(crate) fn apply(&self, flags: Flags, bound: bool) {
-            self.applied.set(Some((flags, bound)));
+        pub(crate) fn has_pages(&self) -> bool {
+            self.has_pages.get()
         }
 
-        pub(crate) fn rescue(&self) {}
+        pub(crate) fn apply(&self, flags: Flags) {
+            self.applied.set(Some(flags));
+        }
+
+        pub(crate) fn allocate_movable(&self, movable: bool) {
+            self.movable.set(Some(movable));
+        }
+
+        pub(crate) fn leave_movable_areas(&self) -> Result {
+            let movable = self.movable.get();
+            assert_eq!(movable, Some(false), "new pages take the place of the old");
+            self.left.set(self.left.get() + 1);
+            self.stuck.get().map_or(Ok(()), Err)
+        }
     }
 
     thread_local! {
@@ -98,18 +119,38 @@ pub(crate) mod inode {
 }
 
 pub(crate) mod notifier {
+    use super::record::Record;
     use crate::policy::clock::Life;
     use crate::policy::range::{Binding, Range};
     use crate::policy::Refusal;
     use std::cell::{Cell, RefCell};
+    use std::num::NonZeroU64;
     use std::rc::Rc;
 
-    /// What a consumer is called back for.
+    /// What a consumer is called back for. It asks for the ranges one after the other, and may hold
+    /// locks of its own meanwhile.
     pub(crate) trait Consumer {
-        fn invalidate_start(&self, frames: Range);
-        fn flush(&self);
-        fn invalidate_end(&self, frames: Range);
+        fn invalidate_start(&self, ranges: Ranges);
+        fn invalidate_end(&self, ranges: Ranges);
         fn test_clear_young(&self, frames: Range) -> bool;
+    }
+
+    /// The bindings of one context that take part in an invalidation.
+    pub(crate) struct Ranges {
+        record: Record,
+        next: Option<(Notifier, Range)>,
+    }
+
+    impl Iterator for Ranges {
+        type Item = (Notifier, Range);
+
+        fn next(&mut self) -> Option<Self::Item> {
+            let (notifier, frames) = self.next.take()?;
+            if notifier.context().is_some() {
+                self.next = self.record.next_range(notifier);
+            }
+            Some((notifier, frames))
+        }
     }
 
     pub(crate) struct Body {
@@ -117,6 +158,7 @@ pub(crate) mod notifier {
         nr_pages: u64,
         frame: u64,
         observer: bool,
+        context: u64,
         consumer: Option<Rc<dyn Consumer>>,
         life: Cell<Option<Life>>,
         pub(super) file_held: Cell<bool>,
@@ -136,6 +178,7 @@ pub(crate) mod notifier {
             nr_pages: u64,
             frame: u64,
             observer: bool,
+            context: u64,
             consumer: Option<Rc<dyn Consumer>>,
         ) -> Self {
             let body = Body {
@@ -143,6 +186,7 @@ pub(crate) mod notifier {
                 nr_pages,
                 frame,
                 observer,
+                context,
                 consumer,
                 life: Cell::new(None),
                 file_held: Cell::new(false),
@@ -169,6 +213,10 @@ pub(crate) mod notifier {
             self.body().observer
         }
 
+        pub(crate) fn context(self) -> Option<NonZeroU64> {
+            NonZeroU64::new(self.body().context)
+        }
+
         pub(crate) fn binding(self, file_pages: u64) -> Result<Binding, Refusal> {
             let body = self.body();
             Binding::new(body.pgoff, body.nr_pages, body.frame, file_pages)
@@ -182,16 +230,14 @@ pub(crate) mod notifier {
             assert!(self.body().file_held.replace(false), "released twice");
         }
 
-        pub(crate) fn invalidate_start(self, frames: Range) {
-            self.consumer().invalidate_start(frames);
+        pub(crate) fn invalidate_start(self, record: Record, frames: Range) {
+            let next = Some((self, frames));
+            self.consumer().invalidate_start(Ranges { record, next });
         }
 
-        pub(crate) fn flush(self) {
-            self.consumer().flush();
-        }
-
-        pub(crate) fn invalidate_end(self, frames: Range) {
-            self.consumer().invalidate_end(frames);
+        pub(crate) fn invalidate_end(self, record: Record, frames: Range) {
+            let next = Some((self, frames));
+            self.consumer().invalidate_end(Ranges { record, next });
         }
 
         pub(crate) fn test_clear_young(self, frames: Range) -> bool {
@@ -241,12 +287,17 @@ pub(crate) mod notifier {
 }
 
 pub(crate) mod record {
+    use super::notifier::Notifier;
     use crate::policy::clock::{Running, Tick};
     use crate::policy::range::Range;
     use std::cell::RefCell;
+    use std::rc::Rc;
+
+    /// The node's `next_range()`, which C finds by the record's pointer to it.
+    pub(crate) type NextRange = Rc<dyn Fn(Record, Notifier) -> Option<(Notifier, Range)>>;
 
     thread_local! {
-        pub(super) static RECORDS: RefCell<Vec<Option<Running>>> =
+        pub(super) static RECORDS: RefCell<Vec<(Option<Running>, Option<NextRange>)>> =
             const { RefCell::new(Vec::new()) };
     }
 
@@ -255,26 +306,31 @@ pub(crate) mod record {
     pub(crate) struct Record(usize);
 
     impl Record {
-        pub(crate) fn new() -> Self {
+        pub(crate) fn new(next_range: Option<NextRange>) -> Self {
             RECORDS.with_borrow_mut(|records| {
-                records.push(None);
+                records.push((None, next_range));
                 Self(records.len() - 1)
             })
         }
 
         fn set(self, running: Option<Running>) {
-            RECORDS.with_borrow_mut(|records| records[self.0] = running);
+            RECORDS.with_borrow_mut(|records| records[self.0].0 = running);
         }
 
-        pub(crate) fn with<R>(f: impl FnOnce(Record) -> R) -> R {
-            let record = Self::new();
+        pub(super) fn next_range(self, after: Notifier) -> Option<(Notifier, Range)> {
+            let next_range = RECORDS.with_borrow(|records| records[self.0].1.clone());
+            next_range.expect("the test uses contexts")(self, after)
+        }
+
+        pub(crate) fn with<N, R>(_: &N, f: impl FnOnce(Record) -> R) -> R {
+            let record = Self::new(None);
             let result = f(record);
             assert!(record.running().is_none(), "an invalidation did not end");
             result
         }
 
         pub(crate) fn running(self) -> Option<Running> {
-            RECORDS.with_borrow(|records| records[self.0])
+            RECORDS.with_borrow(|records| records[self.0].0)
         }
     }
 

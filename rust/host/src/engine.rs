@@ -8,6 +8,7 @@ use crate::abi::inode::{File, Inode};
 use crate::abi::notifier::Notifier;
 use crate::abi::record::Record;
 use crate::kernel::prelude::*;
+use crate::kernel::sync::Arc;
 use crate::policy::range::Range;
 
 #[path = "../../engine/node.rs"]
@@ -60,19 +61,20 @@ pub(crate) mod mutants {
 
 /// What the checker needs of a node.
 pub(crate) trait Protocol: Sized + 'static {
-    fn new(inode: Inode) -> Pin<Box<Self>>;
+    fn new(inode: Inode) -> Arc<Self>;
     fn bind(&self, file: File, flags: u64, notifier: Notifier) -> Result;
     fn unbind(&self, notifier: Notifier);
     fn drain(&self);
     fn invalidate_start(&self, record: Record, pages: Range);
     fn invalidate_end(&self, record: Record);
+    fn next_range(&self, record: Record, after: Notifier) -> Option<(Notifier, Range)>;
 }
 
 macro_rules! protocol {
     ($($path:path,)*) => {
         $(
             impl Protocol for $path {
-                fn new(inode: Inode) -> Pin<Box<Self>> {
+                fn new(inode: Inode) -> Arc<Self> {
                     <$path>::new(inode).expect("memory is there")
                 }
 
@@ -95,6 +97,11 @@ macro_rules! protocol {
                 fn invalidate_end(&self, record: Record) {
                     <$path>::invalidate_end(self, record);
                 }
+
+                fn next_range(&self, record: Record, after: Notifier)
+                    -> Option<(Notifier, Range)> {
+                    <$path>::next_range(self, record, after)
+                }
             }
         )*
     };
@@ -112,4 +119,6 @@ protocol! {
     mutants::ends_are_not_called::Node,
     mutants::nothing_is_clipped::Node,
     mutants::exclusive_bindings_may_overlap::Node,
+    mutants::each_binding_is_called_by_itself::Node,
+    mutants::peers_are_left_out::Node,
 }

@@ -82,29 +82,27 @@ proptest! {
     }
 
     #[test]
-    fn flags_follow_the_bindings(steps in prop::collection::vec(
-            prop_oneof![(0u64..10).prop_map(Some), Just(None)], 1..40)) {
+    fn flags_are_what_was_promised(steps in prop::collection::vec(
+            (prop_oneof![3 => (0u64..10).prop_map(Some), 2 => Just(None)], any::<bool>()), 1..40)) {
         let mut flags = Flags::CREATION;
-        let mut bound: Vec<u64> = vec![];
-        for step in steps {
+        let (mut bound, mut promised) = (0, 1);
+        for (step, has_pages) in steps {
             match step {
                 Some(wish) => {
-                    let legal = wish < 8 && wish & 1 == 1 && bound.iter().all(|&b| b == wish);
+                    let keeps = (0..3).all(|bit| promised >> bit & 1 <= wish >> bit & 1);
+                    let legal = wish < 8 && wish & 1 == 1 && (keeps || bound == 0 && !has_pages);
                     let joined = Flags::from_consumer(wish)
-                        .and_then(|wish| flags.joined(bound.len(), wish));
+                        .and_then(|wish| flags.joined(bound, has_pages, wish));
                     prop_assert_eq!(joined.is_ok(), legal);
                     if let Ok(joined) = joined {
                         flags = joined;
-                        bound.push(wish);
+                        promised = wish;
+                        bound += 1;
                     }
                 }
-                None => {
-                    bound.pop();
-                    flags = flags.left(bound.len());
-                }
+                None => bound = bound.saturating_sub(1),
             }
-            let want = bound.first().copied().unwrap_or(1);
-            prop_assert_eq!(u64::from(flags.bits()), want);
+            prop_assert_eq!(u64::from(flags.bits()), promised);
         }
     }
 }

@@ -20,13 +20,13 @@
 
 use crate::abi;
 use crate::abi::inode::{File, Inode};
-use crate::abi::notifier::{Consumer, Notifier};
+use crate::abi::notifier::{Consumer, Notifier, Ranges};
 use crate::abi::record::Record;
 use crate::engine::node::Node;
 use crate::engine::{mutants, Protocol};
 use crate::kernel::prelude::*;
 use crate::policy::range::Range;
-use crate::stand_in::sync::{lie_in, Memory, SpinLock};
+use crate::stand_in::sync::{lie_in, Arc, Memory, SpinLock};
 use crate::stand_in::together;
 use loom::thread::{spawn, JoinHandle};
 use std::cell::{Cell, RefCell};
@@ -64,7 +64,7 @@ fn explore(threads: usize, scenario: impl Fn() + Send + Sync + 'static) {
 
 /// A file and those who use it.
 struct World<N> {
-    node: Pin<Box<N>>,
+    node: Arc<N>,
     node_memory: Rc<Memory>,
     /// How often each page was taken away; its lock stands for the folio locks.
     generations: SpinLock<[u32; PAGES as usize]>,
@@ -87,8 +87,8 @@ impl<N: Protocol> World<N> {
         })
     }
 
-    /// A consumer that wants pages `[start, end)`, not yet bound.
-    fn slot(&self, start: u64, end: u64, observer: bool) -> Rc<Slot> {
+    /// A slot of `vm` for pages `[start, end)`, not yet bound.
+    fn slot_of(&self, vm: &Rc<Vm>, start: u64, end: u64, observer: bool) -> Rc<Slot> {
         let frame = 1000 + 10 * start;
         let slot = Rc::new(Slot {
             start,
@@ -96,13 +96,20 @@ impl<N: Protocol> World<N> {
             frame,
             notifier: Cell::new(None),
             memory: Memory::new(),
-            mmu: SpinLock::new(Mmu::default()),
+            vm: vm.clone(),
             holes: self.holes.clone(),
         });
-        let notifier = Notifier::new(start, end - start, frame, observer, Some(slot.clone()));
+        let consumer = Some(slot.clone() as Rc<dyn Consumer>);
+        let notifier = Notifier::new(start, end - start, frame, observer, vm.context, consumer);
         slot.notifier.set(Some(notifier));
+        vm.slots.borrow_mut().push((notifier, slot.clone()));
         self.slots.borrow_mut().push(slot.clone());
         slot
+    }
+
+    /// The slot of a VM that has no other.
+    fn slot(&self, start: u64, end: u64, observer: bool) -> Rc<Slot> {
+        self.slot_of(&Vm::new(0, Flush::BeforeUnlock), start, end, observer)
     }
 
     fn bind(&self, slot: &Slot) -> Result {
@@ -117,31 +124,39 @@ impl<N: Protocol> World<N> {
         slot
     }
 
+    /// A slot of `vm` that is bound.
+    fn bound_to(&self, vm: &Rc<Vm>, start: u64, end: u64) -> Rc<Slot> {
+        let slot = self.slot_of(vm, start, end, false);
+        self.bind(&slot).expect("nothing is in the way");
+        slot
+    }
+
     /// Unbinds and frees a slot, after the guest has been kept from it, as KVM does.
     fn unbind(&self, slot: &Slot) {
-        slot.mmu.lock().mapped.clear();
+        let mut mmu = slot.vm.mmu.lock();
+        mmu.mapped.retain(|&frame| !slot.has(frame));
+        mmu.flush();
+        drop(mmu);
         self.node.unbind(slot.notifier());
         slot.memory.free();
-        // Nobody else looks at it any more: no lock.
-        assert!(
-            slot.mmu.peek(|mmu| mmu.open.is_empty()),
-            "a start without an end"
-        );
+        // Nobody else looks at these any more: no lock.
+        let open = |mmu: &Mmu| mmu.open.iter().any(|frames| slot.has(frames.start()));
+        assert!(!slot.vm.mmu.peek(open), "a start without an end");
     }
 
     /// The guest touches a page, once.
     fn fault(&self, slot: &Slot, page: u64) {
-        let seq = slot.mmu.lock().seq;
+        let seq = slot.vm.mmu.lock().seq;
         // get_pfn()
         let generation = self.generations.lock()[page as usize];
         let frame = slot.frame + (page - slot.start);
-        let mut mmu = slot.mmu.lock();
+        let mut mmu = slot.vm.mmu.lock();
         if mmu.seq == seq && !mmu.open.iter().any(|open| covers(*open, frame)) {
             let now = self
                 .generations
                 .peek(|generations| generations[page as usize]);
             assert_eq!(generation, now, "a page is mapped that has left the file");
-            mmu.mapped.push(page);
+            mmu.touch(frame);
         }
     }
 
@@ -153,7 +168,9 @@ impl<N: Protocol> World<N> {
 
     fn start_punch(&self, start: u64, end: u64) -> (Range, Record) {
         let pages = Range::of(start, end);
-        let record = Record::new();
+        let node = self.node.clone();
+        let next_range = move |record, after| node.next_range(record, after);
+        let record = Record::new(Some(Rc::new(next_range)));
         self.holes.borrow_mut().push(pages);
         self.node.invalidate_start(record, pages);
         (pages, record)
@@ -168,11 +185,27 @@ impl<N: Protocol> World<N> {
         // Whoever maps one from now on finds another generation.
         let slots = self.slots.borrow().clone();
         for slot in slots {
-            let mmu = slot.mmu.lock();
-            let mapped = mmu.mapped.iter().any(|&page| covers(pages, page));
-            assert!(!mapped, "a page that is mapped has left the file");
+            let mmu = slot.vm.mmu.lock();
+            for frame in slot.clip(pages) {
+                let gone = !mmu.mapped.contains(&frame) && !mmu.tlb.contains(&frame);
+                assert!(gone, "a page that is mapped has left the file");
+            }
         }
         self.node.invalidate_end(record);
+    }
+
+    /// The host takes the shared page at `frame` of `vm` away, as an mmu_notifier does it: it looks
+    /// into the page table only, and flushes if it finds something there.
+    fn take_shared(&self, vm: &Vm, frame: u64) {
+        let mut mmu = vm.mmu.lock();
+        if let Some(at) = mmu.mapped.iter().position(|&other| other == frame) {
+            mmu.mapped.swap_remove(at);
+            mmu.flush();
+        }
+        assert!(
+            !mmu.tlb.contains(&frame),
+            "a TLB has what no page table has"
+        );
     }
 
     /// The file's last user is gone.
@@ -186,16 +219,38 @@ fn covers(frames: Range, frame: u64) -> bool {
     (frames.start()..frames.end()).contains(&frame)
 }
 
-/// A consumer, as KVM is one: what a fault found is mapped only if no invalidation has come by.
-struct Slot {
-    start: u64,
-    end: u64,
-    frame: u64,
-    notifier: Cell<Option<Notifier>>,
-    /// What the callbacks use; the checker looks at the rest for longer than a consumer could.
-    memory: Memory,
+/// When a consumer flushes its TLBs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    /// Under the lock under which it has unmapped.
+    BeforeUnlock,
+    /// After it: wrong.
+    AfterUnlock,
+}
+
+/// A virtual machine. Its slots share a page table and TLBs, as private and shared memory do.
+struct Vm {
+    context: u64,
+    flush: Flush,
     mmu: SpinLock<Mmu>,
-    holes: Rc<RefCell<Vec<Range>>>,
+    slots: RefCell<Vec<(Notifier, Rc<Slot>)>>,
+}
+
+impl Vm {
+    fn new(context: u64, flush: Flush) -> Rc<Self> {
+        Rc::new(Self {
+            context,
+            flush,
+            mmu: SpinLock::new(Mmu::default()),
+            slots: RefCell::default(),
+        })
+    }
+
+    fn slot(&self, notifier: Notifier) -> Rc<Slot> {
+        let slots = self.slots.borrow();
+        let found = slots.iter().find(|(other, _)| *other == notifier);
+        found.expect("a range of another VM").1.clone()
+    }
 }
 
 #[derive(Default)]
@@ -204,7 +259,35 @@ struct Mmu {
     open: Vec<Range>,
     /// Counts the ends.
     seq: u64,
+    /// Frames in the page table.
     mapped: Vec<u64>,
+    /// Frames that a vCPU can use without a look at the page table.
+    tlb: Vec<u64>,
+    flushes: u64,
+}
+
+impl Mmu {
+    fn touch(&mut self, frame: u64) {
+        self.mapped.push(frame);
+        self.tlb.push(frame);
+    }
+
+    fn flush(&mut self) {
+        self.tlb.clear();
+        self.flushes += 1;
+    }
+}
+
+/// A consumer, as KVM is one: what a fault found is mapped only if no invalidation has come by.
+struct Slot {
+    start: u64,
+    end: u64,
+    frame: u64,
+    notifier: Cell<Option<Notifier>>,
+    /// What the callbacks use; the checker looks at the rest for longer than a consumer could.
+    memory: Memory,
+    vm: Rc<Vm>,
+    holes: Rc<RefCell<Vec<Range>>>,
 }
 
 impl Slot {
@@ -212,40 +295,47 @@ impl Slot {
         self.notifier.get().expect("made by World::slot()")
     }
 
+    fn has(&self, frame: u64) -> bool {
+        (self.frame..self.frame + (self.end - self.start)).contains(&frame)
+    }
+
     /// The frames of a hole, page by page.
     fn clip(&self, hole: Range) -> Vec<u64> {
         let pages = (self.start..self.end).filter(|&page| covers(hole, page));
         pages.map(|page| self.frame + (page - self.start)).collect()
     }
+
+    fn check(&self, frames: Range) {
+        self.memory.touch();
+        let all: Vec<u64> = (frames.start()..frames.end()).collect();
+        let holes = self.holes.borrow();
+        let meant = holes.iter().any(|&hole| self.clip(hole) == all);
+        assert!(meant, "called for {frames:?}, which no hole covers");
+    }
 }
 
 impl Consumer for Slot {
-    fn invalidate_start(&self, frames: Range) {
-        let mut mmu = self.mmu.lock();
-        self.memory.touch();
-        let all: Vec<u64> = (frames.start()..frames.end()).collect();
-        let meant = self
-            .holes
-            .borrow()
-            .iter()
-            .any(|&hole| self.clip(hole) == all);
-        assert!(meant, "called for {frames:?}, which no hole covers");
-        mmu.open.push(frames);
-        mmu.mapped
-            .retain(|page| !all.contains(&(page - self.start + self.frame)));
+    fn invalidate_start(&self, ranges: Ranges) {
+        let mut mmu = self.vm.mmu.lock();
+        for (notifier, frames) in ranges {
+            self.vm.slot(notifier).check(frames);
+            mmu.open.push(frames);
+            mmu.mapped.retain(|&frame| !covers(frames, frame));
+        }
+        if self.vm.flush == Flush::AfterUnlock {
+            drop(mmu);
+            mmu = self.vm.mmu.lock();
+        }
+        mmu.flush();
     }
 
-    fn flush(&self) {
-        let mmu = self.mmu.lock();
-        self.memory.touch();
-        assert!(!mmu.open.is_empty(), "a flush before its start");
-    }
-
-    fn invalidate_end(&self, frames: Range) {
-        let mut mmu = self.mmu.lock();
-        self.memory.touch();
-        let at = mmu.open.iter().position(|&open| open == frames);
-        mmu.open.swap_remove(at.expect("an end without a start"));
+    fn invalidate_end(&self, ranges: Ranges) {
+        let mut mmu = self.vm.mmu.lock();
+        for (notifier, frames) in ranges {
+            self.vm.slot(notifier).memory.touch();
+            let at = mmu.open.iter().position(|&open| open == frames);
+            mmu.open.swap_remove(at.expect("an end without a start"));
+        }
         mmu.seq += 1;
     }
 
@@ -389,6 +479,64 @@ fn two_births_meet_a_punch<N: Protocol>() {
     world.free();
 }
 
+/// One hole in two slots of a VM: they are unmapped under one lock, with one flush. Meanwhile the host
+/// takes away a shared page that the VM maps at a frame of the hole.
+fn shared_pages_go_during_a_punch<N: Protocol>(flush: Flush) {
+    let world = World::<N>::new();
+    let vm = Vm::new(1, flush);
+    let (left, right) = (world.bound_to(&vm, 0, 4), world.bound_to(&vm, 4, 8));
+    let frame = right.frame + 1;
+    let mut mmu = vm.mmu.lock();
+    mmu.touch(left.frame + 3);
+    mmu.touch(frame);
+    drop(mmu);
+    let host = go(&world, {
+        let vm = vm.clone();
+        move |world| world.take_shared(&vm, frame)
+    });
+    let before = vm.mmu.lock().flushes;
+    let (pages, record) = world.start_punch(3, 6);
+    let flushes = vm.mmu.lock().flushes - before;
+    // One of them may be the host's.
+    assert!((1..=2).contains(&flushes), "{flushes} flushes for a hole");
+    world.end_punch(pages, record);
+    join([host]);
+    world.unbind(&left);
+    world.unbind(&right);
+    world.free();
+}
+
+/// One hole in slots of two VMs that take turns in the file: each VM is called once.
+fn vms_take_turns_in_a_file<N: Protocol>() {
+    let world = World::<N>::new();
+    let vms = [1, 2].map(|context| Vm::new(context, Flush::BeforeUnlock));
+    let slots = [0, 2, 4, 6].map(|start| {
+        let vm = &vms[start as usize / 2 % 2];
+        world.bound_to(vm, start, start + 2)
+    });
+    world.fault(&slots[1], 3);
+    let birth = go(&world, |world| {
+        let late = world.bound(0, 8, true);
+        world.unbind(&late);
+    });
+    let (pages, record) = world.start_punch(1, 8);
+    for vm in &vms {
+        let (flushes, open) = vm.mmu.peek(|mmu| (mmu.flushes, mmu.open.len()));
+        assert_eq!((flushes, open), (1, 2), "flushes, slots");
+    }
+    world.end_punch(pages, record);
+    join([birth]);
+    for slot in slots {
+        world.unbind(&slot);
+    }
+    world.free();
+}
+
+/// The consumer does as it should.
+fn flush_comes_before_the_lock_is_given_up<N: Protocol>() {
+    shared_pages_go_during_a_punch::<N>(Flush::BeforeUnlock);
+}
+
 macro_rules! hold {
     ($($scenario:ident: $threads:literal threads,)*) => {
         $(
@@ -410,6 +558,8 @@ mod every_interleaving_of {
         observer_leaves_in_a_hole: 2 threads,
         swap_out_ends_while_the_file_goes: 2 threads,
         two_bind_at_once: 2 threads,
+        flush_comes_before_the_lock_is_given_up: 2 threads,
+        vms_take_turns_in_a_file: 2 threads,
         teardown_meets_two_punches: 3 threads,
         two_teardowns_meet_a_punch: 3 threads,
         two_births_meet_a_punch: 3 threads,
@@ -438,9 +588,21 @@ mod the_checker_finds_that {
         the_dying_hear_the_younger in teardown_meets_two_punches of 3: "Causality violation",
         nobody_is_woken in life_meets_punch of 2: "deadlock",
         woken_without_the_lock in swap_out_ends_while_the_file_goes of 2: "Causality violation",
-        starts_are_not_called in faults_meet_punch of 2: "a flush before its start",
+        starts_are_not_called in faults_meet_punch of 2:
+            "a page that is mapped has left the file",
         ends_are_not_called in faults_meet_punch of 2: "a start without an end",
         nothing_is_clipped in faults_meet_punch of 2: "which no hole covers",
         exclusive_bindings_may_overlap in two_bind_at_once of 2: "exclusive bindings overlap",
+        each_binding_is_called_by_itself in vms_take_turns_in_a_file of 2: "flushes, slots",
+        peers_are_left_out in flush_comes_before_the_lock_is_given_up of 2:
+            "a page that is mapped has left the file",
+    }
+
+    #[test]
+    #[should_panic(expected = "a TLB has what no page table has")]
+    fn the_flush_comes_after_the_lock() {
+        explore(2, || {
+            shared_pages_go_during_a_punch::<Node>(Flush::AfterUnlock)
+        });
     }
 }

@@ -10,13 +10,13 @@
 
 use crate::abi;
 use crate::abi::inode::{File, Inode, FALLOCATED};
-use crate::abi::notifier::{Consumer, Notifier};
+use crate::abi::notifier::{Consumer, Notifier, Ranges};
 use crate::abi::record::Record;
 use crate::engine::node::Node;
 use crate::kernel::prelude::*;
 use crate::kernel::seq_file::SeqFile;
 use crate::policy::range::Range;
-use crate::stand_in::sync::while_waiting;
+use crate::stand_in::sync::{while_waiting, Arc};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use std::cell::{Cell, RefCell};
@@ -38,7 +38,11 @@ enum Op {
         frame: u64,
         flags: u64,
         kind: Kind,
+        /// 0: none.
+        context: u64,
     },
+    /// Pages come into the file, or go.
+    Pages(bool),
     Unbind(usize),
     Start {
         start: u64,
@@ -85,8 +89,10 @@ fn op() -> impl Strategy<Value = Op> {
     };
     let size = || prop_oneof![Just(0), 1..2 * PAGE, (0..4u64).prop_map(|n| n * PAGE)];
     prop_oneof![
-        6 => (0..PAGES + 2, 0..8u64, frame, flags, kind).prop_map(
-            |(pgoff, nr_pages, frame, flags, kind)| Op::Bind { pgoff, nr_pages, frame, flags, kind }),
+        6 => (0..PAGES + 2, 0..8u64, frame, flags, kind, 0..4u64).prop_map(
+            |(pgoff, nr_pages, frame, flags, kind, context)|
+                Op::Bind { pgoff, nr_pages, frame, flags, kind, context }),
+        1 => any::<bool>().prop_map(Op::Pages),
         4 => any::<usize>().prop_map(Op::Unbind),
         6 => (0..PAGES, 1..PAGES).prop_map(|(start, len)| Op::Start { start, len }),
         6 => any::<usize>().prop_map(Op::End),
@@ -100,7 +106,6 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Call {
     Start,
-    Flush,
     End,
     Young,
 }
@@ -112,30 +117,39 @@ type Heard = (Call, usize, Vec<u64>);
 struct Ear {
     id: usize,
     heard: Rc<RefCell<Vec<Heard>>>,
+    /// Which binding has which number.
+    ids: Rc<RefCell<Vec<(Notifier, usize)>>>,
+    /// How often contexts were called.
+    calls: Rc<Cell<usize>>,
 }
 
 impl Ear {
-    fn note(&self, call: Call, frames: Option<Range>) {
-        let frames = frames.map_or(vec![], |frames| (frames.start()..frames.end()).collect());
-        self.heard.borrow_mut().push((call, self.id, frames));
+    fn note(&self, call: Call, id: usize, frames: Range) {
+        let frames = (frames.start()..frames.end()).collect();
+        self.heard.borrow_mut().push((call, id, frames));
+    }
+
+    fn note_all(&self, call: Call, ranges: Ranges) {
+        self.calls.set(self.calls.get() + 1);
+        for (notifier, frames) in ranges {
+            let ids = self.ids.borrow();
+            let found = ids.iter().find(|(other, _)| *other == notifier);
+            self.note(call, found.expect("a binding that nobody made").1, frames);
+        }
     }
 }
 
 impl Consumer for Ear {
-    fn invalidate_start(&self, frames: Range) {
-        self.note(Call::Start, Some(frames));
+    fn invalidate_start(&self, ranges: Ranges) {
+        self.note_all(Call::Start, ranges);
     }
 
-    fn flush(&self) {
-        self.note(Call::Flush, None);
-    }
-
-    fn invalidate_end(&self, frames: Range) {
-        self.note(Call::End, Some(frames));
+    fn invalidate_end(&self, ranges: Ranges) {
+        self.note_all(Call::End, ranges);
     }
 
     fn test_clear_young(&self, frames: Range) -> bool {
-        self.note(Call::Young, Some(frames));
+        self.note(Call::Young, self.id, frames);
         self.id % 2 == 1
     }
 }
@@ -147,8 +161,8 @@ struct Bound {
     notifier: Notifier,
     pages: std::ops::Range<u64>,
     frame: u64,
-    flags: u64,
     observer: bool,
+    context: u64,
     dying: bool,
 }
 
@@ -158,10 +172,17 @@ struct Running {
     record: Record,
     pages: std::ops::Range<u64>,
     called: Vec<(usize, Vec<u64>)>,
+    /// How many contexts these are.
+    contexts: usize,
 }
 
 #[derive(Default)]
 struct Model {
+    /// The flags that bindings have asked for, as far as they hold.
+    promised: Option<u64>,
+    has_pages: bool,
+    /// Pages may lie in areas for movable memory.
+    movable: bool,
     bound: Vec<Bound>,
     running: Vec<Running>,
     /// Which invalidations the call under way has to wait for.
@@ -199,7 +220,28 @@ impl Model {
     }
 
     fn flags(&self) -> u64 {
-        self.exclusive().next().map_or(1, |bound| bound.flags)
+        self.promised.unwrap_or(1)
+    }
+
+    /// Is the file bound, and may its pages move?
+    fn allows_movable(&self) -> bool {
+        self.exclusive().next().is_some() && self.flags() & 2 == 0
+    }
+
+    /// How many contexts these bindings have; 0 is one for each.
+    fn contexts(&self, called: &[(usize, Vec<u64>)]) -> usize {
+        let of = |id| {
+            self.bound
+                .iter()
+                .find(|bound| bound.id == id)
+                .map(|bound| bound.context)
+        };
+        let mut contexts: Vec<u64> = called.iter().filter_map(|&(id, _)| of(id)).collect();
+        let alone = contexts.iter().filter(|&&context| context == 0).count();
+        contexts.retain(|&context| context != 0);
+        contexts.sort();
+        contexts.dedup();
+        alone + contexts.len()
     }
 
     /// What binding must answer.
@@ -218,7 +260,11 @@ impl Model {
         if kind == Kind::Observer {
             return Ok(());
         }
-        if !(flags < 8 && flags % 2 == 1) || self.exclusive().any(|bound| bound.flags != flags) {
+        if !(flags < 8 && flags % 2 == 1) {
+            return Err(EINVAL);
+        }
+        let less = (0..3).any(|bit| self.flags() >> bit & 1 > flags >> bit & 1);
+        if less && (self.has_pages || self.exclusive().next().is_some()) {
             return Err(EINVAL);
         }
         let pages = pgoff..pgoff + nr_pages;
@@ -230,9 +276,11 @@ impl Model {
 }
 
 struct Driver {
-    node: Pin<Box<Node>>,
+    node: Arc<Node>,
     model: RefCell<Model>,
     heard: Rc<RefCell<Vec<Heard>>>,
+    ids: Rc<RefCell<Vec<(Notifier, usize)>>>,
+    calls: Rc<Cell<usize>>,
     /// Decides what happens during waits.
     chance: Cell<usize>,
     waits: Cell<u64>,
@@ -245,6 +293,8 @@ impl Driver {
             node: Node::new(Inode::with_pages(PAGES)).expect("memory is there"),
             model: RefCell::default(),
             heard: Rc::default(),
+            ids: Rc::default(),
+            calls: Rc::default(),
             chance: Cell::new(1),
             waits: Cell::new(0),
         });
@@ -277,14 +327,16 @@ impl Driver {
             return;
         }
         let pages = start..start + len;
-        let record = Record::new();
+        let node = self.node.clone();
+        let next_range = move |record, after| node.next_range(record, after);
+        let record = Record::new(Some(Rc::new(next_range)));
         let mut called = self.model.borrow().hearers(&pages);
         called.sort();
+        let contexts = self.model.borrow().contexts(&called);
         self.node
             .invalidate_start(record, Range::of(pages.start, pages.end));
 
-        let mut heard = self.take_heard();
-        let flushes = heard.split_off(heard.len() / 2);
+        let heard = self.take_heard();
         let starts: Vec<_> = heard
             .iter()
             .map(|(_, id, frames)| (*id, frames.clone()))
@@ -293,14 +345,8 @@ impl Driver {
             heard.iter().all(|(call, ..)| *call == Call::Start),
             "{heard:?}"
         );
-        assert!(
-            flushes.iter().all(|(call, ..)| *call == Call::Flush),
-            "{flushes:?}"
-        );
         assert_eq!(sorted(starts), called, "who is called at the start");
-        let flushed: Vec<_> = flushes.iter().map(|(_, id, _)| *id).collect();
-        let ids: Vec<_> = called.iter().map(|(id, _)| *id).collect();
-        assert_eq!(sorted(flushed), ids, "who is told to flush");
+        assert_eq!(self.calls.take(), contexts, "contexts are called once");
 
         let mut model = self.model.borrow_mut();
         let id = model.id();
@@ -309,6 +355,7 @@ impl Driver {
             record,
             pages,
             called,
+            contexts,
         });
     }
 
@@ -319,7 +366,11 @@ impl Driver {
         }
         let which = which % model.running.len();
         let Running {
-            id, record, called, ..
+            id,
+            record,
+            called,
+            contexts,
+            ..
         } = model.running.remove(which);
         model.awaited.retain(|&other| other != id);
         drop(model);
@@ -334,6 +385,7 @@ impl Driver {
             .map(|(_, id, frames)| (id, frames))
             .collect();
         assert_eq!(sorted(ends), called, "who is called at the end");
+        assert_eq!(self.calls.take(), contexts, "contexts are called once");
     }
 
     fn young(&self, start: u64, len: u64) {
@@ -353,18 +405,21 @@ impl Driver {
         assert_eq!(sorted(asked), called, "who is asked");
     }
 
-    fn bind(&self, pgoff: u64, nr_pages: u64, frame: u64, flags: u64, kind: Kind) {
+    fn bind(&self, [pgoff, nr_pages, frame, flags, context]: [u64; 5], kind: Kind) {
         let mut model = self.model.borrow_mut();
         let id = model.id();
         let ear = || -> Rc<dyn Consumer> {
             Rc::new(Ear {
                 id,
                 heard: self.heard.clone(),
+                ids: self.ids.clone(),
+                calls: self.calls.clone(),
             })
         };
         let ear = (kind != Kind::Deaf).then(ear);
         let observer = kind == Kind::Observer;
-        let notifier = Notifier::new(pgoff, nr_pages, frame, observer, ear);
+        let notifier = Notifier::new(pgoff, nr_pages, frame, observer, context, ear);
+        self.ids.borrow_mut().push((notifier, id));
         let want = model.judge(pgoff, nr_pages, frame, flags, kind);
         if want.is_ok() {
             let pages = pgoff..pgoff + nr_pages;
@@ -379,17 +434,26 @@ impl Driver {
                 notifier,
                 pages,
                 frame,
-                flags,
                 observer,
+                context,
                 dying,
             });
         }
+        let leaves = want.is_ok() && !observer && flags & 2 != 0 && model.movable;
+        if want.is_ok() && !observer {
+            model.promised = Some(flags);
+            model.movable &= !leaves;
+            model.movable |= flags & 2 == 0;
+        }
         drop(model);
+        let left = self.node.inode.left.get();
         let file = File {
             writable: kind != Kind::ReadOnly,
         };
         assert_eq!(self.node.bind(file, flags, notifier), want);
         assert_eq!(notifier.file_held(), want.is_ok());
+        let left = self.node.inode.left.get() - left;
+        assert_eq!(left > 0, leaves, "pages leave areas for movable memory");
         assert_eq!(self.model.borrow().awaited, [], "it did not wait for these");
     }
 
@@ -459,7 +523,12 @@ impl Driver {
                 frame,
                 flags,
                 kind,
-            } => self.bind(pgoff, nr_pages, frame, flags, kind),
+                context,
+            } => self.bind([pgoff, nr_pages, frame, flags, context], kind),
+            Op::Pages(there) => {
+                self.model.borrow_mut().has_pages = there;
+                self.node.inode.has_pages.set(there);
+            }
             Op::Unbind(which) => self.unbind(which),
             Op::Start { start, len } => self.start(start, len),
             Op::End(which) => self.end(which),
@@ -479,11 +548,13 @@ impl Driver {
         let want = format!("memfile-flags:\t{flags:#x}\nmemfile-bindings:\t{count}\n");
         let shown = seq.0.take();
         assert!(shown.starts_with(&want), "{shown} instead of {want}");
-        let (applied, bound) = self.node.inode.applied.get().expect("told at creation");
+        let applied = self.node.inode.applied.get().expect("told at creation");
+        assert_eq!(u64::from(applied.bits()), flags, "what mm was told");
+        let movable = self.node.inode.movable.get();
         assert_eq!(
-            (u64::from(applied.bits()), bound),
-            (flags, count > 0),
-            "what mm was told"
+            movable,
+            Some(model.allows_movable()),
+            "where pages come from"
         );
         assert!(
             self.heard.borrow().is_empty(),

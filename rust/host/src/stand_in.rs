@@ -28,10 +28,10 @@ pub(crate) fn together(explorer: &loom::model::Builder, f: impl Fn() + Send + Sy
 }
 
 pub(crate) mod prelude {
+    use super::sync::Arc;
     use pinned_init::PinInit as Init;
     pub(crate) use pinned_init::{pin_data, pin_init};
     use std::mem::MaybeUninit;
-    pub(crate) use std::pin::Pin;
 
     /// An errno.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,28 +50,28 @@ pub(crate) mod prelude {
             $(pub(crate) const $name: Error = Error(stringify!($name));)*
         };
     }
-    errnos! { EINVAL EPERM EACCES EEXIST EOPNOTSUPP }
+    errnos! { EINVAL EPERM EACCES EEXIST EOPNOTSUPP EBUSY }
 
-    pub(crate) type KBox<T> = Box<T>;
     pub(crate) struct Gfp;
     pub(crate) const GFP_KERNEL: Gfp = Gfp;
 
-    pub(crate) trait PinInBox<T> {
-        fn pin_init<E>(init: impl Init<T, E>, _: Gfp) -> Result<Pin<Box<T>>>
+    pub(crate) trait PinInArc<T> {
+        fn pin_init<E>(init: impl Init<T, E>, _: Gfp) -> Result<Arc<T>>
         where
             Error: From<E>;
     }
 
-    impl<T> PinInBox<T> for Box<T> {
-        fn pin_init<E>(init: impl Init<T, E>, _: Gfp) -> Result<Pin<Box<T>>>
+    impl<T> PinInArc<T> for Arc<T> {
+        fn pin_init<E>(init: impl Init<T, E>, _: Gfp) -> Result<Arc<T>>
         where
             Error: From<E>,
         {
-            let mut place = Box::new(MaybeUninit::<T>::uninit());
+            let mut place = Arc::new(MaybeUninit::<T>::uninit());
+            let inside = Arc::get_mut(&mut place).expect("it is new");
             // SAFETY: The place is valid, stays where it is, and is given up if this fails.
-            unsafe { init.__pinned_init(place.as_mut_ptr()) }?;
+            unsafe { init.__pinned_init(inside.as_mut_ptr()) }?;
             // SAFETY: It was initialised just now.
-            Ok(Box::into_pin(unsafe { place.assume_init() }))
+            Ok(unsafe { place.assume_init() })
         }
     }
 }
@@ -82,6 +82,7 @@ pub(crate) mod sync {
     use std::cell::{RefCell, RefMut};
     use std::ops::{Deref, DerefMut};
     use std::rc::Rc;
+    pub(crate) use std::sync::Arc;
 
     /// Memory that somebody frees. With loom, a use that is not ordered before it is an error.
     pub(crate) struct Memory(Option<UnsafeCell<()>>);

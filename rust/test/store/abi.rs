@@ -182,7 +182,10 @@ unsafe extern "C" fn lookup(file: *mut bindings::file) -> *mut bindings::memfile
 /// For C: `inode` must be that of a file that is ours and stays for the duration of the call.
 unsafe extern "C" fn get_page(inode: *mut bindings::inode, index: usize) -> *mut bindings::page {
     // SAFETY: By the safety requirements of this function.
-    let page = unsafe { body(inode) }.memory.with_page(index, |page| {
+    let memory = &unsafe { body(inode) }.memory;
+    // SAFETY: The inode is valid by the safety requirements.
+    let account = || unsafe { bindings::inode_add_bytes(inode, PAGE_SIZE as i64) };
+    let page = memory.with_page(index, account, |page| {
         // SAFETY: The page is valid.
         unsafe { bindings::memfile_store_get_page(page.as_ptr()) };
         page.as_ptr()
@@ -228,8 +231,13 @@ unsafe extern "C" fn fallocate(
         let end = page(offset.checked_add(len).ok_or(EINVAL)?)?;
         let hole = page(offset)?..end.min(body.end);
         if !hole.is_empty() {
-            body.node
-                .invalidate(hole.clone(), || body.memory.punch(hole));
+            body.node.invalidate(hole.clone(), || {
+                let pages = body.memory.punch(hole);
+                // CAST: As many as there is memory for.
+                let bytes = (pages * PAGE_SIZE) as i64;
+                // SAFETY: The inode is the file's.
+                unsafe { bindings::inode_sub_bytes((*file).f_inode, bytes) };
+            });
         }
         Ok(0)
     })

@@ -2,12 +2,16 @@
 //! `debugfs/memfile`: what happened to all files, and to each.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
+use crate::module::Module;
 use crate::sys::*;
 use crate::{MIB, PAGE, suite};
 
@@ -17,6 +21,8 @@ pub static SUITE: Suite = suite!(
         file_has_its_own_counters,
         line_goes_with_the_file,
         totals_keep_what_happened_to_files_that_are_gone,
+        open_file_keeps_the_module,
+        open_file_goes_on_after_an_attempt_to_reload,
     ]
 );
 
@@ -24,10 +30,20 @@ const ALL: Span = Span::same(0, MIB / PAGE);
 
 type Counters = HashMap<String, u64>;
 
+const FOLDER: &str = "/sys/kernel/debug/memfile";
+
 fn read(name: &str) -> Result<String> {
     drop(memfile_unsized()?);
-    let path = format!("/sys/kernel/debug/memfile/{name}");
+    let path = format!("{FOLDER}/{name}");
     std::fs::read_to_string(&path).context(path)
+}
+
+/// All files that the module has there.
+fn paths() -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(FOLDER).context(FOLDER)?;
+    let paths: Vec<_> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    ensure!(paths.len() >= 2, "{FOLDER} has {paths:?}");
+    Ok(paths)
 }
 
 /// The totals.
@@ -136,4 +152,43 @@ fn totals_keep_what_happened_to_files_that_are_gone() -> CaseResult {
         ("punch", 4),
     ];
     expect(&difference.collect::<Result<_>>()?, &wanted, "the totals")
+}
+
+fn open_file_keeps_the_module() -> CaseResult {
+    let module = Module::memfile()?;
+    for path in paths()? {
+        let mut file = File::open(&path).with_context(|| format!("{path:?}"))?;
+        module.expect_in_use(&format!("{path:?} open"))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).with_context(|| format!("{path:?}"))?;
+        ensure!(text.ends_with('\n'), "{path:?}: {text:?}");
+        module.expect_in_use(&format!("{path:?} open, and read"))?;
+        drop(file);
+        module.unload().with_context(|| format!("{path:?} is closed"))?;
+        module.load()?;
+    }
+    Ok(())
+}
+
+fn open_file_goes_on_after_an_attempt_to_reload() -> CaseResult {
+    let module = Module::memfile()?;
+    let open = |path: PathBuf| File::open(&path).with_context(|| format!("{path:?}"));
+    let mut files: Vec<_> = paths()?.into_iter().map(open).collect::<Result<_>>()?;
+    let mut begun = [0; 3];
+    for file in &mut files {
+        file.read_exact(&mut begun)?;
+    }
+    for _ in 0..3 {
+        module.expect_in_use("files open")?;
+        expect_errno("load it", module.load(), &[Errno::EEXIST])?;
+    }
+    while let Some(mut file) = files.pop() {
+        let mut rest = String::new();
+        file.read_to_string(&mut rest).context("read on")?;
+        ensure!(rest.ends_with('\n'), "the rest is {rest:?}");
+        module.expect_in_use("files open")?;
+    }
+    module.unload()?;
+    module.load()?;
+    totals().map(drop)
 }

@@ -3,14 +3,19 @@
 //!
 //! Every case leaves it loaded, whatever happens.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, bail, ensure};
 
 use super::setup::{GUEST, Setup};
 use crate::consumer::{Consumer, MAPPER, Mode, Span};
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
 use crate::store::Store;
 use crate::sys::*;
+use crate::trace::TRACEFS;
 use crate::uapi::*;
 use crate::vm::Private;
 use crate::{MIB, PAGE, mem, suite};
@@ -24,6 +29,9 @@ pub static SUITE: Suite = suite!(
         open_file_keeps_it,
         bound_slot_keeps_it_though_the_fd_is_closed,
         second_descriptor_keeps_it,
+        open_devices_keep_their_modules,
+        file_of_a_store_keeps_both_modules,
+        files_about_it_may_be_open_while_it_goes,
         loading_twice_is_eexist,
         works_after_reloading,
     ]
@@ -173,6 +181,89 @@ fn second_descriptor_keeps_it() -> CaseResult {
     module.expect_in_use("a second descriptor")?;
     drop(second);
     module.unload()
+}
+
+fn open_devices_keep_their_modules() -> CaseResult {
+    let (consumer, store) = (Module::test()?, Module::store()?);
+    let device = Consumer::new()?;
+    consumer.expect_in_use("its device open")?;
+    drop(device);
+    consumer.unload()?;
+    store.load()?;
+    let device = Store::open()?;
+    store.expect_in_use("its device open")?;
+    drop(device);
+    store.unload()
+}
+
+fn file_of_a_store_keeps_both_modules() -> CaseResult {
+    let (core, store) = (Module::memfile()?, Module::store()?);
+    store.load()?;
+    let file = Store::open()?.create(MIB)?;
+    store.expect_in_use("a file of it open")?;
+    core.expect_in_use("a store's file open")?;
+    let observer = Consumer::bound(&file, Mode::Observer, Span::same(0, MIB / PAGE))?;
+    drop(file);
+    store.expect_in_use("a file of it bound")?;
+    observer.unbind()?;
+    store.unload()?;
+    core.unload()
+}
+
+/// All files under `folder`, but for those that are not to be read.
+fn files_under(folder: &Path, found: &mut Vec<(PathBuf, File)>) -> Result<()> {
+    for entry in std::fs::read_dir(folder).with_context(|| format!("{folder:?}"))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files_under(&path, found)?;
+        } else if let Ok(file) = File::open(&path) {
+            found.push((path, file));
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel itself shows of a module: its events, KUnit's results, its folder in sysfs.
+fn files_about_it_may_be_open_while_it_goes() -> CaseResult {
+    let module = Module::memfile()?;
+    let events = Path::new(TRACEFS).join("events/memfile");
+    if !events.exists() {
+        return skip("there is no tracefs");
+    }
+    let mut files = Vec::new();
+    files_under(&events, &mut files)?;
+    files_under(Path::new("/sys/module/memfile"), &mut files)?;
+    for entry in std::fs::read_dir("/sys/kernel/debug/kunit").into_iter().flatten() {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("memfile")) {
+            files_under(&path, &mut files)?;
+        }
+    }
+    println!("{} files", files.len());
+    // Events that were told before it goes may be read after it.
+    std::fs::write(events.join("enable"), "1").context("enable the events")?;
+    let fd = memfile(MIB)?;
+    punch(&fd, 0, MIB)?;
+    drop(fd);
+    let mut told = File::open(Path::new(TRACEFS).join("trace")).context("trace")?;
+    let mut begun = [0; 16];
+    told.read_exact(&mut begun).context("trace")?;
+
+    module.unload()?;
+    let mut text = Vec::new();
+    for (path, file) in &mut files {
+        text.clear();
+        // It may be gone, or say what it said.
+        if let Err(error) = file.read_to_end(&mut text) {
+            let gone = [Some(libc::ENODEV), Some(libc::EIO), Some(libc::EINVAL)];
+            ensure!(gone.contains(&error.raw_os_error()), "{path:?}: {error}");
+        }
+    }
+    text.clear();
+    told.read_to_end(&mut text).context("trace")?;
+    module.load()?;
+    drop((files, told));
+    memfile(MIB).map(drop)
 }
 
 fn loading_twice_is_eexist() -> CaseResult {
