@@ -37,8 +37,11 @@ def clean(variables: MutableMapping[str, str] = os.environ) -> Path:
 
 def refuse_special_paths(script: str) -> None:
     """Ends this process if the checkout or the cache lies where nothing can be built."""
-    remedies = ((str(ROOT), "the checkout", "move it"), (os.environ["MEMFILE_CACHE"], "the cache", "name another with MEMFILE_CACHE"))
-    for path, what, remedy in remedies:
+    for path, what, remedy in (
+        (str(ROOT), "the checkout", "move it"),
+        (os.environ["MEMFILE_CACHE"], "the cache", "name another with MEMFILE_CACHE"),
+    ):
         if found := SPECIAL.search(path):
-            print(f'{script}: the path of {what}, "{path}", has a "{found[0]}" in it, which make or QEMU takes apart: {remedy}', file=sys.stderr)
+            problem = f'has a "{found[0]}" in it, which make or QEMU takes apart'
+            print(f'{script}: the path of {what}, "{path}", {problem}: {remedy}', file=sys.stderr)
             sys.exit(2)
