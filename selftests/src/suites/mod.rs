@@ -93,4 +93,5 @@ pub static SUITES: &[&Suite] = &[
     &control::SUITE,
     &control::EMPTY,
     &control::OOPS,
+    &control::KNOB,
 ];
