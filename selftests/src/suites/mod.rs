@@ -95,4 +95,5 @@ pub static SUITES: &[&Suite] = &[
     &control::SUITE,
     &control::EMPTY,
     &control::OOPS,
+    &control::KNOB,
 ];

@@ -149,6 +149,7 @@ fn expect_left_alone(mut s: Setup, before: &BTreeMap<u64, Frame>) -> CaseResult 
 }
 
 fn migration_is_refused_before_isolation() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     lock_own_memory()?;
     let (cgroup, zone, _swap) = (Cgroup::enter()?, MovableZone::make(1)?, Swap::on(64 * MIB)?);
     let (s, before) = guest_in(&zone, PINNED)?;
@@ -162,6 +163,7 @@ fn migration_is_refused_before_isolation() -> CaseResult {
 /// Pages that were there before the binding are on the evictable lists still. Compaction that takes
 /// one off learns that it may not have it, and it is put on the right list.
 fn page_older_than_its_binding_is_isolated_once() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let zone = MovableZone::make(1)?;
     let (s, before) = guest_in(&zone, PINNED)?;
     let first = Isolation::during(&before, pressure::compact)?;
@@ -179,6 +181,7 @@ fn page_older_than_its_binding_is_isolated_once() -> CaseResult {
 /// Compaction that may wait looks at the mapping of unevictable pages only: the others it isolates,
 /// is refused, and puts them back.
 fn unmovable_alone_is_refused_after_isolation() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let zone = MovableZone::make(1)?;
     let (s, before) = guest_in(&zone, RECLAIMABLE)?;
     for _ in 0..2 {
