@@ -20,6 +20,7 @@ mod guest;
 mod huge;
 mod infra;
 mod inject;
+mod lockdep;
 mod migrate;
 mod model;
 mod module;
@@ -33,12 +34,13 @@ mod property;
 mod punch;
 mod reclaim;
 mod scenarios;
-mod security;
 mod seal;
+mod security;
 mod setup;
 mod sharing;
 mod signals;
 mod size;
+mod starvation;
 mod store;
 mod stress;
 mod trace;
@@ -80,9 +82,11 @@ pub static SUITES: &[&Suite] = &[
     &signals::SUITE,
     &consumer::SUITE,
     &debugfs::SUITE,
+    &lockdep::SUITE,
     &store::SUITE,
     &stress::SUITE,
     &stress::GMEM,
+    &starvation::SUITE,
     &pinned::SUITE,
     &migrate::SUITE,
     &reclaim::SUITE,
