@@ -31,7 +31,7 @@ bench: all	## instructions of private memory and of shmem, with ratios and targe
 trace: all	## the life of one page, from the tracepoints of a small guest
 	@scripts/trace $(KERNEL)
 
-proof:		## the host's checks in depth: OPS=1000000 operations, PREEMPTIONS=4, SEED=
+proof:		## the host's checks in depth: OPS=1000000 operations, PREEMPTIONS=4, SEED=, SANITIZER=miri|address
 	@scripts/proof
 
 mutants: setup	## known defects put back, each to be found by its tests; NAMES='hole-* seal-*'
