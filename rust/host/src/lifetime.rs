@@ -20,7 +20,7 @@ use std::rc::Rc;
 /// A file in the middle of an invalidation. Its end lets C go on to destroy the node.
 fn last_invalidation() -> (*const Node, Record, Rc<Cell<bool>>) {
     abi::reset();
-    let node = Node::new(Inode::with_pages(8)).expect("memory is there");
+    let node = Node::new(Inode::with_pages(8), false).expect("memory is there");
     let record = Record::new(None);
     node.invalidate_start(record, Range::of(0, 8));
     let node = Arc::into_raw(node);
