@@ -16,6 +16,10 @@
 //! The list of stores beside shmem (`abi::store`) has a mutex, which registration takes under 1 when
 //! a file is not shmem's. Nothing is taken under it.
 //!
+//! The list of files for debugfs (`abi::FILES`) has one as well, which whoever drops the last
+//! reference to a node takes, under a folio lock if that is a swap-out. Its holders take nothing and
+//! allocate nothing.
+//!
 //! Registration allocates and migrates under 1, where pages have to leave areas for movable memory.
 //! So nobody may want `slots_lock` or `slots_arch_lock` who holds a folio lock, or is in reclaim.
 //!
