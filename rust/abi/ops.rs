@@ -40,7 +40,6 @@ use kernel::ffi::{
     c_long,
     c_ulong, //
 };
-use kernel::prelude::*;
 use kernel::seq_file::SeqFile;
 use kernel::sync::{
     Arc,
