@@ -9,6 +9,7 @@ what they were called with.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -231,6 +232,20 @@ class Variables(Surroundings):
             "PATH": self.path, "HOME": str(self.folder), "RUSTC": self.settings["RUSTC"], "LC_ALL": "C.UTF-8",
             "TCG_THREAD": "multi", "https_proxy": "x", "MEMFILE_CACHE": str(Path.cwd() / "relative"),
         })
+
+    def test_what_scripts_take_is_on_the_list(self) -> None:
+        taken: set[str] = set()
+        own = {"VERSION_CODENAME"}
+        for path in [*SCRIPTS, ROOT / "scripts/lib.sh"]:
+            if path.name.startswith("test_"):
+                continue
+            code = re.sub(r"^\s*#.*", "", path.read_text(), flags=re.M)
+            taken.update(re.findall(r"\$\{([A-Z][A-Z_]*):?-", code), re.findall(r"environ\.get\(\"(\w+)\"", code))
+            # What a script gives itself before; with a default of itself it is one of these.
+            own.update(re.findall(r"(?:^|[\s'])([A-Z][A-Z_]*)=(?!\$\{\1[:-])", code))
+        self.assertIn("SANITIZER", taken)
+        lost = {name for name in taken - own if not any(fnmatchcase(name, known) for known in environment.passing())}
+        self.assertEqual(lost, set())
 
     def test_empty_variable_is_as_none(self) -> None:
         # An empty one used to make the current folder the cache.
