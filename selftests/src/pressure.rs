@@ -36,6 +36,11 @@ pub fn shmem_huge(policy: &str) -> Result<Setting> {
     Setting::set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", policy)
 }
 
+/// Which huge pages anonymous memory gets.
+pub fn anonymous_huge(policy: &str) -> Result<Setting> {
+    Setting::set("/sys/kernel/mm/transparent_hugepage/enabled", policy)
+}
+
 /// Files get pages of 4 KiB, for a case that counts pages: nothing if they do anyway.
 pub fn base_pages() -> Result<Option<Setting>> {
     Setting::unless_so("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "never")

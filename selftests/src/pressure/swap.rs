@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{raw_write, read_number, write};
+use super::{Setting, raw_write, read_number, write};
 use crate::PAGE;
 use crate::ktap::skip;
 use crate::sys::{Errno, check, require_root};
@@ -17,6 +17,7 @@ pub struct Swap {
     id: u64,
     on: bool,
     size: u64,
+    _willing: Option<Setting>,
 }
 
 impl Swap {
@@ -31,13 +32,15 @@ impl Swap {
             }
             Err(e) => return Err(e),
         };
-        let mut swap = Swap { id, on: false, size };
+        let mut swap = Swap { id, on: false, size, _willing: None };
         write(swap.attribute("disksize"), &size.to_string())?;
         swap.write_header()?;
         let device = CString::new(swap.device())?;
         // SAFETY: The path is a C string.
         check(unsafe { libc::swapon(device.as_ptr(), 0) }).context("swapon")?;
         swap.on = true;
+        // At 0 nothing is swapped before memory has run out.
+        swap._willing = Setting::unless_so("/proc/sys/vm/swappiness", "60")?;
         Ok(swap)
     }
 

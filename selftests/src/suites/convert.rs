@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::setup::{GUEST, SHARED, Setup, fill_view};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
-use crate::pressure::shmem_huge;
+use crate::pressure::{anonymous_huge, shmem_huge};
 use crate::sys::*;
 use crate::vm::{DOORS, Door, Exit, Private, Vm, VmType};
 use crate::{GIB, HUGE, MIB, PAGE, suite};
@@ -182,6 +182,7 @@ fn single_pages_convert_alone() -> CaseResult {
 /// there on either side, and have no huge mapping over both.
 fn convert_page_of_a_huge_one(door: Door, private: bool) -> CaseResult {
     let policy = shmem_huge("always")?;
+    let _anonymous = anonymous_huge("madvise")?;
     let vm = Vm::protected()?;
     let (gpa, size) = (4 * GIB, 2 * HUGE);
     let view = Mapping::anonymous(size)?;

@@ -548,6 +548,7 @@ fn middle(a: &mut Area) -> Result<()> {
 /// Every scenario with pages of these sizes; SKIP where the kernel gives none.
 fn run_all(kind: Private, pages: Pages) -> CaseResult {
     let _policy = pressure::shmem_huge(if pages.huge_private { "always" } else { "never" })?;
+    let _anonymous = pages.huge_shared.then(|| pressure::anonymous_huge("madvise")).transpose()?;
     let (door, asking) = (Door::Attributes, Asking::Explicit);
     let how = Variant { door, asking, areas: 1, vcpus: 1, pages };
     run(kind, how, false, pages_are_as_asked_for)?;
