@@ -149,9 +149,7 @@ impl Consumer {
     /// Fail unless exactly these invalidations were heard, one after the other.
     pub fn expect_heard(&self, ranges: &[(u64, u64)]) -> Result<()> {
         let heard = self.heard()?;
-        let whole = |&(start, end): &(u64, u64)| {
-            [Event::Start(start, end), Event::End(start, end)]
-        };
+        let whole = |&(start, end): &(u64, u64)| [Event::Start(start, end), Event::End(start, end)];
         let wanted: Vec<Event> = ranges.iter().flat_map(whole).collect();
         ensure!(heard.events == wanted, "heard {:?}, wanted {wanted:?}", heard.events);
         ensure!(heard.late == 0, "{} callbacks after the end of the binding", heard.late);
