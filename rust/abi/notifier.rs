@@ -149,6 +149,39 @@ impl Notifier {
     }
 }
 
+/// Which notifiers take part in an invalidation, as far as it notes that itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Hits {
+    /// The first one in the file.
+    pub(crate) first: Option<Notifier>,
+    /// There are others.
+    pub(crate) more: bool,
+}
+
+impl Hits {
+    /// Notes them for `record`.
+    pub(crate) fn note(self, record: Record) {
+        let raw = record.as_ptr();
+        let first = self.first.map_or(core::ptr::null_mut(), Notifier::as_ptr);
+        // SAFETY: Valid by the type invariant of `Record`; only its owner writes here, before it
+        // calls anybody.
+        unsafe {
+            (*raw).first = first;
+            (*raw).more = self.more;
+        }
+    }
+
+    /// What was noted for `record`, which is listed.
+    pub(crate) fn of(record: Record) -> Self {
+        let raw = record.as_ptr();
+        // SAFETY: Valid by the type invariant of `Record`; does not change while it is listed.
+        let (first, more) = unsafe { ((*raw).first, (*raw).more) };
+        // INVARIANT: Its unregistration waits for this invalidation.
+        let first = NonNull::new(first).map(Notifier);
+        Self { first, more }
+    }
+}
+
 /// Notifiers by the file pages they bind; they may overlap. Nothing is allocated: the nodes are in
 /// the notifiers. Lookups cost O(log n).
 ///

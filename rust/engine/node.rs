@@ -60,6 +60,7 @@ use crate::abi::inode::{
     Inode, //
 };
 use crate::abi::notifier::{
+    Hits,
     Notifier,
     Tree, //
 };
@@ -414,6 +415,11 @@ impl Node {
         let mut state = self.state.lock();
         let seq = state.clock.tick();
         state.running.push(record, seq, pages);
+        // Who takes part is settled. Mostly it is one binding, and nobody has to look again.
+        let running = Running { seq, pages };
+        let first = state.listener(running, None);
+        let more = first.is_some_and(|first| state.listener(running, Some(first)).is_some());
+        Hits { first, more }.note(record);
     }
 
     fn end(&self, record: Record) {
@@ -425,28 +431,30 @@ impl Node {
 
     /// Calls `call` for all that take part, each with those of its frames that are meant.
     fn each(&self, record: Record, mut call: impl FnMut(Notifier, Range)) {
-        let Some(running) = record.running() else {
+        let (Some(running), Hits { first, more }) = (record.running(), Hits::of(record)) else {
             return;
         };
-        let mut at = None;
-        loop {
-            let next = self.state.lock().listener(running, at);
-            let Some(notifier) = next else { break };
+        let mut at = first;
+        while let Some(notifier) = at {
             if let Some(frames) = self.frames(running, notifier) {
                 call(notifier, frames);
             }
-            at = next;
+            at = if more {
+                self.state.lock().listener(running, at)
+            } else {
+                None
+            };
         }
     }
 
     /// Likewise, but once for each context. The consumer gets the other bindings of the context from
     /// [`Self::next_range`], so that it can do all of them under one lock.
     fn each_context(&self, record: Record, mut call: impl FnMut(Notifier, Range)) {
-        let Some(running) = record.running() else {
+        let (Some(running), Hits { first, .. }) = (record.running(), Hits::of(record)) else {
             return;
         };
         self.each(record, |notifier, frames| {
-            if self.state.lock().leads(running, notifier) {
+            if first == Some(notifier) || self.state.lock().leads(running, notifier) {
                 call(notifier, frames);
             }
         });
@@ -456,6 +464,9 @@ impl Node {
     /// meant. Takes a spinlock, and may be called under others.
     pub(crate) fn next_range(&self, record: Record, after: Notifier) -> Option<(Notifier, Range)> {
         let running = record.running()?;
+        if !Hits::of(record).more {
+            return None;
+        }
         let notifier = self.state.lock().peer(running, after)?;
         Some((notifier, self.frames(running, notifier)?))
     }

@@ -60,7 +60,7 @@ const MUTANTS: &[(&str, &str, &str)] = &[
     ),
     (
         "each_binding_is_called_by_itself",
-        "self.state.lock().leads(running, notifier)",
+        "first == Some(notifier) || self.state.lock().leads(running, notifier)",
         "true",
     ),
     (

@@ -68,10 +68,22 @@ impl Module {
         Path::new(&self.folder()).exists()
     }
 
+    /// Write the image to a file, for others to load. KUnit suites as with [`Self::load`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        run_no_kunit_suites();
+        std::fs::write(path, &self.image).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// The names by which the kernel may ask for it.
+    pub fn aliases(&self) -> Vec<String> {
+        let strings = self.image.split(|&byte| byte == 0);
+        let aliases = strings.filter_map(|string| string.strip_prefix(b"alias="));
+        aliases.map(|alias| String::from_utf8_lossy(alias).into_owned()).collect()
+    }
+
     /// `init_module(2)`. The module's KUnit suites, which have run at the first load, do not again.
     pub fn load(&self) -> SysResult<()> {
-        // Best effort: there is KUnit, and nothing of this name.
-        let _ = std::fs::write("/sys/module/kunit/parameters/filter_glob", "none");
+        run_no_kunit_suites();
         let (image, len) = (self.image.as_ptr(), self.image.len());
         // SAFETY: The image has this length, the parameters are a C string.
         check(unsafe { libc::syscall(libc::SYS_init_module, image, len, c"".as_ptr()) }).map(drop)
@@ -108,6 +120,11 @@ impl Module {
     pub fn expect_in_use(&self, what: &str) -> Result<()> {
         expect_errno(&format!("unload with {what}"), self.raw_unload(), IN_USE)
     }
+}
+
+/// Best effort: if there is KUnit, there is nothing of this name.
+fn run_no_kunit_suites() {
+    let _ = std::fs::write("/sys/module/kunit/parameters/filter_glob", "none");
 }
 
 impl Drop for Module {

@@ -19,7 +19,7 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::knobs::raw_write;
-use crate::sys::require_root;
+use crate::sys::{Mapping, require_root};
 use crate::{HUGE, PAGE, mem};
 
 pub use crate::knobs::{Setting, read, read_number, write};
@@ -102,10 +102,24 @@ pub fn page_flags(pfn: u64) -> Result<u64> {
     Ok(u64::from_ne_bytes(word))
 }
 
+/// Page frames of a mapping of this process that are in memory.
+pub fn mapped_frames(mapping: &Mapping) -> Result<Vec<u64>> {
+    use std::os::unix::fs::FileExt;
+    const PRESENT: u64 = 1 << 63;
+    require_root()?;
+    let mut words = vec![0; (mapping.len() / PAGE * 8) as usize];
+    let file = fs::File::open("/proc/self/pagemap").context("/proc/self/pagemap")?;
+    file.read_exact_at(&mut words, mapping.addr() / PAGE * 8).context("/proc/self/pagemap")?;
+    let words =
+        words.chunks_exact(8).map(|word| word.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b)));
+    Ok(words.filter(|word| word & PRESENT != 0).map(|word| word & ((1 << 55) - 1)).collect())
+}
+
 // Bits of `page_flags()`.
 pub const KPF_LRU: u64 = 1 << 5;
 pub const KPF_UNEVICTABLE: u64 = 1 << 18;
 pub const KPF_HWPOISON: u64 = 1 << 19;
+pub const KPF_KSM: u64 = 1 << 21;
 pub const KPF_THP: u64 = 1 << 22;
 
 /// Makes allocations of the calling thread fail, while it lives.

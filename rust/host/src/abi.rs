@@ -245,6 +245,24 @@ pub(crate) mod notifier {
         }
     }
 
+    /// Which notifiers take part in an invalidation.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Hits {
+        pub(crate) first: Option<Notifier>,
+        pub(crate) more: bool,
+    }
+
+    impl Hits {
+        pub(crate) fn note(self, record: Record) {
+            record.set_hits((self.first, self.more));
+        }
+
+        pub(crate) fn of(record: Record) -> Self {
+            let (first, more) = record.hits();
+            Self { first, more }
+        }
+    }
+
     /// Notifiers in the order of their first page.
     pub(crate) struct Tree(Vec<(Range, Notifier)>);
 
@@ -297,8 +315,13 @@ pub(crate) mod record {
     pub(crate) type NextRange = Rc<dyn Fn(Record, Notifier) -> Option<(Notifier, Range)>>;
 
     thread_local! {
-        pub(super) static RECORDS: RefCell<Vec<(Option<Running>, Option<NextRange>)>> =
-            const { RefCell::new(Vec::new()) };
+        pub(super) static RECORDS: RefCell<Vec<Body>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) struct Body {
+        running: Option<Running>,
+        next_range: Option<NextRange>,
+        hits: (Option<Notifier>, bool),
     }
 
     /// One running invalidation; the number says which.
@@ -308,17 +331,29 @@ pub(crate) mod record {
     impl Record {
         pub(crate) fn new(next_range: Option<NextRange>) -> Self {
             RECORDS.with_borrow_mut(|records| {
-                records.push((None, next_range));
+                records.push(Body {
+                    running: None,
+                    next_range,
+                    hits: (None, false),
+                });
                 Self(records.len() - 1)
             })
         }
 
         fn set(self, running: Option<Running>) {
-            RECORDS.with_borrow_mut(|records| records[self.0].0 = running);
+            RECORDS.with_borrow_mut(|records| records[self.0].running = running);
+        }
+
+        pub(super) fn set_hits(self, hits: (Option<Notifier>, bool)) {
+            RECORDS.with_borrow_mut(|records| records[self.0].hits = hits);
+        }
+
+        pub(super) fn hits(self) -> (Option<Notifier>, bool) {
+            RECORDS.with_borrow(|records| records[self.0].hits)
         }
 
         pub(super) fn next_range(self, after: Notifier) -> Option<(Notifier, Range)> {
-            let next_range = RECORDS.with_borrow(|records| records[self.0].1.clone());
+            let next_range = RECORDS.with_borrow(|records| records[self.0].next_range.clone());
             next_range.expect("the test uses contexts")(self, after)
         }
 
@@ -330,7 +365,7 @@ pub(crate) mod record {
         }
 
         pub(crate) fn running(self) -> Option<Running> {
-            RECORDS.with_borrow(|records| records[self.0].0)
+            RECORDS.with_borrow(|records| records[self.0].running)
         }
     }
 

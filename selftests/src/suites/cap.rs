@@ -7,12 +7,13 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{BOTH, MOVABLE, PINNED, RECLAIMABLE};
+use super::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE};
 use crate::ktap::{CaseResult, Suite, missing_memfile};
+use crate::pressure::{Cgroup, Swap};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{Private, Vm, VmType, open_kvm};
-use crate::{GIB, MIB, mem, suite};
+use crate::vm::{Private, Vm, VmType, open_kvm, supports};
+use crate::{GIB, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
     "cap",
@@ -26,6 +27,10 @@ pub static SUITE: Suite = suite!(
         vm_without_private_memory_refuses,
         different_flags_on_one_file_are_refused,
         racing_bindings_leave_the_flags_of_the_winner,
+        stronger_flags_join_while_others_are_bound,
+        weaker_flags_are_refused_while_there_is_a_page,
+        pages_in_swap_keep_their_promise,
+        empty_file_may_be_anything_again,
     ]
 );
 
@@ -50,8 +55,15 @@ fn flags_of(fd: impl AsFd) -> Result<String> {
 
 fn check_on_the_device() -> CaseResult {
     drop(protected()?);
-    let mask = open_kvm()?.check_extension_raw(KVM_CAP_MEMFILE.into());
-    ensure!(mask == MEMFILE_F_ALL as i32, "KVM_CHECK_EXTENSION on the device gives {mask:#x}");
+    expect_as_vm_types_say()
+}
+
+/// The device has the flags if it can make a VM that has them, else none. See `cap_without`.
+pub fn expect_as_vm_types_say() -> CaseResult {
+    let kvm = open_kvm()?;
+    let wanted = if supports(&kvm, VmType::Protected) { MEMFILE_F_ALL as i32 } else { 0 };
+    let mask = kvm.check_extension_raw(KVM_CAP_MEMFILE.into());
+    ensure!(mask == wanted, "KVM_CHECK_EXTENSION on the device gives {mask:#x}, not {wanted:#x}");
     Ok(())
 }
 
@@ -75,7 +87,7 @@ fn chosen_flags_reach_the_file() -> CaseResult {
         vm.vcpu(0)?.store(GIB, 1)?;
         vm.delete(slot)?;
         let got = flags_of(&fd)?;
-        ensure!(got == format!("{BOTH:#x}"), "unbound, fdinfo says {got}");
+        ensure!(got == format!("{flags:#x}"), "unbound, fdinfo says {got}");
     }
     Ok(())
 }
@@ -160,18 +172,21 @@ fn different_flags_on_one_file_are_refused() -> CaseResult {
     Ok(())
 }
 
-/// Two VMs with different wishes, each for its own half of one file: one is first, the other is
-/// refused, and the file is what the first wished, whoever looks when.
+/// Two VMs with different wishes, each for its own half of one file: neither asks for more than the
+/// other, so one is first, the other is refused, and the file is what the first wished, whoever
+/// looks when.
 fn racing_bindings_leave_the_flags_of_the_winner() -> CaseResult {
+    let wishes = [RECLAIMABLE, MOVABLE];
     let vms = [protected()?, protected()?];
-    choose(&vms[1], MOVABLE)?;
+    choose(&vms[0], wishes[0])?;
+    choose(&vms[1], wishes[1])?;
     let fd = memfile(2 * MIB)?;
     let view = crate::vm::small_pages(MIB)?;
     let (barrier, rounds) = (Barrier::new(2), 200);
     // What each round came to for each VM.
     let race = |n: u64| -> Result<Vec<bool>> {
         let vm = &vms[n as usize];
-        let wish = [PINNED, MOVABLE][n as usize];
+        let wish = wishes[n as usize];
         let half = Some((Private::Memfile, fd.as_fd(), n * MIB));
         let request = crate::vm::region(1, GIB, &view, half);
         let mut won = Vec::new();
@@ -207,7 +222,135 @@ fn racing_bindings_leave_the_flags_of_the_winner() -> CaseResult {
     ensure!(first.iter().zip(&second).all(|(a, b)| a != b), "both or none were bound");
     let won = first.iter().filter(|&&won| won).count();
     println!("of {rounds} races one VM won {won}");
+    let last = wishes[usize::from(!first[rounds - 1])];
     let got = flags_of(&fd)?;
-    ensure!(got == format!("{BOTH:#x}"), "unbound, fdinfo says {got}");
+    ensure!(got == format!("{last:#x}"), "unbound, fdinfo says {got}, the last was {last:#x}");
+    Ok(())
+}
+
+/// Every pair of choices, the first one's and what comes second.
+fn choices() -> impl Iterator<Item = (u64, u64)> {
+    let all = [PINNED, MOVABLE, RECLAIMABLE, BOTH];
+    all.into_iter().flat_map(move |first| all.into_iter().map(move |second| (first, second)))
+}
+
+/// Fail unless the file has these flags.
+fn expect_flags(fd: impl AsFd, wanted: u64, when: &str) -> CaseResult {
+    let got = flags_of(fd)?;
+    ensure!(got == format!("{wanted:#x}"), "{when}: fdinfo says {got}, wanted {wanted:#x}");
+    Ok(())
+}
+
+/// Bind the second MiB of a file in a VM that has chosen these flags: the VM, or why not.
+fn bind_second(fd: impl AsFd, flags: u64) -> Result<SysResult<Vm>> {
+    let vm = protected()?;
+    choose(&vm, flags)?;
+    let view = crate::vm::small_pages(MIB)?;
+    let request = crate::vm::region(1, GIB, &view, Some((Private::Memfile, fd.as_fd(), MIB)));
+    Ok(vm.raw_set_region(&request).map(|()| vm))
+}
+
+fn stronger_flags_join_while_others_are_bound() -> CaseResult {
+    for (first, second) in choices() {
+        let what = format!("{first:#x}, then {second:#x}");
+        let fd = memfile(2 * MIB)?;
+        let vm = protected()?;
+        choose(&vm, first)?;
+        let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+        vm.set_private(GIB, MIB)?;
+        let mut vcpu = vm.vcpu(0)?;
+        vcpu.fill(GIB, MIB, GUEST)?;
+        let result = bind_second(&fd, second)?;
+        if first & !second == 0 {
+            let other = result.with_context(|| what.clone())?;
+            expect_flags(&fd, second, &what)?;
+            // They are the file's, also once it is gone who asked for them.
+            drop(other);
+            expect_flags(&fd, second, &format!("{what}, and gone"))?;
+        } else {
+            expect_errno(&what, result.map(drop), &[Errno::EINVAL])?;
+            expect_flags(&fd, first, &what)?;
+        }
+        vcpu.verify(GIB, MIB, GUEST).with_context(|| what.clone())?;
+        vm.delete(slot)?;
+    }
+    Ok(())
+}
+
+/// One page, wherever it is, and nobody who has bound it.
+fn weaker_flags_are_refused_while_there_is_a_page() -> CaseResult {
+    for (first, second) in choices() {
+        let what = format!("{first:#x}, then {second:#x}");
+        let fd = memfile(2 * MIB)?;
+        let vm = protected()?;
+        choose(&vm, first)?;
+        let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+        vm.delete(slot)?;
+        // Whoever allocates it, and when: what holds when it is there is promised to it.
+        allocate(&fd, 0, PAGE)?;
+        let result = bind_second(&fd, second)?;
+        if first & !second == 0 {
+            result.with_context(|| what.clone())?;
+            expect_flags(&fd, second, &what)?;
+        } else {
+            expect_errno(&what, result.map(drop), &[Errno::EINVAL])?;
+            expect_flags(&fd, first, &what)?;
+        }
+    }
+    Ok(())
+}
+
+/// A page that is in swap comes back as what it was promised to be.
+fn pages_in_swap_keep_their_promise() -> CaseResult {
+    lock_own_memory()?;
+    let (cgroup, swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
+    let fd = memfile(2 * MIB)?;
+    let vm = protected()?;
+    choose(&vm, RECLAIMABLE)?;
+    let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+    vm.set_private(GIB, MIB)?;
+    vm.vcpu(0)?.fill(GIB, MIB, GUEST)?;
+    vm.delete(slot)?;
+    for _ in 0..8 {
+        cgroup.reclaim(2 * MIB)?;
+    }
+    swap.expect_used(MIB, "after reclaim")?;
+    let pages = mem::fdinfo(&fd, "memfile-pages")?;
+    ensure!(pages.as_deref() == Some("0"), "pages are in memory: {pages:?}");
+    for weaker in [BOTH, MOVABLE] {
+        let result = bind_second(&fd, weaker)?.map(drop);
+        expect_errno(&format!("{weaker:#x}"), result, &[Errno::EINVAL])?;
+    }
+    expect_flags(&fd, RECLAIMABLE, "refused")?;
+    punch(&fd, 0, MIB)?;
+    drop(bind_second(&fd, MOVABLE)?.context("nothing is in swap any more")?);
+    expect_flags(&fd, MOVABLE, "empty")
+}
+
+/// Nothing is left of those to whom it was promised.
+fn empty_file_may_be_anything_again() -> CaseResult {
+    for (first, second) in choices() {
+        let what = format!("{first:#x}, then {second:#x}");
+        let fd = memfile(2 * MIB)?;
+        let vm = protected()?;
+        choose(&vm, first)?;
+        let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+        vm.set_private(GIB, MIB)?;
+        let mut vcpu = vm.vcpu(0)?;
+        vcpu.fill(GIB, MIB, GUEST)?;
+        punch(&fd, 0, 2 * MIB)?;
+        // Who has bound it relies on it for the pages to come.
+        let result = bind_second(&fd, second)?;
+        if first & !second == 0 {
+            drop(result.with_context(|| what.clone())?);
+        } else {
+            expect_errno(&format!("bound, {what}"), result.map(drop), &[Errno::EINVAL])?;
+        }
+        vm.delete(slot)?;
+        let result = bind_second(&fd, first & second)?;
+        drop(result.with_context(|| format!("{what}: as weak as either"))?);
+        drop(bind_second(&fd, second)?.with_context(|| what.clone())?);
+        expect_flags(&fd, second, &what)?;
+    }
     Ok(())
 }

@@ -198,7 +198,11 @@ fn observers_are_no_bindings_and_bring_no_flags() -> CaseResult {
     let mapper = Consumer::bound(&fd, MAPPER, ALL)?;
     expect_fdinfo(&fd, MEMFILE_F_ALL, 1, "with a mapper as well")?;
     mapper.unbind()?;
-    expect_fdinfo(&fd, MEMFILE_F_USER_INACCESSIBLE, 0, "with the observer left")?;
+    expect_fdinfo(&fd, MEMFILE_F_ALL, 0, "with the observer left")?;
+    // It does not keep anybody from asking for less.
+    let mapper = Consumer::bound(&fd, Mode::Mapper(MEMFILE_F_USER_INACCESSIBLE), ALL)?;
+    expect_fdinfo(&fd, MEMFILE_F_USER_INACCESSIBLE, 1, "with another mapper")?;
+    mapper.unbind()?;
     observer.unbind()?;
     expect_fdinfo(&fd, MEMFILE_F_USER_INACCESSIBLE, 0, "with nobody")
 }
@@ -210,17 +214,21 @@ fn mapper_brings_its_flags() -> CaseResult {
     let first = Consumer::bound(&fd, Mode::Mapper(flags), Span::same(0, 1))?;
     expect_fdinfo(&fd, flags, 1, "the first mapper")?;
     let second = Consumer::new()?;
-    let result = second.bind(&fd, MAPPER, Span::same(1, 1));
-    expect_errno("other flags", result, &[Errno::EINVAL])?;
-    let view = Mapping::anonymous(PAGE)?;
-    let slot = crate::vm::region(1, GIB, &view, Some((Private::Memfile, fd.as_fd(), PAGE)));
-    expect_errno("KVM's default flags", vm.raw_set_region(&slot), &[Errno::EINVAL])?;
+    let less = Mode::Mapper(MEMFILE_F_USER_INACCESSIBLE);
+    expect_errno("less", second.bind(&fd, less, Span::same(1, 1)), &[Errno::EINVAL])?;
     second.bind(&fd, Mode::Mapper(flags), Span::same(1, 1)).context("the same flags")?;
     first.unbind()?;
     expect_fdinfo(&fd, flags, 1, "the second mapper alone")?;
+    let view = Mapping::anonymous(PAGE)?;
+    let slot = crate::vm::region(1, GIB, &view, Some((Private::Memfile, fd.as_fd(), 2 * PAGE)));
+    vm.raw_set_region(&slot).context("KVM's default flags, which are more")?;
+    expect_fdinfo(&fd, MEMFILE_F_ALL, 2, "with KVM")?;
     second.unbind()?;
-    expect_fdinfo(&fd, MEMFILE_F_USER_INACCESSIBLE, 0, "nobody")?;
-    vm.raw_set_region(&slot).context("KVM's default flags once the file is free")
+    let same = second.bind(&fd, Mode::Mapper(flags), Span::same(1, 1));
+    expect_errno("what it had, beside KVM", same, &[Errno::EINVAL])?;
+    vm.raw_delete(1)?;
+    second.bind(&fd, Mode::Mapper(flags), Span::same(1, 1)).context("with nobody and no page")?;
+    expect_fdinfo(&fd, flags, 1, "the second mapper again")
 }
 
 fn hole_is_one_start_and_one_end() -> CaseResult {
@@ -679,7 +687,7 @@ fn closing_the_device_unbinds() -> CaseResult {
     let fd = memfile(FILE)?;
     for mode in [MAPPER, Mode::Device] {
         drop(Consumer::bound(&fd, mode, ALL)?);
-        expect_fdinfo(&fd, MEMFILE_F_USER_INACCESSIBLE, 0, "the device is closed")?;
+        expect_fdinfo(&fd, MEMFILE_F_ALL, 0, "the device is closed")?;
     }
     // Also while a callback of it is held up, and with the memfile closed before.
     let consumer = observer(&fd, ALL)?;

@@ -1,25 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What a driver needs of contiguous memory (CMA) it gets, for what may move makes room (rules 18
-//! and 19): a guest's movable pages lie in the area, and leave it; others were never there.
+//! and 19): a guest's movable pages lie in the area, and leave it, at the latest when they are to move
+//! no more; others were never there.
 //!
 //! The machine needs such an area, see [`Area`]: `scripts/check` boots one for this suite.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, ensure};
+use std::os::fd::AsFd;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::migrate::MOVED;
-use super::setup::{BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, Setup};
-use super::stress::{Action, Bench, EVERYTHING, Host, PAGES};
+use super::setup::{BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup};
+use super::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
+use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{
-    Accounts, Area, Cgroup, Counts, Failing, Frame, Isolation, Setting, Swap, Trace, frames, moved,
-    shmem_huge,
+    Accounts, Area, Cgroup, Counts, Failing, Frame, Setting, Trace, frames, moved, shmem_huge,
 };
 use crate::sys::*;
-use crate::vm::Private;
-use crate::{HUGE, MIB, PAGE, mem, suite};
+use crate::uapi::KVM_CAP_MEMFILE;
+use crate::vm::{Private, Vm, region, small_pages};
+use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
     "contiguous",
@@ -30,7 +35,11 @@ pub static SUITE: Suite = suite!(
         pinned_pages_are_never_in_the_area,
         pages_older_than_their_binding_are_never_in_the_area,
         guest_memfd_is_never_in_the_area,
-        pinned_page_in_the_area_keeps_its_frame,
+        pages_leave_the_area_when_they_are_pinned,
+        huge_pages_leave_the_area_when_they_are_pinned,
+        pages_of_others_leave_the_area_when_one_pins_the_file,
+        pinning_that_meets_a_busy_page_is_refused,
+        pinning_without_room_elsewhere_is_refused,
         allocation_without_room_elsewhere_loses_nothing,
         allocation_that_fails_halfway_loses_nothing,
     ]
@@ -112,7 +121,8 @@ fn running_guest_reads_nothing_old() -> CaseResult {
     let s = Setup::with_flags(MOVABLE, PAGES * PAGE)?;
     let take = Box::new(move || area.take().map(drop));
     let host = Host { cgroup: Cgroup::enter()?, take };
-    let bench = Bench::of(s, LAYOUTS[0], Some(host), std::time::Duration::from_secs(2))?;
+    let length = Length::Time(std::time::Duration::from_secs(2));
+    let bench = Bench::of(s, LAYOUTS[0], Some(host), length)?;
     bench.run(3, &[&[Action::Take][..], &EVERYTHING].concat())?;
     counts.expect_grown(&MOVED, 1)?;
     counts.expect_grown(&["memfile.punch"], 1)
@@ -175,26 +185,136 @@ fn guest_memfd_is_never_in_the_area() -> CaseResult {
     s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)
 }
 
-/// A file that was movable first. The driver does not get the area until the pages are gone. It tries
-/// to have some of them, for they are older than the binding; what reclaim has put aside it passes by.
-fn pinned_page_in_the_area_keeps_its_frame() -> CaseResult {
-    lock_own_memory()?;
-    let (area, cgroup, _swap) = (Area::find()?, Cgroup::enter()?, Swap::on(16 * MIB)?);
-    let (s, before) = guest_inside(&area, MOVABLE, SIZE)?;
-    let mut s = s.pass_on(PINNED)?;
-    let counts = Counts::now()?;
-    let take = || expect_errno("take the area", area.raw_take().map(drop), &[Errno::ENOMEM]);
-    Isolation::during(&before, take)?.expect_vain()?;
-    cgroup.reclaim(SIZE)?;
-    Isolation::during(&before, take)?.expect_none()?;
-    counts.expect_same(&["memfile.migrate", "memfile.swap_out", "memfile.invalidate"])?;
-    ensure!(frames(&s.vcpu, &s.slot, &s.fd)? == before, "pages have moved");
-    s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
-    punch(&s.fd, 0, SIZE)?;
-    let _taken = area.take().context("nothing of the guest is left")?;
-    s.vcpu.verify(s.slot.gpa, s.slot.size, Pattern::ZERO)?;
-    ensure!(inside(&area, &frames(&s.vcpu, &s.slot, &s.fd)?) == 0, "new pages are in the area");
+/// A file that was movable first, and is bound anew: what will not move any more makes room before.
+fn pinned_anew(huge: &str) -> CaseResult {
+    let _huge = shmem_huge(huge)?;
+    let area = Area::find()?;
+    for (first, second) in [(MOVABLE, PINNED), (BOTH, PINNED), (BOTH, RECLAIMABLE)] {
+        let (s, before) = guest_inside(&area, first, SIZE)?;
+        let counts = Counts::now()?;
+        let mut s = s.pass_on(second)?;
+        counts.expect_grown(&MOVED, 1)?;
+        let after = frames(&s.vcpu, &s.slot, &s.fd)?;
+        ensure!(inside(&area, &after) == 0, "pages are still in the area: {after:x?}");
+        ensure!(moved(&before, &after) >= inside(&area, &before), "pages are where they were");
+        s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+        expect_allocated(&s.fd, SIZE, "pinned")?;
+
+        let counts = Counts::now()?;
+        let taken = area.take().context("nothing of the guest is in it")?;
+        counts.expect_same(&["memfile.migrate", "memfile.swap_out", "memfile.invalidate"])?;
+        ensure!(frames(&s.vcpu, &s.slot, &s.fd)? == after, "pages have moved");
+        drop(taken);
+        // New pages are not in it either.
+        punch(&s.fd, 0, SIZE)?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, Pattern::ZERO)?;
+        ensure!(inside(&area, &frames(&s.vcpu, &s.slot, &s.fd)?) == 0, "new pages are in the area");
+    }
     Ok(())
+}
+
+fn pages_leave_the_area_when_they_are_pinned() -> CaseResult {
+    pinned_anew("never")
+}
+
+fn huge_pages_leave_the_area_when_they_are_pinned() -> CaseResult {
+    pinned_anew("always")
+}
+
+/// A VM binds the end of [`Setup`]'s file, which has no pages, with flags of its own.
+fn bind_the_rest(s: &Setup, flags: u64) -> Result<(Vm, SysResult<()>)> {
+    let vm = Vm::protected()?;
+    vm.raw_enable_cap(KVM_CAP_MEMFILE, flags).context("choose the flags")?;
+    let view = small_pages(HUGE)?;
+    let rest = Some((Private::Memfile, s.fd.as_fd(), s.slot.size));
+    let result = vm.raw_set_region(&region(SLOT, GIB, &view, rest));
+    Ok((vm, result))
+}
+
+/// The flags of a file, as fdinfo has them.
+fn expect_flags(s: &Setup, wanted: u64, when: &str) -> CaseResult {
+    let got = mem::fdinfo(&s.fd, "memfile-flags")?.context("fdinfo has no memfile-flags")?;
+    ensure!(got == format!("{wanted:#x}"), "{when}: the flags are {got}, wanted {wanted:#x}");
+    Ok(())
+}
+
+/// The flags are the file's: another VM pins pages that a guest is using.
+fn pages_of_others_leave_the_area_when_one_pins_the_file() -> CaseResult {
+    let area = Area::find()?;
+    let (mut s, before) = guest_inside(&area, MOVABLE, SIZE)?;
+    let mut second = s.vm.vcpu(1)?;
+    second.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    let (other, result) = bind_the_rest(&s, PINNED)?;
+    result.context("pin the file")?;
+    expect_flags(&s, PINNED, "both are bound")?;
+    let after = frames(&s.vcpu, &s.slot, &s.fd)?;
+    ensure!(inside(&area, &after) == 0, "pages are still in the area: {after:x?}");
+    ensure!(moved(&before, &after) >= inside(&area, &before), "pages are where they were");
+    second.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, Pattern::Generation(8))?;
+    second.verify(s.slot.gpa, s.slot.size, Pattern::Generation(8))?;
+    drop(other);
+    let _taken = area.take().context("nothing of the guest is in it")?;
+    second.verify(s.slot.gpa, s.slot.size, Pattern::Generation(8))
+}
+
+/// Nothing has come of an attempt to pin the file: flags and content are those of before, and what the
+/// guest gets, it gets from the area.
+fn expect_as_before(area: &Area, s: &mut Setup) -> CaseResult {
+    expect_flags(s, MOVABLE, "after the attempt")?;
+    let bindings = mem::fdinfo(&s.fd, "memfile-bindings")?;
+    ensure!(bindings.as_deref() == Some("1"), "{bindings:?} bindings");
+    s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    expect_allocated(&s.fd, s.slot.size, "after the attempt")?;
+    empty(area)?;
+    s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    punch(&s.fd, 0, s.slot.size)?;
+    s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    let pages = inside(area, &frames(&s.vcpu, &s.slot, &s.fd)?);
+    ensure!(pages >= s.slot.size / PAGE * 7 / 8, "only {pages} new pages are in the area");
+    let (_other, result) = bind_the_rest(s, PINNED)?;
+    result.context("pin the file with nothing in the way")?;
+    ensure!(inside(area, &frames(&s.vcpu, &s.slot, &s.fd)?) == 0, "pages are still in the area");
+    s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)
+}
+
+/// A driver is about to move the first page, and an observer keeps it from going on: so the page is
+/// nobody else's to move.
+fn pinning_that_meets_a_busy_page_is_refused() -> CaseResult {
+    let area = Area::find()?;
+    let (mut s, before) = guest_inside(&area, MOVABLE, SIZE)?;
+    let busy = before.iter().find(|(_, frame)| area.holds(frame.pfn));
+    let (offset, _) = busy.context("no page is in the area")?;
+    let observer = Consumer::bound(&s.fd, Mode::Observer, Span::same(offset / PAGE, 1))?;
+    observer.block(true)?;
+    let result = thread::scope(|scope| {
+        let driver = scope.spawn(|| area.raw_take().map(drop));
+        let result = observer.wait_until_called().and_then(|()| bind_the_rest(&s, PINNED));
+        observer.block(false)?;
+        let taken = driver.join().map_err(|_| anyhow!("the driver panicked"))?;
+        println!("the driver: {taken:?}");
+        result
+    });
+    let (_, result) = result?;
+    expect_errno("pin the file", result, &[Errno::EBUSY])?;
+    observer.unbind()?;
+    expect_as_before(&area, &mut s)
+}
+
+fn pinning_without_room_elsewhere_is_refused() -> CaseResult {
+    let area = Area::find()?;
+    let accounts = Accounts::now()?;
+    let (mut s, before) = guest_inside(&area, MOVABLE, SIZE)?;
+    let failing = Failing::after_pages(SIZE / PAGE / 2)?;
+    let result = bind_the_rest(&s, PINNED);
+    drop(failing);
+    expect_errno("pin the file", result?.1, &[Errno::ENOMEM])?;
+    let moved = moved(&before, &frames(&s.vcpu, &s.slot, &s.fd)?);
+    println!("{moved} of {} pages moved", before.len());
+    ensure!(moved > 0, "the attempt failed before it began to move pages");
+    expect_as_before(&area, &mut s)?;
+    drop(s);
+    accounts.expect_back(MIB).context("after the guest")
 }
 
 /// Free memory outside the area, without what CPUs keep for themselves; whole huge pages, in bytes.

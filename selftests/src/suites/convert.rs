@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Converting memory through either door, which are one state.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::setup::{GUEST, SHARED, Setup, fill_view};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
-use crate::pressure::{anonymous_huge, shmem_huge};
+use crate::pressure::{Cgroup, anonymous_huge, shmem_huge};
 use crate::sys::*;
+use crate::uapi::*;
 use crate::vm::{DOORS, Door, Exit, Private, Vm, VmType};
 use crate::{GIB, HUGE, MIB, PAGE, suite};
 
@@ -27,6 +29,8 @@ pub static SUITE: Suite = suite!(
         single_pages_convert_alone,
         page_of_a_huge_private_one_converts_alone,
         page_of_a_huge_shared_one_converts_alone,
+        fatal_signal_ends_the_conversion_of_a_huge_range,
+        huge_range_with_little_in_it_is_cleared,
     ]
 );
 
@@ -132,9 +136,8 @@ fn refused_conversion_changes_nothing() -> CaseResult {
     Ok(())
 }
 
-/// There it is SEV's, with host addresses; without SEV there is none.
+/// There it is SEV's, with host addresses, and this VM is none of SEV's: as on a kernel without memfiles.
 fn vm_without_private_memory_has_no_regions() -> CaseResult {
-    drop(memfile_unsized()?);
     let vm = Vm::new(VmType::Default)?;
     for private in [true, false] {
         expect_errno("default VM", vm.raw_region(GIB, PAGE, private), &[Errno::ENOTTY])?;
@@ -222,4 +225,157 @@ fn page_of_a_huge_private_one_converts_alone() -> CaseResult {
 
 fn page_of_a_huge_shared_one_converts_alone() -> CaseResult {
     DOORS.into_iter().try_for_each(|door| convert_page_of_a_huge_one(door, false))
+}
+
+/// More than any machine has the memory for to convert.
+const HUGE_RANGE: u64 = 64 << 40;
+
+/// A guest of whose slot all is shared but for one page; both sides are filled.
+fn nearly_shared() -> Result<(Setup, u64)> {
+    let mut s = filled(MIB)?;
+    let one = s.slot.gpa + 3 * PAGE;
+    s.vm.set_shared(s.slot.gpa, s.slot.size)?;
+    s.vm.set_private(one, PAGE)?;
+    expect_nearly_shared(&mut s, one)?;
+    Ok((s, one))
+}
+
+fn expect_nearly_shared(s: &mut Setup, one: u64) -> Result<()> {
+    let (gpa, end) = (s.slot.gpa, s.slot.gpa + s.slot.size);
+    s.vcpu.verify(gpa, one - gpa, SHARED)?;
+    s.vcpu.verify(one, PAGE, GUEST)?;
+    s.vcpu.verify(one + PAGE, end - one - PAGE, SHARED)
+}
+
+/// A process that does nothing but make a range private, and shares our memory: to KVM it is the VM's.
+struct Converter {
+    pid: libc::pid_t,
+    _stack: Mapping,
+    _order: Box<Order>,
+}
+
+/// What it is to do.
+#[repr(C)]
+struct Order {
+    vm: i64,
+    request: u64,
+    argument: [u64; 4],
+}
+
+/// Runs without anything of the standard library, which believes that it is in the thread that made it.
+extern "C" fn obey(order: *mut libc::c_void) -> libc::c_int {
+    let order = order.cast::<Order>();
+    // SAFETY: The order outlives the process that obeys it. The kernel reads the argument, which is that
+    // of the request.
+    unsafe {
+        let argument = &raw const (*order).argument;
+        let mut result = libc::SYS_ioctl;
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") result,
+            in("rdi") (*order).vm,
+            in("rsi") (*order).request,
+            in("rdx") argument,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+        i32::from(result != 0)
+    }
+}
+
+impl Converter {
+    fn start(s: &Setup, door: Door, gpa: u64, size: u64) -> Result<Converter> {
+        let (request, argument) = match door {
+            // Address, size, attributes, flags.
+            Door::Attributes => {
+                (KVM_SET_MEMORY_ATTRIBUTES(), [gpa, size, KVM_MEMORY_ATTRIBUTE_PRIVATE, 0])
+            }
+            Door::Region => (KVM_MEMORY_ENCRYPT_REG_REGION(), [gpa, size, 0, 0]),
+        };
+        let vm = s.vm.fd().as_raw_fd().into();
+        let mut order = Box::new(Order { vm, request, argument });
+        let stack = Mapping::anonymous(16 * PAGE)?;
+        let top = stack.addr() + stack.len();
+        let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::SIGCHLD;
+        // SAFETY: The stack and the order live until the process is waited for; it touches nothing else.
+        let pid = check(unsafe {
+            libc::clone(obey, top as *mut libc::c_void, flags, (&raw mut *order).cast())
+        });
+        let pid = pid.context("clone")? as libc::pid_t;
+        Ok(Converter { pid, _stack: stack, _order: order })
+    }
+
+    /// Kill it, and wait until it is dead.
+    fn kill(self) -> Result<()> {
+        // SAFETY: Takes no pointer.
+        check(unsafe { libc::kill(self.pid, libc::SIGKILL) }).context("kill")?;
+        let mut status = 0;
+        // SAFETY: The status outlives the call.
+        check(unsafe { libc::waitpid(self.pid, &mut status, 0) }).context("waitpid")?;
+        let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+        ensure!(killed, "the conversion ended by itself: status {status:#x}");
+        Ok(())
+    }
+}
+
+/// Until the cgroup has so much, or so little.
+fn wait_for_charge(cgroup: &Cgroup, what: &str, enough: impl Fn(u64) -> bool) -> Result<u64> {
+    let alarm = Alarm::set(Duration::from_secs(30))?;
+    loop {
+        let current = cgroup.current()?;
+        if enough(current) {
+            return Ok(current);
+        }
+        ensure!(!alarm.due(), "{what}: {} KiB are charged", current >> 10);
+        std::thread::yield_now();
+    }
+}
+
+fn fatal_signal_ends_the_conversion_of_a_huge_range() -> CaseResult {
+    let cgroup = Cgroup::enter()?;
+    let (mut s, one) = nearly_shared()?;
+    for door in DOORS {
+        let before = cgroup.current()?;
+        // Nothing but the signal is to end it.
+        cgroup.set("memory.max", before + 256 * MIB)?;
+        let limit = || cgroup.line("memory.events", "max");
+        let reached = limit()?;
+        // It begins below the slot, and has gone past it when it has taken that much.
+        let converter = Converter::start(&s, door, GIB, HUGE_RANGE)?;
+        let taken = wait_for_charge(&cgroup, "converting", |now| now >= before + 24 * MIB);
+        converter.kill()?;
+        println!("{door:?}: killed with {} KiB more", (taken? - before) >> 10);
+        let after = wait_for_charge(&cgroup, "killed", |now| now <= before + 2 * MIB)?;
+        println!("{} KiB are left of them", after.saturating_sub(before) >> 10);
+        ensure!(limit()? == reached, "it went on until there was no memory");
+        cgroup.unlimit("memory.max")?;
+        expect_nearly_shared(&mut s, one).with_context(|| format!("{door:?}"))?;
+        // And all is as it was for those who come after.
+        s.vm.convert(door, s.slot.gpa, s.slot.size, true)?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+        s.vm.convert(door, s.slot.gpa, s.slot.size, false)?;
+        s.vm.convert(door, one, PAGE, true)?;
+        expect_nearly_shared(&mut s, one).with_context(|| format!("after {door:?}"))?;
+    }
+    Ok(())
+}
+
+/// Page by page it would take a quarter of an hour.
+fn huge_range_with_little_in_it_is_cleared() -> CaseResult {
+    for door in DOORS {
+        let (mut s, _) = nearly_shared()?;
+        let last = GIB + HUGE_RANGE - PAGE;
+        s.vm.convert(door, last, PAGE, true)?;
+        s.vm.convert(door, GIB, HUGE_RANGE, false)?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, SHARED)?;
+        // Also where there is nothing at all.
+        s.vm.convert(door, GIB, HUGE_RANGE, false)?;
+        s.vm.convert(door, s.slot.gpa, s.slot.size, true)?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+        // What lies outside of the range stays.
+        s.vm.convert(door, s.slot.gpa + s.slot.size / 2, HUGE_RANGE, false)?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size / 2, GUEST)?;
+        s.vcpu.verify(s.slot.gpa + s.slot.size / 2, s.slot.size / 2, SHARED)?;
+    }
+    Ok(())
 }

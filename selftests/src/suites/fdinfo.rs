@@ -19,7 +19,7 @@ pub static SUITE: Suite = suite!(
         new_file_has_creation_flags_and_nothing_else,
         bindings_are_counted,
         flags_are_those_of_the_binding,
-        flags_fall_back_when_the_last_binding_goes,
+        flags_stay_when_the_last_binding_goes,
         pages_follow_allocation_and_punch,
         ordinary_memfd_has_no_such_lines,
     ]
@@ -70,13 +70,21 @@ fn flags_are_those_of_the_binding() -> CaseResult {
     expect(&s.fd, (MEMFILE_F_ALL, 1, 0), "bound with the default")
 }
 
-fn flags_fall_back_when_the_last_binding_goes() -> CaseResult {
-    let s = Setup::new(Private::Memfile, MIB)?;
-    s.vm.delete(s.slot)?;
-    expect(&s.fd, (CREATION, 0, 0), "after the slot")?;
-    let s = Setup::new(Private::Memfile, MIB)?;
-    drop((s.vm, s.vcpu));
-    expect(&s.fd, (CREATION, 0, 0), "after the VM")
+/// They are the pages', not the binding's; and a file says what holds if it gets one.
+fn flags_stay_when_the_last_binding_goes() -> CaseResult {
+    for pages in [0, 3] {
+        let mut s = Setup::new(Private::Memfile, MIB)?;
+        s.vcpu.fill_pages(s.slot.gpa, pages * PAGE, GUEST)?;
+        s.vm.delete(s.slot)?;
+        expect(&s.fd, (MEMFILE_F_ALL, 0, pages), "after the slot")?;
+        let mut s = Setup::new(Private::Memfile, MIB)?;
+        s.vcpu.fill_pages(s.slot.gpa, pages * PAGE, GUEST)?;
+        drop((s.vm, s.vcpu));
+        expect(&s.fd, (MEMFILE_F_ALL, 0, pages), "after the VM")?;
+        punch(&s.fd, 0, MIB)?;
+        expect(&s.fd, (MEMFILE_F_ALL, 0, 0), "after everything was punched")?;
+    }
+    Ok(())
 }
 
 fn pages_follow_allocation_and_punch() -> CaseResult {

@@ -6,7 +6,9 @@ use crate::ktap::Suite;
 mod access;
 mod accounting;
 mod binding;
+mod border;
 mod cap;
+mod cap_without;
 mod consumer;
 mod contiguous;
 mod control;
@@ -59,6 +61,8 @@ pub static SUITES: &[&Suite] = &[
     &model::SUITE,
     &binding::SUITE,
     &cap::SUITE,
+    &cap_without::NPT,
+    &cap_without::TDP_MMU,
     &guest::SUITE,
     &guest::GMEM,
     &punch::SUITE,
@@ -87,6 +91,7 @@ pub static SUITES: &[&Suite] = &[
     &stress::SUITE,
     &stress::GMEM,
     &starvation::SUITE,
+    &border::SUITE,
     &pinned::SUITE,
     &migrate::SUITE,
     &reclaim::SUITE,

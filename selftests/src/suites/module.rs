@@ -5,7 +5,10 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -13,6 +16,7 @@ use super::setup::{GUEST, Setup};
 use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
+use crate::pressure::Setting;
 use crate::store::Store;
 use crate::sys::*;
 use crate::trace::TRACEFS;
@@ -25,6 +29,8 @@ pub static SUITE: Suite = suite!(
     [
         loads_and_unloads_leak_nothing: 240,
         without_it_memfd_create_says_eopnotsupp,
+        is_loaded_on_demand,
+        nobody_asks_for_it_again_and_again,
         ordinary_memfds_work_all_the_while,
         open_file_keeps_it,
         bound_slot_keeps_it_though_the_fd_is_closed,
@@ -117,6 +123,113 @@ fn without_it_memfd_create_says_eopnotsupp() -> CaseResult {
     let result = memfd_create(MFD_INACCESSIBLE | MFD_ALLOW_SEALING);
     expect_errno("with sealing", result, &[Errno::EINVAL])?;
     module.load().context("load")?;
+    memfile(MIB).map(drop)
+}
+
+/// A program in the place of modprobe. It notes what it is called with; while it obeys, it loads a
+/// memfile.ko of its own.
+struct Modprobe {
+    folder: PathBuf,
+    _setting: Setting,
+}
+
+impl Modprobe {
+    fn new(module: &Module) -> Result<Modprobe> {
+        let folder = std::env::temp_dir().join(format!("memfile-modprobe-{}", std::process::id()));
+        std::fs::create_dir(&folder).with_context(|| format!("{folder:?}"))?;
+        module.save(&folder.join("memfile.ko"))?;
+        let (script, place) = (folder.join("modprobe"), folder.display());
+        let text = format!(
+            "#!/bin/sh\necho \"$@\" >>{place}/asked\n[ ! -e {place}/obey ] || exec insmod {place}/memfile.ko\nexit 1\n"
+        );
+        std::fs::write(&script, text).with_context(|| format!("{script:?}"))?;
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+        let script = script.to_str().context("the name of the temporary folder")?;
+        let setting = Setting::set("/proc/sys/kernel/modprobe", script)?;
+        Ok(Modprobe { folder, _setting: setting })
+    }
+
+    fn obey(&self) -> Result<()> {
+        std::fs::write(self.folder.join("obey"), "").context("obey")
+    }
+
+    /// What it was called with, a line each time.
+    fn asked(&self) -> String {
+        std::fs::read_to_string(self.folder.join("asked")).unwrap_or_default()
+    }
+
+    /// Until the kernel asks: it does not within a second after it was refused last.
+    fn wait_until_asked(&self) -> Result<SysResult<OwnedFd>> {
+        let limit = Instant::now() + Duration::from_secs(30);
+        loop {
+            let result = memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE);
+            if !self.asked().is_empty() {
+                return Ok(result);
+            }
+            expect_errno("memfd_create", result.map(drop), &[Errno::EOPNOTSUPP])?;
+            ensure!(Instant::now() < limit, "nobody has asked for the module for 30 s");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Modprobe {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// What the kernel asks modprobe for.
+const ASKED: &str = "-q -- memfile-core\n";
+
+fn is_loaded_on_demand() -> CaseResult {
+    let module = Module::memfile()?;
+    module.unload()?;
+    let modprobe = Modprobe::new(&module)?;
+    modprobe.obey()?;
+    // What is refused anyway loads nothing, and what is not for it neither.
+    let result = memfd_create(MFD_INACCESSIBLE | MFD_ALLOW_SEALING);
+    expect_errno("with sealing", result, &[Errno::EINVAL])?;
+    use_ordinary_memfd()?;
+    ensure!(!module.loaded() && modprobe.asked().is_empty(), "asked: {}", modprobe.asked());
+
+    let fd = modprobe.wait_until_asked()?.context("memfd_create")?;
+    ensure!(module.loaded(), "a memfile without a module");
+    ensure!(modprobe.asked() == ASKED, "asked: {:?}", modprobe.asked());
+    module.expect_in_use("the file open")?;
+    drop(fd);
+    let mut s = Setup::new(Private::Memfile, MIB)?;
+    s.vcpu.fill(s.slot.gpa, MIB, GUEST)?;
+    s.vcpu.verify(s.slot.gpa, MIB, GUEST)?;
+    drop(s);
+    ensure!(modprobe.asked() == ASKED, "asked: {:?}", modprobe.asked());
+    // Nothing else answers to that name.
+    for (module, wanted) in [(&module, 1), (&Module::test()?, 0), (&Module::store()?, 0)] {
+        let aliases = module.aliases();
+        ensure!(aliases.len() == wanted, "{aliases:?}");
+        ensure!(aliases.iter().all(|alias| alias == "memfile-core"), "{aliases:?}");
+    }
+    Ok(())
+}
+
+/// Any user can make the kernel ask; it does once a second where that was in vain.
+fn nobody_asks_for_it_again_and_again() -> CaseResult {
+    let module = Module::memfile()?;
+    module.unload()?;
+    let modprobe = Modprobe::new(&module)?;
+    let start = Instant::now();
+    let result = modprobe.wait_until_asked()?;
+    expect_errno("memfd_create", result, &[Errno::EOPNOTSUPP])?;
+    for _ in 0..100 {
+        let result = memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE);
+        expect_errno("memfd_create", result, &[Errno::EOPNOTSUPP])?;
+    }
+    let (asked, seconds) = (modprobe.asked(), start.elapsed().as_secs());
+    println!("101 attempts in {seconds} s and more:\n{asked}");
+    ensure!(asked.lines().all(|line| line == ASKED.trim_end()), "asked: {asked:?}");
+    ensure!(asked.lines().count() as u64 <= 1 + seconds, "it was asked for again and again");
+    // Who has loaded it by hand need not wait.
+    module.load()?;
     memfile(MIB).map(drop)
 }
 

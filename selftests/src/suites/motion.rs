@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::setup::{BOTH, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, Setup};
-use super::stress::{Action, Bench, EVERYTHING, Host, PAGES};
+use super::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::ktap::{Case, CaseResult, Suite};
 use crate::pressure::{self, Cgroup, Counts, MovableZone, Swap};
 use crate::sys::lock_own_memory;
@@ -29,7 +29,7 @@ fn checked(flags: u64, huge: &str, vcpus: u64) -> CaseResult {
     let host = Host { cgroup, take: Box::new(move || zone.shuffle()) };
     let s = Setup::with_flags(flags, PAGES * PAGE)?;
     let counts = Counts::now()?;
-    let bench = Bench::of(s, LAYOUTS[0], Some(host), DURATION)?;
+    let bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(DURATION))?;
     // The vCPUs find everything in swap, if it may go there at all.
     for _ in 0..4 {
         bench.host()?.cgroup.reclaim(PAGES * PAGE)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
+use super::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::pressure::{
     self, Block, Cgroup, Counts, Frame, Isolation, MovableZone, Swap, Trace, frames, moved,
@@ -27,7 +27,10 @@ pub static SUITE: Suite = suite!(
         page_older_than_its_binding_is_scanned_once,
         unmovable_alone_keeps_the_frame,
         unreclaimable_alone_keeps_the_page_in_memory,
-        pages_are_reclaimable_again_when_unbound,
+        pages_stay_pinned_when_their_slot_is_deleted,
+        pages_stay_pinned_when_their_vm_is_gone,
+        huge_pages_stay_pinned_when_their_slot_is_deleted,
+        pages_leave_movable_memory_when_they_are_pinned,
     ]
 );
 
@@ -124,21 +127,25 @@ fn block_with_a_pinned_page_does_not_go_offline() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
 }
 
-/// A guest of which each eighth page is left, in movable memory, where compaction looks for pages to
-/// move and for room; then it is bound anew, with these flags.
-fn guest_in(_zone: &MovableZone, flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
-    let stride = 8 * PAGE;
-    let mut s = Setup::with_flags(MOVABLE, SIZE)?;
+/// A guest of which each eighth page is left, all of them older than the binding with these flags, and
+/// with free memory on either side. (Compaction looks for pages to move from the start of memory, and
+/// for room from its end, until it meets itself.)
+fn older_guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
+    let (stride, room) = (8 * PAGE, 256 * MIB);
+    let beside = memfile(room)?;
+    allocate(&beside, 0, room).context("memory beside the guest")?;
+    let mut s = Setup::allocated_first(flags, SIZE)?;
     s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
     let mut before = frames(&s.vcpu, &s.slot, &s.fd)?;
     before.retain(|offset, _| offset % stride == 0);
     for offset in (0..SIZE).step_by(stride as usize) {
         punch(&s.fd, offset + PAGE, stride - PAGE)?;
     }
-    Ok((s.pass_on(flags)?, before))
+    drop(beside);
+    Ok((s, before))
 }
 
-/// The pages of [`guest_in`] are where they were, as they were. This fills the holes.
+/// The pages of [`older_guest`] are where they were, as they were. This fills the holes.
 fn expect_left_alone(mut s: Setup, before: &BTreeMap<u64, Frame>) -> CaseResult {
     for offset in before.keys() {
         s.vcpu.verify_pages(s.slot.gpa + offset, PAGE, GUEST)?;
@@ -151,8 +158,8 @@ fn expect_left_alone(mut s: Setup, before: &BTreeMap<u64, Frame>) -> CaseResult 
 fn migration_is_refused_before_isolation() -> CaseResult {
     let _pages = pressure::base_pages()?;
     lock_own_memory()?;
-    let (cgroup, zone, _swap) = (Cgroup::enter()?, MovableZone::make(1)?, Swap::on(64 * MIB)?);
-    let (s, before) = guest_in(&zone, PINNED)?;
+    let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
+    let (s, before) = older_guest(PINNED)?;
     // They are older than the binding: reclaim puts them aside.
     pressure::drop_caches()?;
     cgroup.reclaim(SIZE)?;
@@ -164,8 +171,7 @@ fn migration_is_refused_before_isolation() -> CaseResult {
 /// one off learns that it may not have it, and it is put on the right list.
 fn page_older_than_its_binding_is_isolated_once() -> CaseResult {
     let _pages = pressure::base_pages()?;
-    let zone = MovableZone::make(1)?;
-    let (s, before) = guest_in(&zone, PINNED)?;
+    let (s, before) = older_guest(PINNED)?;
     let first = Isolation::during(&before, pressure::compact)?;
     first.expect_vain()?;
     // A compaction may end before it has seen all of them.
@@ -182,8 +188,7 @@ fn page_older_than_its_binding_is_isolated_once() -> CaseResult {
 /// is refused, and puts them back.
 fn unmovable_alone_is_refused_after_isolation() -> CaseResult {
     let _pages = pressure::base_pages()?;
-    let zone = MovableZone::make(1)?;
-    let (s, before) = guest_in(&zone, RECLAIMABLE)?;
+    let (s, before) = older_guest(RECLAIMABLE)?;
     for _ in 0..2 {
         Isolation::during(&before, pressure::compact)?.expect_vain()?;
     }
@@ -280,17 +285,83 @@ fn unreclaimable_alone_keeps_the_page_in_memory() -> CaseResult {
     Ok(())
 }
 
-/// The flags go with the last binding, and pages that were put aside are looked at again.
-fn pages_are_reclaimable_again_when_unbound() -> CaseResult {
+/// Whatever takes pages that may be taken, while nobody has bound them: what `unbound` does around its
+/// work. Nothing moves, nothing swaps, for what pages were promised holds until they are punched
+/// (rule 8).
+fn pressed_while(
+    unbound: impl FnOnce(Setup, &dyn Fn() -> CaseResult) -> Result<Setup>,
+) -> CaseResult {
     lock_own_memory()?;
-    let (cgroup, swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
-    let (mut s, _) = guest(PINNED)?;
-    cgroup.reclaim(SIZE)?;
-    swap.expect_used(0, "while bound")?;
-    s.vm.raw_delete(s.slot.id)?;
-    cgroup.reclaim(SIZE)?;
-    ensure!(swap.used()? >= SIZE / 2, "{} KiB were swapped", swap.used()? >> 10);
-    s.bind_again()?;
+    let (cgroup, zone, swap) = (Cgroup::enter()?, MovableZone::make(1)?, Swap::on(64 * MIB)?);
+    let (s, before) = guest(PINNED)?;
+    let counts = Counts::now()?;
+    let mut s = unbound(s, &|| {
+        for _ in 0..2 {
+            cgroup.reclaim(SIZE)?;
+            pressure::compact()?;
+            zone.shuffle()?;
+            pressure::drop_caches()?;
+            pressure::gigantic_pages(1)?;
+        }
+        swap.expect_used(0, "while nobody had bound them")?;
+        let swapped = cgroup.get("memory.swap.current")?;
+        ensure!(swapped == 0, "the cgroup has {swapped} bytes in swap");
+        let counters = ["memfile.migrate", "memfile.swap_out", "memfile.invalidate", "pswpout"];
+        counts.expect_same(&counters)?;
+        // The pressure was real.
+        counts.expect_grown(&["compact_migrate_scanned"], 1)
+    })?;
+    expect_same_frames(&s, &before, "bound again")?;
     s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
-    swap.expect_used(0, "read again")
+    // And so they stay.
+    cgroup.reclaim(SIZE)?;
+    pressure::compact()?;
+    expect_same_frames(&s, &before, "bound again and pressed")?;
+    swap.expect_used(0, "bound again")
+}
+
+fn without_its_slot(s: Setup, work: &dyn Fn() -> CaseResult) -> Result<Setup> {
+    s.vm.raw_delete(s.slot.id)?;
+    work()?;
+    s.bind_again()?;
+    Ok(s)
+}
+
+fn pages_stay_pinned_when_their_slot_is_deleted() -> CaseResult {
+    pressed_while(without_its_slot)
+}
+
+fn huge_pages_stay_pinned_when_their_slot_is_deleted() -> CaseResult {
+    let _huge = pressure::shmem_huge("always")?;
+    pressed_while(without_its_slot)
+}
+
+fn pages_stay_pinned_when_their_vm_is_gone() -> CaseResult {
+    pressed_while(|s, work| s.pass_on_after(PINNED, work))
+}
+
+/// What was movable, and is bound anew, is not in the way of those for whom the zone is kept.
+fn pages_leave_movable_memory_when_they_are_pinned() -> CaseResult {
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        for (first, second) in [(MOVABLE, PINNED), (BOTH, PINNED), (BOTH, RECLAIMABLE)] {
+            let zone = MovableZone::make(1)?;
+            let (s, before) = guest(first)?;
+            for (offset, frame) in &before {
+                ensure!(
+                    zone.holds(frame.pfn)?,
+                    "the page at +{offset:#x} is elsewhere: {frame:x?}"
+                );
+            }
+            let mut s = s.pass_on(second)?;
+            let after = frames(&s.vcpu, &s.slot, &s.fd)?;
+            for (offset, frame) in &after {
+                ensure!(!zone.holds(frame.pfn)?, "the page at +{offset:#x} stays: {frame:x?}");
+            }
+            zone.shuffle()?;
+            expect_same_frames(&s, &after, "after the block went offline")?;
+            s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+        }
+    }
+    Ok(())
 }

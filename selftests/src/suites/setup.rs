@@ -80,8 +80,14 @@ impl Setup {
 
     /// The same file with its content, in another VM, which chooses these flags for it.
     pub fn pass_on(self, flags: u64) -> Result<Setup> {
+        self.pass_on_after(flags, || Ok(()))
+    }
+
+    /// The same with work in between, while no VM has the file.
+    pub fn pass_on_after(self, flags: u64, work: impl FnOnce() -> Result<()>) -> Result<Setup> {
         let Setup { vm, vcpu, fd, slot, kind, offset } = self;
         drop((vcpu, vm));
+        work()?;
         let layout = Layout { gpa: slot.gpa, offset };
         Setup::on_file(vm_with_flags(flags)?, kind, fd, slot.size, layout)
     }

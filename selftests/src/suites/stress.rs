@@ -54,6 +54,15 @@ const NOTES_SIZE: u64 = 0x4000;
 
 const _: () = assert!(PAGES * STRESS_ENTRY <= NOTES - TABLE && PAGES * STRESS_NOTE <= NOTES_SIZE);
 
+/// When a stress is over.
+#[derive(Clone, Copy, Debug)]
+pub enum Length {
+    /// After that time.
+    Time(Duration),
+    /// After so many actions, and when each vCPU has checked a word of each page, on average.
+    Actions(u64),
+}
+
 /// What the host does to the pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -64,6 +73,8 @@ pub enum Action {
     Allocate,
     PreFault,
     ReplaceSlot,
+    /// Gives shared pages back to the host: they are zeros again.
+    Discard,
     // These need a [`Host`].
     Compact,
     Reclaim,
@@ -93,7 +104,7 @@ pub struct Bench {
     s: Setup,
     layout: Layout,
     host: Option<Host>,
-    duration: Duration,
+    length: Length,
     doors: &'static [Door],
     rng: Rng,
     pages: Vec<Page>,
@@ -107,16 +118,11 @@ impl Bench {
             Private::Memfile => DURATION,
             Private::GuestMemfd => DURATION_GMEM,
         };
-        Bench::of(Setup::at(kind, PAGES * PAGE, layout)?, layout, None, duration)
+        Bench::of(Setup::at(kind, PAGES * PAGE, layout)?, layout, None, Length::Time(duration))
     }
 
     /// The same with a given guest, which has a slot of [`PAGES`] pages at `layout`, and a host.
-    pub fn of(
-        mut s: Setup,
-        layout: Layout,
-        host: Option<Host>,
-        duration: Duration,
-    ) -> Result<Bench> {
+    pub fn of(mut s: Setup, layout: Layout, host: Option<Host>, length: Length) -> Result<Bench> {
         let rng = Rng::new(seed());
         let doors = s.vm.doors();
         let (private_content, shared_content) = (Pattern::Generation(1), Pattern::Generation(2));
@@ -124,7 +130,7 @@ impl Bench {
         super::setup::fill_view(&s.slot, shared_content);
         let page = Page { private: true, private_content, shared_content };
         let pages = vec![page; PAGES as usize];
-        let mut bench = Bench { s, layout, host, duration, doors, rng, pages, generation: 2 };
+        let mut bench = Bench { s, layout, host, length, doors, rng, pages, generation: 2 };
         bench.begin(0, PAGES);
         bench.end(0, PAGES);
         Ok(bench)
@@ -211,6 +217,15 @@ impl Bench {
                 }
                 self.end(first, count);
             }
+            Action::Discard => {
+                self.begin(first, count);
+                let view = &self.s.slot.view;
+                view.madvise(first * PAGE, len, libc::MADV_DONTNEED).context("MADV_DONTNEED")?;
+                for page in &mut self.pages[first as usize..(first + count) as usize] {
+                    page.shared_content = Pattern::ZERO;
+                }
+                self.end(first, count);
+            }
             Action::Punch => {
                 self.begin(first, count);
                 punch(&self.s.fd, offset, len).context("punch")?;
@@ -286,9 +301,11 @@ impl Bench {
                 workers.iter_mut().map(|vcpu| scope.spawn(|| vcpu.finish_stress())).collect();
             let others: Vec<_> =
                 others.into_iter().map(|other| scope.spawn(|| repeat(other, &over))).collect();
-            let result = self.act_for_a_while(actions, &mut done, || {
+            let ended = || {
                 running.iter().any(|r| r.is_finished()) || others.iter().any(|o| o.is_finished())
-            });
+            };
+            let checked = || stoppers.iter().all(|vcpu| vcpu.rounds() >= PAGES);
+            let result = self.act_for_a_while(actions, &mut done, ended, checked);
             over.store(true, Ordering::Relaxed);
             let rounds: Vec<Result<u64>> = others
                 .into_iter()
@@ -318,18 +335,22 @@ impl Bench {
         result
     }
 
-    /// Pick from `actions` until the time is over, or somebody has `ended` before.
+    /// Pick from `actions` until it is time to end, or somebody has `ended` before.
     fn act_for_a_while(
         &mut self,
         actions: &[Action],
         done: &mut [u64],
         ended: impl Fn() -> bool,
+        checked: impl Fn() -> bool,
     ) -> Result<()> {
         let start = Instant::now();
         while !ended() {
             // Everything is done twice, however long one thing takes.
             let missing = done.iter().position(|&times| times < 2);
-            let over = start.elapsed() >= self.duration;
+            let over = match self.length {
+                Length::Time(duration) => start.elapsed() >= duration,
+                Length::Actions(count) => done.iter().sum::<u64>() >= count && checked(),
+            };
             if over && missing.is_none() {
                 break;
             }
