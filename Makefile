@@ -9,11 +9,13 @@ export KERNEL_SRC RUSTC LLVM BINDGEN QEMU MEMFILE_CACHE KDIR
 $(foreach v,KERNEL_SRC RUSTC LLVM BINDGEN QEMU MEMFILE_CACHE KDIR,$(if $($v),,$(eval unexport $v)))
 
 SHELL := /bin/bash
+# As the scripts are run: nothing of bash's own from the environment.
+.SHELLFLAGS := -pc
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check bench trace proof mutants shell kernel module selftests clippy patches clean distclean
 
 help:		## this list
-	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
+	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan|cfi|gcc] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: all	## two tables and a plot: memory of real guests, also under pressure
@@ -29,7 +31,7 @@ bench: all	## instructions of private memory and of shmem, with ratios and targe
 trace: all	## the life of one page, from the tracepoints of a small guest
 	@scripts/trace $(KERNEL)
 
-proof:		## the host's checks in depth: OPS=1000000 operations, PREEMPTIONS=4, SEED=
+proof:		## the host's checks in depth: OPS=1000000 operations, PREEMPTIONS=4, SEED=, SANITIZER=miri|address
 	@scripts/proof
 
 mutants: setup	## known defects put back, each to be found by its tests; NAMES='hole-* seal-*'
@@ -57,10 +59,10 @@ patches:	## write patches/7.3 anew from the work tree (scripts/work-tree)
 	@scripts/refresh-patches
 
 clean:		## remove what kbuild or cargo left in the checkout
-	@git clean -fdqX
+	@scripts/clean
 
-distclean: clean	## also remove built kernels, sources and logs, not the downloads
-	@rm -rf $(or $(MEMFILE_CACHE),/var/cache/memfile)/{build,src,mutants,logs}
+distclean:	## also remove built kernels, sources and logs, not the downloads
+	@scripts/clean --all
 
 # The kernel's Rust comes first and keeps one core busy: cargo takes the other.
 .PHONY: all

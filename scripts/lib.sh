@@ -6,10 +6,36 @@
 
 set -euo pipefail
 
+# clean_environment FILE ARGUMENT...: begins the script anew with what the file
+# names of the environment, unless there is nothing else. So a child gets no
+# more either, no function and no option of bash; -p has bash itself ignore them.
+clean_environment() {
+	local entry name patterns kept=(LC_ALL=C.UTF-8) dropped=0
+	patterns=$(command sed '/^#/d; /^$/d' "$1" | command tr '\n' '|')
+	while IFS= read -r -d '' entry; do
+		name=${entry%%=*}
+		if [ "$entry" = LC_ALL=C.UTF-8 ]; then
+			continue
+		elif [[ $name != @(${patterns%|}) || $entry == "$name=" ]]; then
+			dropped=1
+		elif [ "$name" = TMPDIR ] && { [ ! -d "$TMPDIR" ] || [ ! -w "$TMPDIR" ]; }; then
+			dropped=1
+		else
+			kept+=("$entry")
+		fi
+	done < <(command env -0)
+	if [ $dropped = 1 ] || [ "${LC_ALL:-}" != C.UTF-8 ]; then
+		exec env -i "${kept[@]}" bash "-p${-//[!x]/}" "$0" "${@:2}"
+	fi
+}
+clean_environment "${BASH_SOURCE[0]%/*}/environment" "$@"
+
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 PROG=$(basename "$0")
 
-CACHE=${MEMFILE_CACHE:-/var/cache/memfile}
+# Not all work in the folder that it may be relative to.
+CACHE=$(realpath -ms -- "${MEMFILE_CACHE:-/var/cache/memfile}")
+export MEMFILE_CACHE=$CACHE
 DL=$CACHE/dl
 SRC=$CACHE/src
 BUILD=$CACHE/build
@@ -32,6 +58,21 @@ usage() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# plain_path WHAT PATH REMEDY: refuses a path with what make, the shells that it
+# starts, or QEMU take apart.
+plain_path() {
+	local special="[][:space:]:,;#%\$&'\"\`\\()[{}*?<>|=!]"
+	[[ $2 =~ $special ]] || return 0
+	die "the path of $1, \"$2\", has a \"${BASH_REMATCH[0]}\" in it, which make or QEMU takes apart: $3"
+}
+
+# plain_paths: those that everything is built from and in.
+plain_paths() {
+	plain_path "the checkout" "$ROOT" "move it"
+	plain_path "the cache" "$CACHE" "name another with MEMFILE_CACHE"
+	[ -z "${KERNEL_SRC:-}" ] || plain_path "KERNEL_SRC" "$(realpath -m -- "$KERNEL_SRC")" "move it"
+}
+
 # The pinned source: PACKAGE VERSION KERNEL POOL SHA256 [TARBALL_SHA256]
 # shellcheck source=../patches/7.3/BASE
 . "$PATCHES/BASE"
@@ -49,6 +90,9 @@ CLIPPY_DRIVER=${CLIPPY_DRIVER:-/usr/bin/clippy-driver}
 JOBS=${JOBS:-$(nproc)}
 # The kernel needs the rustc that has its library's source: Debian's, not rustup's.
 RUSTC=${RUSTC:-/usr/bin/rustc}
+for tool in BINDGEN CLIPPY_DRIVER RUSTC; do
+	[[ ${!tool} != */* ]] || printf -v "$tool" %s "$(realpath -ms -- "${!tool}")"
+done
 
 # clang's name for this LLVM: "1" is the plain names, "-19" a suffix, "/x/" a prefix.
 llvm_tool() {
@@ -59,16 +103,19 @@ llvm_tool() {
 	esac
 }
 
-# Variables every kernel make gets.
+# Variables every kernel make gets. The compiler is LLVM's, unless the kernel is one of another:
+# COMPILER=() has what says so.
 kernel_make_vars() {
-	KMAKE=(LLVM="$LLVM" RUSTC="$RUSTC" BINDGEN="$BINDGEN"
+	[ -n "${COMPILER+set}" ] || COMPILER=(LLVM="$LLVM")
+	KMAKE=("${COMPILER[@]}" RUSTC="$RUSTC" BINDGEN="$BINDGEN"
 		CLIPPY_DRIVER="$CLIPPY_DRIVER"
 		KBUILD_BUILD_TIMESTAMP=2026-11-22 KBUILD_BUILD_USER=memfile
 		KBUILD_BUILD_HOST=memfile LOCALVERSION=)
 }
 
-# What identifies the toolchain in a stamp.
+# What identifies the toolchain in a stamp. libclang reads the headers for Rust, whatever compiles.
 toolchain_id() {
+	[ "${COMPILER[0]}" != LLVM= ] || { gcc --version | head -1; ld --version | head -1; }
 	"$RUSTC" -V
 	"$(llvm_tool clang)" --version | head -1
 	"$BINDGEN" --version

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of check: python3 scripts/test_check.py"""
 
+import fnmatch
 import sys
 import unittest
+import unittest.mock
 
 # The checkout stays clean.
 sys.dont_write_bytecode = True
@@ -58,6 +60,40 @@ class Sharing(unittest.TestCase):
         lists = check.share_out(suites)
         self.assertEqual(sorted(lists[0] + lists[1]), sorted(suites))
         self.assertEqual([suites[0] in shard for shard in lists], [suites[1] not in shard for shard in lists])
+
+
+class Variants(unittest.TestCase):
+    CASES = ("punch.hole", "punch.other", "punch_gmem.hole", "stress.long", "contiguous.area")
+
+    def chosen(self, *tests: str) -> list[str]:
+        def cases(patterns: list[str]) -> list[str]:
+            every = fnmatch.filter
+            return [case for case in self.CASES if not patterns or any(
+                every([case, case.split(".")[0]], pattern) for pattern in patterns)]
+
+        variant = check.Variant("some", suites=("punch", "punch_gmem", "contiguous"))
+        with unittest.mock.patch.object(check, "guest_cases", cases):
+            return check.variant_tests("variant_some", variant, list(tests))
+
+    def test_variant_runs_only_if_a_pattern_begins_with_its_word(self) -> None:
+        self.assertEqual(self.chosen(), [])
+        self.assertEqual(self.chosen("*", "punch.*", "variant_other", "v*"), [])
+
+    def test_variant_is_made_of_the_suites_that_it_concerns(self) -> None:
+        for test in ("variant_*", "variant_some"):
+            self.assertEqual(self.chosen(test), ["punch", "punch_gmem"])
+        self.assertEqual(self.chosen("variant_some.*.hole"), ["punch.hole", "punch_gmem.hole"])
+
+    def test_suite_named_in_full_runs_in_any_variant(self) -> None:
+        self.assertEqual(self.chosen("variant_some.stress"), ["stress"])
+        self.assertEqual(self.chosen("variant_*.stress.l*", "variant_some.punch.hole"), ["stress.long", "punch.hole"])
+
+    def test_suites_of_variants_exist(self) -> None:
+        files = {path.stem for path in (check.ROOT / "selftests/src/suites").glob("*.rs")}
+        for name, variant in check.VARIANTS.items():
+            with self.subTest(name):
+                suites = {suite.removesuffix("_gmem") for suite in variant.suites + variant.without}
+                self.assertLessEqual(suites, files)
 
 
 class Watched(unittest.TestCase):

@@ -55,7 +55,7 @@ impl TestFile {
         // SAFETY: The file is valid, and has an inode.
         let inode = NonNull::new(unsafe { (*file.0.as_ptr()).f_inode }).ok_or(EINVAL)?;
         // SAFETY: It is one of shmem, and dropped after the node.
-        let node = Node::new(unsafe { Inode::new(inode) })?;
+        let node = Node::new(unsafe { Inode::new(inode) }, false)?;
         // INVARIANT: The file was just made.
         Ok(Self { node, file })
     }

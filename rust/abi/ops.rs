@@ -40,7 +40,6 @@ use kernel::ffi::{
     c_long,
     c_ulong, //
 };
-use kernel::prelude::*;
 use kernel::seq_file::SeqFile;
 use kernel::sync::{
     Arc,
@@ -155,12 +154,15 @@ unsafe fn pages_of(folio: *mut bindings::folio) -> Option<Range> {
 /// # Safety
 ///
 /// `inode` must be a new shmem inode, which outlives the node.
-unsafe extern "C" fn create(inode: *mut bindings::inode) -> *mut bindings::memfile_node {
+unsafe extern "C" fn create(
+    inode: *mut bindings::inode,
+    one_vm: bool,
+) -> *mut bindings::memfile_node {
     let Some(inode) = NonNull::new(inode) else {
         return EINVAL.to_ptr();
     };
     // SAFETY: By the safety requirements of this function.
-    give_node(Node::new(unsafe { Inode::new(inode) }))
+    give_node(Node::new(unsafe { Inode::new(inode) }, one_vm))
 }
 
 /// # Safety

@@ -169,7 +169,7 @@ unsafe extern "C" fn memfile_node_create(
     let (inode, store) = (NonNull::new(inode), unsafe { Store::from_raw(store) });
     let node = inode.zip(store).ok_or(EINVAL).and_then(|(inode, store)| {
         // SAFETY: As above.
-        Node::new(unsafe { Inode::of_store(inode, store) })
+        Node::new(unsafe { Inode::of_store(inode, store) }, false)
     });
     ops::give_node(node)
 }

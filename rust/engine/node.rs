@@ -16,6 +16,10 @@
 //! The list of stores beside shmem (`abi::store`) has a mutex, which registration takes under 1 when
 //! a file is not shmem's. Nothing is taken under it.
 //!
+//! The list of files for debugfs (`abi::FILES`) has one as well, which whoever drops the last
+//! reference to a node takes, under a folio lock if that is a swap-out. Its holders take nothing and
+//! allocate nothing.
+//!
 //! Registration allocates and migrates under 1, where pages have to leave areas for movable memory.
 //! So nobody may want `slots_lock` or `slots_arch_lock` who holds a folio lock, or is in reclaim.
 //!
@@ -64,6 +68,7 @@ use crate::abi::record::{
     RecordList, //
 };
 use crate::abi::trace;
+use crate::policy::claim::Claim;
 use crate::policy::clock::{
     Clock,
     Life,
@@ -111,6 +116,7 @@ struct State {
     running: RecordList,
     clock: Clock,
     flags: Flags,
+    claim: Claim,
     /// Pages may lie in areas for movable memory.
     in_movable_areas: bool,
     /// How often new pages were allowed to.
@@ -186,8 +192,8 @@ impl State {
 }
 
 impl Node {
-    /// A node for a new, empty file.
-    pub(crate) fn new(inode: Inode) -> Result<Arc<Self>> {
+    /// A node for a new, empty file, which one VM only may bind or all.
+    pub(crate) fn new(inode: Inode, one_vm: bool) -> Result<Arc<Self>> {
         let counters = stats::Entry::new(inode.number())?;
         let node = Arc::pin_init(
             pin_init!(Self {
@@ -200,6 +206,7 @@ impl Node {
                     running: RecordList::new(),
                     clock: Clock::default(),
                     flags: Flags::CREATION,
+                    claim: Claim::new(one_vm),
                     in_movable_areas: false,
                     allowances: 0,
                 }, "memfile_node"),
@@ -255,6 +262,9 @@ impl Node {
         if exclusive {
             let wish = Flags::from_consumer(flags)?;
             let flags = loop {
+                if !state.claim.admits(notifier.context()) {
+                    return Err(Refusal::NotPermitted.into());
+                }
                 let has_pages = self.inode.has_pages();
                 let flags = state.flags.joined(state.bound, has_pages, wish)?;
                 if state.exclusive.next(pages, None).is_some() {
@@ -280,6 +290,7 @@ impl Node {
                 }
             };
             state.bound += 1;
+            state.claim = state.claim.taken(notifier.context());
             state.flags = flags;
             self.inode.apply(flags);
             state.place(&self.inode);

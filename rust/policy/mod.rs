@@ -5,6 +5,7 @@
 //! No `unsafe`, no `kernel::`: these files also compile on the host (`rust/host`), where `cargo
 //! test` runs the same tests that KUnit runs when the module is loaded, and property tests besides.
 
+pub(crate) mod claim;
 pub(crate) mod clock;
 pub(crate) mod file;
 pub(crate) mod flags;

@@ -126,6 +126,9 @@ pub fn private() -> Result<Report> {
             punch_all(kind, bindings, &mut report)?;
         }
     }
+    for kind in KINDS {
+        teardown(kind, &mut report)?;
+    }
     Ok(report)
 }
 
@@ -285,6 +288,25 @@ fn punch_all(kind: Private, bindings: u64, report: &mut Report) -> Result<()> {
     b.populate()?;
     let total = count(|| b.punch(0, GIB))?;
     report.add(punch_name(bindings), subject(kind), total, GIB / PAGE);
+    Ok(())
+}
+
+/// The slot of a file that is full goes; a VM goes with a full file, which, if it is a guest_memfd,
+/// keeps the VM.
+fn teardown(kind: Private, report: &mut Report) -> Result<()> {
+    let b = Bench::new(kind, GIB, 1)?;
+    b.populate()?;
+    let total = count(|| b.unbind())?;
+    report.add("delete the only slot of 1 GiB", subject(kind), total, 1);
+
+    b.bind()?;
+    b.populate()?;
+    let Bench { vm, vcpu, fd, .. } = b;
+    let total = count(|| {
+        drop((vcpu, vm, fd));
+        Ok(())
+    })?;
+    report.add("end a VM of 1 GiB, per page", subject(kind), total, GIB / PAGE);
     Ok(())
 }
 

@@ -5,6 +5,8 @@
 //! of its own: a crash, a panic or a hang fails that case alone, and whatever it started is killed
 //! with it. What the child prints becomes `# ` diagnostics, in order and as it comes.
 //!
+//! A case that leaves a knob of the kernel changed fails; the runner sets it back for the next one.
+//!
 //! The runner has one thread; only children start others.
 
 use std::fmt::{self, Write as _};
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::knobs::Knobs;
 use crate::sys::{self, Errno, check};
 
 /// What a case returns: nothing to say, or an error; a [`Skip`] inside it is not a failure.
@@ -180,6 +183,7 @@ pub fn select<'a>(suites: &[&'a Suite], patterns: &[String]) -> Vec<(&'a Suite, 
 pub fn run(suites: &[&Suite], options: &Options, out: &mut dyn Write) -> Result<Totals> {
     let selected = select(suites, &options.patterns);
     let mut totals = Totals::default();
+    let knobs = Knobs::now();
     writeln!(out, "KTAP version 1\n1..{}", selected.len())?;
     for (number, (suite, cases)) in (1..).zip(&selected) {
         let mut sum = Totals::default();
@@ -189,6 +193,7 @@ pub fn run(suites: &[&Suite], options: &Options, out: &mut dyn Write) -> Result<
             out.flush()?;
             let start = Instant::now();
             let outcome = run_case(suite, case, options, out)?;
+            let outcome = with_changed_knobs(outcome, &knobs.set_back());
             let took = start.elapsed();
             if took > SLOW {
                 writeln!(out, "  # {} took {} s", case.name, took.as_secs())?;
@@ -223,6 +228,20 @@ pub fn run(suites: &[&Suite], options: &Options, out: &mut dyn Write) -> Result<
     writeln!(out, "# totals: {passed} passed, {failed} failed, {skipped} skipped")?;
     out.flush()?;
     Ok(totals)
+}
+
+/// An outcome, and the knobs that the case left changed.
+fn with_changed_knobs(outcome: Outcome, changed: &[String]) -> Outcome {
+    if changed.is_empty() {
+        return outcome;
+    }
+    let changed = format!("left changed: {}", changed.join("; "));
+    match outcome {
+        Outcome::Pass | Outcome::Skip(_) => Outcome::Fail(changed),
+        Outcome::Fail(reason) => Outcome::Fail(format!("{reason}\n{changed}")),
+        // Whoever is killed sets nothing back.
+        Outcome::Timeout(seconds) => Outcome::Timeout(seconds),
+    }
 }
 
 /// Write the result line of a case, with the reason of a failure before it.
@@ -469,6 +488,19 @@ mod tests {
         assert_eq!(outcome_of(4 << 8, "why".into()), Outcome::Skip("why".into()));
         assert!(matches!(outcome_of(101 << 8, String::new()), Outcome::Fail(_)));
         assert!(matches!(outcome_of(libc::SIGSEGV, String::new()), Outcome::Fail(_)));
+    }
+
+    #[test]
+    fn case_that_leaves_a_knob_changed_fails() {
+        let changed = ["a was 1, is 2".to_owned(), "b was 3, is 4".to_owned()];
+        let text = "left changed: a was 1, is 2; b was 3, is 4";
+        for outcome in [Outcome::Pass, Outcome::Skip("why".into())] {
+            assert_eq!(with_changed_knobs(outcome.clone(), &[]), outcome);
+            assert_eq!(with_changed_knobs(outcome, &changed), Outcome::Fail(text.into()));
+        }
+        let failed = with_changed_knobs(Outcome::Fail("why".into()), &changed);
+        assert_eq!(failed, Outcome::Fail(format!("why\n{text}")));
+        assert_eq!(with_changed_knobs(Outcome::Timeout(2), &changed), Outcome::Timeout(2));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! - [`vm`]: virtual machines, memory slots and vCPUs.
 //! - [`consumer`]: the second consumer of memfiles, `/dev/memfile-test`.
 //! - [`store`]: the second store of memfiles, `/dev/memfile-store`.
+//! - [`knobs`]: settings of the kernel.
 //! - [`ktap`]: the test runner.
 //! - [`pressure`]: making the kernel move, swap or lose memory, and seeing that it did.
 //! - [`suites`]: the tests.
@@ -23,6 +24,7 @@ pub mod bench;
 pub mod consumer;
 pub mod demo;
 pub mod guest;
+pub mod knobs;
 pub mod ktap;
 pub mod mem;
 pub mod module;

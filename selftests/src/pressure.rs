@@ -12,17 +12,17 @@ mod trace;
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::ktap::skip;
+use crate::knobs::raw_write;
 use crate::sys::{Mapping, require_root};
 use crate::{HUGE, PAGE, mem};
 
+pub use crate::knobs::{Setting, read, read_number, write};
 pub use area::{Area, Taken};
 pub use blocks::{Block, MovableZone, SmallMachine};
 pub use cgroup::Cgroup;
@@ -31,75 +31,14 @@ pub use trace::{Event, Frame, Isolation, Trace, frames, moved};
 
 const MEMFILE_COUNTERS: &str = "/sys/kernel/debug/memfile/counters";
 
-/// The trimmed content of a file of procfs, sysfs or debugfs; SKIP if there is no such file.
-pub fn read(path: impl AsRef<Path>) -> Result<String> {
-    let path = path.as_ref();
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(text.trim_end().to_owned()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            skip(format!("the kernel has no {}", path.display()))
-        }
-        Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
-    }
-}
-
-/// Write to such a file; SKIP if there is none.
-pub fn write(path: impl AsRef<Path>, value: &str) -> Result<()> {
-    let path = path.as_ref();
-    match raw_write(path, value) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            skip(format!("the kernel has no {}", path.display()))
-        }
-        Err(e) => Err(e).with_context(|| format!("write {value} to {}", path.display())),
-    }
-}
-
-/// Write to such a file with one system call, which must not create anything.
-fn raw_write(path: &Path, value: &str) -> io::Result<()> {
-    use std::io::Write;
-    // Not write_all(), which would go on after EINTR: a limit on a call of this kind is a signal.
-    let written = fs::OpenOptions::new().write(true).open(path)?.write(value.as_bytes())?;
-    if written == value.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
-}
-
-/// A number in such a file.
-pub fn read_number(path: impl AsRef<Path>) -> Result<u64> {
-    let text = read(&path)?;
-    text.parse().with_context(|| format!("{} reads {text}", path.as_ref().display()))
-}
-
-/// A setting of the kernel, as it was before it was changed.
-pub struct Setting {
-    path: PathBuf,
-    before: String,
-}
-
-impl Setting {
-    /// Set it. SKIP if the kernel does not have it.
-    pub fn set(path: impl Into<PathBuf>, value: &str) -> Result<Setting> {
-        require_root()?;
-        let path = path.into();
-        let text = read(&path)?;
-        // Of several words the one in brackets is in force.
-        let chosen = text.split_whitespace().find_map(|w| w.strip_prefix('[')?.strip_suffix(']'));
-        let before = chosen.unwrap_or(&text).to_owned();
-        write(&path, value)?;
-        Ok(Setting { path, before })
-    }
-}
-
-impl Drop for Setting {
-    fn drop(&mut self) {
-        if let Err(e) = raw_write(&self.path, &self.before) {
-            println!("{} could not be set back to {}: {e}", self.path.display(), self.before);
-        }
-    }
-}
-
 /// Which huge pages files get that are not in a mounted file system: memfds, and so memfiles.
 pub fn shmem_huge(policy: &str) -> Result<Setting> {
     Setting::set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", policy)
+}
+
+/// Files get pages of 4 KiB, for a case that counts pages: nothing if they do anyway.
+pub fn base_pages() -> Result<Option<Setting>> {
+    Setting::unless_so("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "never")
 }
 
 /// Compact all memory: pages move towards the end of their zone.

@@ -15,6 +15,8 @@ pub const MFD_NOEXEC_SEAL: u32 = 0x0008;
 pub const MFD_EXEC: u32 = 0x0010;
 /// memfile: no one can read, write or map the file.
 pub const MFD_INACCESSIBLE: u32 = 0x0020;
+/// memfile: the first VM that binds the file is the only one that can.
+pub const MFD_ONE_VM: u32 = 0x0040;
 
 pub const F_SEAL_SEAL: u32 = 0x0001;
 pub const F_SEAL_SHRINK: u32 = 0x0002;

@@ -75,7 +75,7 @@ macro_rules! protocol {
         $(
             impl Protocol for $path {
                 fn new(inode: Inode) -> Arc<Self> {
-                    <$path>::new(inode).expect("memory is there")
+                    <$path>::new(inode, false).expect("memory is there")
                 }
 
                 fn bind(&self, file: File, flags: u64, notifier: Notifier) -> Result {

@@ -22,6 +22,8 @@ mod engine;
 mod stand_in;
 
 #[cfg(test)]
+mod lifetime;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod protocol;

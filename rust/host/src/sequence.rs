@@ -180,6 +180,9 @@ struct Running {
 struct Model {
     /// The flags that bindings have asked for, as far as they hold.
     promised: Option<u64>,
+    /// One context only may bind, and this is it.
+    one_vm: bool,
+    owner: Option<u64>,
     has_pages: bool,
     /// Pages may lie in areas for movable memory.
     movable: bool,
@@ -245,7 +248,7 @@ impl Model {
     }
 
     /// What binding must answer.
-    fn judge(&self, pgoff: u64, nr_pages: u64, frame: u64, flags: u64, kind: Kind) -> Result {
+    fn judge(&self, [pgoff, nr_pages, frame, flags, context]: [u64; 5], kind: Kind) -> Result {
         let end = u128::from(pgoff) + u128::from(nr_pages);
         let last = u128::from(frame) + u128::from(nr_pages);
         if kind == Kind::Deaf {
@@ -262,6 +265,13 @@ impl Model {
         }
         if !(flags < 8 && flags % 2 == 1) {
             return Err(EINVAL);
+        }
+        if self.one_vm
+            && !self
+                .owner
+                .is_none_or(|owner| owner != 0 && owner == context)
+        {
+            return Err(EPERM);
         }
         let less = (0..3).any(|bit| self.flags() >> bit & 1 > flags >> bit & 1);
         if less && (self.has_pages || self.exclusive().next().is_some()) {
@@ -287,11 +297,14 @@ struct Driver {
 }
 
 impl Driver {
-    fn new() -> Rc<Self> {
+    fn new(one_vm: bool) -> Rc<Self> {
         abi::reset();
         let driver = Rc::new(Self {
-            node: Node::new(Inode::with_pages(PAGES)).expect("memory is there"),
-            model: RefCell::default(),
+            node: Node::new(Inode::with_pages(PAGES), one_vm).expect("memory is there"),
+            model: RefCell::new(Model {
+                one_vm,
+                ..Model::default()
+            }),
             heard: Rc::default(),
             ids: Rc::default(),
             calls: Rc::default(),
@@ -420,7 +433,7 @@ impl Driver {
         let observer = kind == Kind::Observer;
         let notifier = Notifier::new(pgoff, nr_pages, frame, observer, context, ear);
         self.ids.borrow_mut().push((notifier, id));
-        let want = model.judge(pgoff, nr_pages, frame, flags, kind);
+        let want = model.judge([pgoff, nr_pages, frame, flags, context], kind);
         if want.is_ok() {
             let pages = pgoff..pgoff + nr_pages;
             let older = model
@@ -442,6 +455,7 @@ impl Driver {
         let leaves = want.is_ok() && !observer && flags & 2 != 0 && model.movable;
         if want.is_ok() && !observer {
             model.promised = Some(flags);
+            model.owner.get_or_insert(context);
             model.movable &= !leaves;
             model.movable |= flags & 2 == 0;
         }
@@ -607,9 +621,10 @@ fn every_call_does_what_the_model_says() {
     let sequences = (
         prop::collection::vec(op(), LENGTH.0..LENGTH.1),
         any::<usize>(),
+        prop::bool::weighted(0.2),
     );
-    let result = TestRunner::new(config).run(&sequences, |(sequence, chance)| {
-        let driver = Driver::new();
+    let result = TestRunner::new(config).run(&sequences, |(sequence, chance, one_vm)| {
+        let driver = Driver::new(one_vm);
         driver.chance.set(chance);
         done.set(done.get() + sequence.len() as u64);
         for op in sequence {

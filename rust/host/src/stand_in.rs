@@ -108,6 +108,7 @@ pub(crate) mod sync {
     thread_local! {
         static NODE: RefCell<Rc<Memory>> = RefCell::new(Rc::new(Memory(None)));
         static WAITING: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
+        static UNLOCKED: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
     }
 
     /// From here on locks and condition variables made by this thread lie in this memory.
@@ -118,6 +119,11 @@ pub(crate) mod sync {
     /// What a wait of this thread does until it is over.
     pub(crate) fn while_waiting(f: Option<Rc<dyn Fn()>>) {
         WAITING.set(f);
+    }
+
+    /// What happens whenever this thread has given up a lock, before it goes on.
+    pub(crate) fn after_unlock(f: Option<Rc<dyn Fn()>>) {
+        UNLOCKED.set(f);
     }
 
     pub(crate) struct SpinLock<T> {
@@ -155,6 +161,16 @@ pub(crate) mod sync {
         lock: &'a SpinLock<T>,
         value: Option<RefMut<'a, T>>,
         gate: Option<loom::sync::MutexGuard<'a, ()>>,
+    }
+
+    impl<T> Drop for Guard<'_, T> {
+        fn drop(&mut self) {
+            self.value = None;
+            self.gate = None;
+            if let Some(f) = UNLOCKED.with_borrow(Option::clone) {
+                f();
+            }
+        }
     }
 
     impl<T> Deref for Guard<'_, T> {

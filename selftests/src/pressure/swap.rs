@@ -41,7 +41,8 @@ impl Swap {
         Ok(swap)
     }
 
-    fn device(&self) -> String {
+    /// The device's path.
+    pub fn device(&self) -> String {
         format!("/dev/zram{}", self.id)
     }
 

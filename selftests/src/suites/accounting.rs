@@ -107,6 +107,7 @@ impl Counted {
 }
 
 fn every_order_of_ends_gives_all_pages_back() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     drop(Life::begin()?);
     for order in orders() {
         let before = Counted::now()?;

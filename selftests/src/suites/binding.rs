@@ -8,6 +8,7 @@ use kvm_bindings::kvm_userspace_memory_region2;
 
 use crate::ktap::{CaseResult, Suite};
 use crate::module::Module;
+use crate::pressure::base_pages;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Vm, VmType, region, small_pages};
@@ -206,6 +207,7 @@ fn vm_without_private_memory_refuses() -> CaseResult {
 }
 
 fn private_slot_is_immutable() -> CaseResult {
+    let _pages = base_pages()?;
     let b = Bench::new()?;
     let good = b.request();
     let other = memfile(MIB)?;

@@ -16,6 +16,7 @@ use crate::consumer::{Consumer, DEVICE_FRAMES, Event, MAPPER, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
 use crate::pattern::{Pattern, Rng, seed};
+use crate::pressure::base_pages;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Vm};
@@ -306,6 +307,7 @@ fn allocation_and_refused_holes_are_not_heard() -> CaseResult {
 }
 
 fn mapper_gets_the_same_page_until_it_is_punched() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(FILE)?;
     let mapper = Consumer::bound(&fd, MAPPER, Span { pgoff: 8, pages: 8, frame: 1000 })?;
     let first = mapper.get(1002)?;
@@ -332,6 +334,7 @@ fn mapper_gets_no_page_outside_of_its_binding() -> CaseResult {
 
 /// Rule 13: what keeps a page valid is the notifier. A reference keeps the memory, not the page.
 fn page_reference_does_not_hold_up_a_hole() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(FILE)?;
     let mapper = Consumer::bound(&fd, MAPPER, ALL)?;
     thread::scope(|scope| {
@@ -370,6 +373,7 @@ fn memory_failure_is_heard_and_the_page_is_refused() -> CaseResult {
 }
 
 fn device_loses_what_is_punched_and_faults_it_in_again() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(FILE)?;
     let device = Consumer::bound(&fd, Mode::Device, ALL)?;
     let pfns = (0..DEVICE_FRAMES).map(|f| device.fault(f)).collect::<SysResult<Vec<_>>>()?;
@@ -417,6 +421,7 @@ fn while_punching<R>(fd: &OwnedFd, seed: u64, work: impl FnOnce() -> Result<R>) 
 /// The protocol that every driver must keep, kept by the example: look, get, look again, map. If
 /// it did not look again, it would sooner or later map a page that a hole has just taken.
 fn device_never_keeps_a_page_that_left_the_file() -> CaseResult {
+    let _pages = base_pages()?;
     const ROUNDS: u32 = 1000;
     let seed = seed();
     let fd = memfile(FILE)?;
@@ -485,6 +490,7 @@ const MOMENT: Duration = Duration::from_millis(100);
 
 /// Consumers let go first (rule 14).
 fn pages_stay_until_the_callback_returns() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(FILE)?;
     for mode in [Mode::Observer, MAPPER] {
         allocate(&fd, 0, FILE)?;

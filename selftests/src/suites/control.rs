@@ -5,13 +5,21 @@
 
 use anyhow::{Context, bail};
 
+use crate::knobs::Setting;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::suite;
+
+/// What the cases of [`KNOB`] change, and to what.
+pub const KNOB_PATH: &str = "/proc/sys/vm/swappiness";
+pub const KNOB_VALUE: &str = "7";
 
 pub static SUITE: Suite =
     suite!("control", [pass, fail, skipped, panic, crash, hang: 2], hidden = true);
 /// Apart from the others, so that naming those never takes the machine down.
 pub static OOPS: Suite = suite!("control_oops", [oops], hidden = true);
+/// Apart from them, too: they change the machine.
+pub static KNOB: Suite =
+    suite!("control_knob", [changes_a_knob, changes_a_knob_and_hangs: 2], hidden = true);
 pub static EMPTY: Suite = suite!("control_empty", [], hidden = true);
 
 fn pass() -> CaseResult {
@@ -40,6 +48,16 @@ fn hang() -> CaseResult {
     loop {
         std::thread::park();
     }
+}
+
+fn changes_a_knob() -> CaseResult {
+    std::mem::forget(Setting::set(KNOB_PATH, KNOB_VALUE)?);
+    Ok(())
+}
+
+fn changes_a_knob_and_hangs() -> CaseResult {
+    let _setting = Setting::set(KNOB_PATH, KNOB_VALUE)?;
+    hang()
 }
 
 /// Panics the kernel, if the kernel lets us.

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context, ensure};
 
 use crate::ktap::{CaseResult, Suite};
+use crate::pressure::base_pages;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::{MIB, PAGE, suite};
@@ -114,6 +115,7 @@ fn cloexec_is_honoured() -> CaseResult {
 }
 
 fn many_files_are_independent() -> CaseResult {
+    let _pages = base_pages()?;
     let files = (1..=64).map(|n| memfile(n * PAGE)).collect::<Result<Vec<_>, _>>()?;
     allocate(&files[10], 0, 11 * PAGE)?;
     for (n, fd) in (1..).zip(&files) {

@@ -17,7 +17,7 @@ use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::mem::{self, counter};
 use crate::pattern::{Pattern, Rng, seed};
-use crate::pressure::{Cgroup, Setting, shmem_huge};
+use crate::pressure::{Cgroup, Setting, base_pages, shmem_huge};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{DOORS, Exit, Private, Slot, Vm, region, small_pages};
@@ -144,6 +144,7 @@ fn size_and_seal_that_fail_change_nothing() -> CaseResult {
 
 /// The pages that the guest has stay, and stay mapped: nobody is even told (rule 16).
 fn fallocate_that_fails_undoes_what_it_did() -> CaseResult {
+    let _pages = base_pages()?;
     let injector = injector()?;
     let size = 64 * PAGE;
     let mut s = Setup::new(KIND, size)?;
@@ -177,6 +178,7 @@ fn fallocate_that_fails_undoes_what_it_did() -> CaseResult {
 
 /// A page that the guest touches before the undo comes to it is the guest's.
 fn fallocate_that_fails_spares_what_the_guest_touches_meanwhile() -> CaseResult {
+    let _pages = base_pages()?;
     drop(injector()?);
     let size = 2 * MIB;
     let mut rng = Rng::new(seed());
@@ -218,6 +220,7 @@ fn fallocate_that_fails_spares_what_the_guest_touches_meanwhile() -> CaseResult 
 }
 
 fn hole_needs_no_memory() -> CaseResult {
+    let _pages = base_pages()?;
     let injector = injector()?;
     let mut s = Setup::new(KIND, MIB)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
@@ -432,6 +435,7 @@ fn conversion_to_shared_needs_no_memory() -> CaseResult {
 /// A VM for each try: what a vCPU has allocated once it keeps for the next fault. What was done
 /// before memory was short is done.
 fn pre_fault_that_fails_says_enomem() -> CaseResult {
+    let _pages = base_pages()?;
     let injector = injector()?;
     let size = 8 * PAGE;
     let failed = injector.sweep(
@@ -513,6 +517,7 @@ fn fault_without_memory(
 }
 
 fn private_fault_that_fails_exits_with_enomem_and_resumes() -> CaseResult {
+    let _pages = base_pages()?;
     let injector = injector()?;
     for (shortage, command) in SHORTAGES.into_iter().zip([Command::Load, Command::Store]) {
         let faults = fault_without_memory(&injector, shortage, 16 * PAGE, command)?;

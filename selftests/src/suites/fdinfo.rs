@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::setup::{GUEST, Setup};
 use crate::ktap::{CaseResult, Suite};
+use crate::pressure::base_pages;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::Private;
@@ -87,6 +88,7 @@ fn flags_stay_when_the_last_binding_goes() -> CaseResult {
 }
 
 fn pages_follow_allocation_and_punch() -> CaseResult {
+    let _pages = base_pages()?;
     let mut s = Setup::new(Private::Memfile, MIB)?;
     s.vcpu.fill_pages(s.slot.gpa, 10 * PAGE, GUEST)?;
     ensure!(read(&s.fd)?.2 == 10);

@@ -12,7 +12,7 @@ use super::setup::{
 use super::setup::{check_view, fill_view};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::{Pattern, Rng, seed};
-use crate::pressure::{self, Cgroup, Counts, Failing, MovableZone, Swap, frames};
+use crate::pressure::{self, Cgroup, Counts, Failing, MovableZone, Setting, Swap, frames};
 use crate::sys::*;
 use crate::vm::{DOORS, Private, Vm, region};
 use crate::{GIB, HUGE, MIB, PAGE, suite};
@@ -25,6 +25,7 @@ pub static SUITE: Suite = suite!(
         kvm_maps_4k_where_file_and_guest_do_not_agree,
         kvm_maps_4k_across_the_ends_of_a_binding,
         kvm_maps_4k_where_attributes_differ,
+        kvm_maps_4k_what_the_guest_executes_if_it_must,
         new_huge_page_is_zeroed,
         partial_hole_keeps_every_neighbour,
         partial_hole_in_a_page_that_cannot_be_split,
@@ -151,6 +152,27 @@ fn kvm_maps_4k_where_attributes_differ() -> CaseResult {
             expect_2m(&s.vm, COUNT - 1, "one page is shared")?;
             s.vm.convert(door, gpa + HUGE + 5 * PAGE, PAGE, true)?;
             s.vcpu.verify(gpa, SIZE, GUEST)?;
+        }
+    }
+    Ok(())
+}
+
+/// On CPUs with a certain defect no huge page may be executed (`nx_huge_pages`).
+fn kvm_maps_4k_what_the_guest_executes_if_it_must() -> CaseResult {
+    let _huge = pressure::shmem_huge("always")?;
+    for (workaround, small) in [("off", 0), ("force", 1)] {
+        let _nx = Setting::set("/sys/module/kvm/parameters/nx_huge_pages", workaround)?;
+        for flags in [PINNED, BOTH] {
+            let mut s = guest(flags)?;
+            let (gpa, code) = (s.slot.gpa, HUGE + 5 * PAGE);
+            expect_2m(&s.vm, COUNT, "nothing was executed")?;
+            s.vcpu.execute_at(gpa + code, 7)?;
+            expect_2m(&s.vm, COUNT - small, workaround)?;
+            s.vcpu.verify(gpa, code, GUEST)?;
+            s.vcpu.verify(gpa + code + PAGE, SIZE - code - PAGE, GUEST)?;
+            punch(&s.fd, code, PAGE)?;
+            s.vcpu.verify(gpa + code, PAGE, Pattern::ZERO)?;
+            s.vcpu.verify(gpa, code, GUEST)?;
         }
     }
     Ok(())

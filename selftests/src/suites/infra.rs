@@ -4,9 +4,11 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{anyhow, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 
+use super::control::{KNOB_PATH, KNOB_VALUE};
 use crate::guest::{self, Command};
+use crate::knobs::{self, Setting};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::sys::{Errno, Mapping, memfd};
@@ -29,6 +31,7 @@ pub static SUITE: Suite = suite!(
         hypercall_exits,
         missing_memory_is_mmio,
         private_fault_without_backing_says_where,
+        knob_left_changed_fails_the_case_and_is_set_back,
     ]
 );
 
@@ -176,5 +179,22 @@ fn private_fault_without_backing_says_where() -> CaseResult {
         flags: KVM_MEMORY_EXIT_FLAG_PRIVATE,
     };
     ensure!(exit == wanted, "{exit:x?}");
+    Ok(())
+}
+
+/// The runner, on cases that change a knob and do not set it back.
+fn knob_left_changed_fails_the_case_and_is_set_back() -> CaseResult {
+    let before = "60";
+    let _known = Setting::set(KNOB_PATH, before)?;
+    let program = std::env::current_exe().context("the program's own path")?;
+    let output = std::process::Command::new(program).arg("control_knob").output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let left = format!("  # left changed: {KNOB_PATH} was {before}, is {KNOB_VALUE}\n");
+    for wanted in [&*left, "  not ok 1 changes_a_knob\n", "  not ok 2 changes_a_knob_and_hangs #"] {
+        ensure!(text.contains(wanted), "no {wanted:?} in:\n{text}");
+    }
+    let now = knobs::read(KNOB_PATH)?;
+    ensure!(now == before, "{KNOB_PATH} was {before}, is {now}");
+    ensure!(output.status.code() == Some(1), "{:?}", output.status);
     Ok(())
 }

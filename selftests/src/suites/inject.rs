@@ -58,8 +58,11 @@ impl Injector {
         let settings = [
             ("failslab/task-filter", "Y"),
             ("failslab/times", "-1"),
+            ("failslab/probability", "0"),
+            ("failslab/space", "0"),
             ("failslab/ignore-gfp-wait", "N"),
             ("failslab/verbose", "0"),
+            ("fail_page_alloc/times", "-1"),
             ("fail_page_alloc/ignore-gfp-wait", "N"),
             ("fail_page_alloc/ignore-gfp-highmem", "N"),
             ("fail_page_alloc/min-order", "0"),

@@ -90,6 +90,7 @@ fn offlining_moves_huge_pages_and_keeps_content() -> CaseResult {
 }
 
 fn compaction_moves_pages_and_keeps_content() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     // Enough that what the CPUs keep for themselves, and compaction cannot use, is little of it.
     let (size, stride) = (32 * MIB, 16 * PAGE);
     let _zone = MovableZone::make(1)?;

@@ -22,6 +22,7 @@ mod guest;
 mod huge;
 mod infra;
 mod inject;
+mod lockdep;
 mod migrate;
 mod model;
 mod module;
@@ -36,10 +37,12 @@ mod punch;
 mod reclaim;
 mod scenarios;
 mod seal;
+mod security;
 mod setup;
 mod sharing;
 mod signals;
 mod size;
+mod starvation;
 mod store;
 mod stress;
 mod trace;
@@ -54,6 +57,7 @@ pub static SUITES: &[&Suite] = &[
     &size::SUITE,
     &access::SUITE,
     &property::SUITE,
+    &security::SUITE,
     &model::SUITE,
     &binding::SUITE,
     &cap::SUITE,
@@ -82,10 +86,12 @@ pub static SUITES: &[&Suite] = &[
     &signals::SUITE,
     &consumer::SUITE,
     &debugfs::SUITE,
+    &lockdep::SUITE,
     &store::SUITE,
     &stress::SUITE,
     &stress::GMEM,
     &border::SUITE,
+    &starvation::SUITE,
     &pinned::SUITE,
     &migrate::SUITE,
     &reclaim::SUITE,
@@ -98,4 +104,5 @@ pub static SUITES: &[&Suite] = &[
     &control::SUITE,
     &control::EMPTY,
     &control::OOPS,
+    &control::KNOB,
 ];

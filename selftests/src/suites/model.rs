@@ -19,6 +19,7 @@ use self::file::File;
 use super::setup::{LAYOUTS, SLOT};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::{Rng, mix, seed};
+use crate::pressure::base_pages;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Door, Private, Slot, Vcpu, Vm};
@@ -485,6 +486,7 @@ fn sealable_memfd() -> Result<(OwnedFd, u32)> {
 }
 
 fn ordinary_memfd_is_as_ever() -> CaseResult {
+    let _pages = base_pages()?;
     run(16, sealable_memfd, 0)
 }
 
@@ -494,6 +496,7 @@ fn tmpfs_file_is_as_ever() -> CaseResult {
 
 /// The seal comes at some time in the life of a file, with whatever is mapped and allocated then.
 fn sealed_memfd_gets_memory_by_fallocate_only() -> CaseResult {
+    let _pages = base_pages()?;
     super::seal::seal(&sealable_memfd()?.0)?;
     run(16, sealable_memfd, F_SEAL_AUTO_ALLOCATE)
 }
@@ -693,6 +696,7 @@ impl Memfile {
 }
 
 fn memfile_has_the_pages_it_was_told_to_have() -> CaseResult {
+    let _pages = base_pages()?;
     let mut dice = Dice(Rng::new(seed()));
     for _ in 0..8 {
         Memfile::new()?.run(&mut dice, OPERATIONS)?;
@@ -701,6 +705,7 @@ fn memfile_has_the_pages_it_was_told_to_have() -> CaseResult {
 }
 
 fn memfile_of_a_guest_has_what_both_made_of_it() -> CaseResult {
+    let _pages = base_pages()?;
     let mut dice = Dice(Rng::new(seed()));
     for _ in 0..4 {
         let mut memfile = Memfile::with_guest()?;

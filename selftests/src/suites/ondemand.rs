@@ -7,7 +7,7 @@ use super::setup::{GUEST, LAYOUTS, SLOT, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::mem;
 use crate::pattern::{Pattern, Rng, seed};
-use crate::pressure::{drop_caches, shmem_huge};
+use crate::pressure::{base_pages, drop_caches, shmem_huge};
 use crate::sys::*;
 use crate::vm::{Private, Vm};
 use crate::{GIB, HUGE, MIB, PAGE, suite};
@@ -32,6 +32,7 @@ pub static SUITE: Suite = suite!(
 const KIND: Private = Private::Memfile;
 
 fn file_grows_by_what_the_guest_touches() -> CaseResult {
+    let _pages = base_pages()?;
     let mut rng = Rng::new(seed());
     for layout in LAYOUTS {
         let mut s = Setup::at(KIND, 4 * MIB, layout)?;
@@ -48,6 +49,7 @@ fn file_grows_by_what_the_guest_touches() -> CaseResult {
 }
 
 fn a_read_allocates_as_well() -> CaseResult {
+    let _pages = base_pages()?;
     let mut s = Setup::new(KIND, MIB)?;
     ensure!(s.vcpu.load(s.slot.gpa + PAGE)? == 0);
     expect_allocated(&s.fd, PAGE, "after a read")
@@ -71,6 +73,7 @@ fn slot_and_conversion_allocate_nothing() -> CaseResult {
 }
 
 fn punched_memory_comes_back_on_touch() -> CaseResult {
+    let _pages = base_pages()?;
     let mut s = Setup::new(KIND, MIB)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
     s.vcpu.fill(gpa, size, GUEST)?;
@@ -82,6 +85,7 @@ fn punched_memory_comes_back_on_touch() -> CaseResult {
 }
 
 fn fallocate_first_allocates_everything_once() -> CaseResult {
+    let _pages = base_pages()?;
     let mut s = Setup::new(KIND, MIB)?;
     allocate(&s.fd, 0, MIB)?;
     expect_allocated(&s.fd, MIB, "after fallocate")?;
@@ -131,6 +135,7 @@ fn memory_returns_when_the_vm_goes_last() -> CaseResult {
 
 /// The guest touches 64 MiB in 64 places of a slot that is larger than the machine.
 fn slot_of_32_gib_costs_what_is_touched() -> CaseResult {
+    let _pages = base_pages()?;
     let (size, places, touch) = (32 * GIB, 64, MIB);
     let vm = Vm::protected()?;
     let fd = memfile(size)?;

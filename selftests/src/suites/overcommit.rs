@@ -10,7 +10,9 @@ use super::setup::{BOTH, GUEST, PINNED, Setup};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{Accounts, Cgroup, Counts, Failing, Setting, SmallMachine, Swap, shmem_huge};
+use crate::pressure::{
+    Accounts, Cgroup, Counts, Failing, Setting, SmallMachine, Swap, base_pages, shmem_huge,
+};
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::Exit;
@@ -73,10 +75,12 @@ fn expect_refused_once<T>(errno: Errno, prevent: impl FnOnce() -> Result<T>) -> 
 }
 
 fn fault_without_memory_exits_and_can_be_repeated() -> CaseResult {
+    let _pages = base_pages()?;
     expect_refused_once(Errno::ENOMEM, || Failing::pages(100, 100_000))
 }
 
 fn fault_past_the_commit_limit_exits_and_can_be_repeated() -> CaseResult {
+    let _pages = base_pages()?;
     expect_refused_once(Errno::ENOSPC, || {
         let ratio = Setting::set("/proc/sys/vm/overcommit_ratio", "0")?;
         Ok((Setting::set("/proc/sys/vm/overcommit_memory", "2")?, ratio))
@@ -84,6 +88,7 @@ fn fault_past_the_commit_limit_exits_and_can_be_repeated() -> CaseResult {
 }
 
 fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
+    let _pages = base_pages()?;
     let _machine = SmallMachine::shrink_to(MACHINE)?;
     let size = more_than_half()?;
     let swap = Swap::on((2 * size).next_multiple_of(MIB))?;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use super::setup::{GUEST, LAYOUTS, SHARED, SLOT, Setup, fill_view};
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
+use crate::pressure::base_pages;
 use crate::sys::*;
 use crate::vm::Private;
 use crate::{HUGE, MIB, PAGE, private_suites};
@@ -36,6 +37,7 @@ fn pre_fault(s: &Setup, gpa: u64, size: u64) -> Result<()> {
 }
 
 fn maps_private_memory(kind: Private) -> CaseResult {
+    let _pages = base_pages()?;
     let mut s = Setup::new(kind, 4 * MIB)?;
     let stats = s.vm.stats()?;
     let before = stats.get("pages_4k")?;
@@ -52,6 +54,7 @@ fn maps_private_memory(kind: Private) -> CaseResult {
 }
 
 fn allocates_what_was_asked_for(kind: Private) -> CaseResult {
+    let _pages = base_pages()?;
     if kind == Private::GuestMemfd {
         return crate::ktap::skip("st_blocks of a guest_memfd is always 0");
     }

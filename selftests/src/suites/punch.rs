@@ -10,6 +10,7 @@ use super::setup::{GUEST, LAYOUTS, SHARED, Setup, check_view};
 use crate::guest::Command;
 use crate::ktap::CaseResult;
 use crate::pattern::{Pattern, Rng, seed};
+use crate::pressure::base_pages;
 use crate::sys::{allocate, expect_allocated, punch};
 use crate::vm::Private;
 use crate::{HUGE, MIB, PAGE, private_suites};
@@ -248,6 +249,7 @@ fn fallocate_over_live_memory_changes_no_byte(kind: Private) -> CaseResult {
 }
 
 fn file_outlives_its_vm(kind: Private) -> CaseResult {
+    let _pages = base_pages()?;
     let mut s = Setup::new(kind, MIB)?;
     s.fill_both()?;
     let Setup { vm, vcpu, fd, slot, .. } = s;

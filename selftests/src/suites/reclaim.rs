@@ -234,15 +234,18 @@ fn working_set_stays() -> CaseResult {
 }
 
 fn working_set_stays_while_cold_memory_goes() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     working_set_stays()
 }
 
 fn working_set_stays_with_the_multi_generational_lru() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let _generations = generations()?;
     working_set_stays()
 }
 
 fn swapped_range_can_be_prefaulted() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let host = Host::new()?;
     let mut s = guest(BOTH)?;
     host.swap_out(&s, SIZE)?;
@@ -452,6 +455,7 @@ fn clean_looking_pages_are_not_dropped() -> CaseResult {
 }
 
 fn swap_out_is_traced() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let host = Host::new()?;
     let s = guest(BOTH)?;
     let ino = fstat(&s.fd)?.st_ino;

@@ -359,6 +359,7 @@ fn run_small(kind: Private, scenario: Scenario) -> CaseResult {
 
 /// What the guest writes privately is not in the host's memory, and stays what it was.
 fn private_memory_private_access(kind: Private) -> CaseResult {
+    let _pages = pressure::base_pages()?;
     run_small(kind, pmpa)
 }
 
@@ -400,6 +401,7 @@ fn smsa(a: &mut Area) -> Result<()> {
 
 /// A private access to shared memory leaves the host's as it was.
 fn shared_memory_private_access(kind: Private) -> CaseResult {
+    let _pages = pressure::base_pages()?;
     run_small(kind, smpa)
 }
 
@@ -414,6 +416,7 @@ fn smpa(a: &mut Area) -> Result<()> {
 
 /// Private memory that the host frees is gone: the guest gets the host's, and never the old pages.
 fn private_shared_access(kind: Private) -> CaseResult {
+    let _pages = pressure::base_pages()?;
     run_small(kind, psa)
 }
 
@@ -473,6 +476,7 @@ fn pspa(a: &mut Area) -> Result<()> {
 /// A VMM that keeps one side only, with F_SEAL_AUTO_ALLOCATE on the shared one: a stray access
 /// brings nothing back, and at no time are both sides there.
 fn private_shared_access_without_double_allocation(kind: Private) -> CaseResult {
+    let _pages = pressure::base_pages()?;
     run_variants(kind, Pages::default(), true, psawda)
 }
 

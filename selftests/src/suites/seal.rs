@@ -121,6 +121,7 @@ fn reads_back_and_stays() -> CaseResult {
 }
 
 fn hugetlb_is_refused() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     drop(sealed()?);
     for (flags, before) in [(MFD_ALLOW_SEALING, 0), (0, F_SEAL_SEAL)] {
         let Ok(fd) = memfd_create(MFD_CLOEXEC | MFD_HUGETLB | flags) else {
@@ -138,6 +139,7 @@ fn hugetlb_is_refused() -> CaseResult {
 }
 
 fn read_of_a_hole_is_zeros_and_leaves_the_hole() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     let mut bytes = vec![0xff; SIZE as usize];
     ensure!(pread(&fd, &mut bytes, 0)? == SIZE as i64);
@@ -157,6 +159,7 @@ fn read_of_a_hole_is_zeros_and_leaves_the_hole() -> CaseResult {
 }
 
 fn write_into_a_hole_is_eperm() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     const EPERM: &[Errno] = &[Errno::EPERM];
     let fd = sealed()?;
     for at in [0, 1, PAGE, 4 * PAGE + 5, SIZE - 1, SIZE, SIZE + PAGE] {
@@ -193,6 +196,7 @@ fn write_into_a_hole_is_eperm() -> CaseResult {
 }
 
 fn write_stops_at_the_hole() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     for (at, len, wanted) in [(2 * PAGE, 4 * PAGE, 2 * PAGE), (4 * PAGE - 10, 100, 10)] {
         let got = pwrite(&fd, &vec![BYTE; len as usize], at)?;
@@ -202,6 +206,7 @@ fn write_stops_at_the_hole() -> CaseResult {
 }
 
 fn allocated_pages_work_as_ever() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     ensure!(pwrite(&fd, &[5; 4096], 3 * PAGE)? == 4096);
     let view = Mapping::shared(&fd, 0, SIZE)?;
@@ -215,6 +220,7 @@ fn allocated_pages_work_as_ever() -> CaseResult {
 
 /// v7 gave EINVAL here.
 fn write_into_space_preallocated_past_the_end() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealable(SIZE)?;
     allocate(&fd, SIZE, 2 * PAGE)?;
     seal(&fd)?;
@@ -226,18 +232,21 @@ fn write_into_space_preallocated_past_the_end() -> CaseResult {
 }
 
 fn read_fault_on_a_hole_is_sigbus() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     let view = Mapping::shared(&fd, 0, SIZE)?;
     expect_sigbus(&fd, &view, false)
 }
 
 fn write_fault_on_a_hole_is_sigbus() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     let view = Mapping::shared(&fd, 0, SIZE)?;
     expect_sigbus(&fd, &view, true)
 }
 
 fn private_mapping_of_a_hole_is_sigbus() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     let view = Mapping::map(SIZE, prot, libc::MAP_PRIVATE, Some((fd.as_fd(), 0)))?;
@@ -246,6 +255,7 @@ fn private_mapping_of_a_hole_is_sigbus() -> CaseResult {
 }
 
 fn kernel_access_to_a_hole_is_efault() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     let view = Mapping::shared(&fd, 0, SIZE)?;
     let zero = open("/dev/zero", libc::O_RDWR)?;
@@ -260,6 +270,7 @@ fn kernel_access_to_a_hole_is_efault() -> CaseResult {
 }
 
 fn fallocate_allocates() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     let view = Mapping::shared(&fd, 0, SIZE)?;
     allocate(&fd, 0, PAGE)?;
@@ -277,6 +288,7 @@ fn fallocate_allocates() -> CaseResult {
 }
 
 fn fallocate_allocates_no_more_than_asked() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     drop(sealed()?);
     let _policy = pressure::shmem_huge("always")?;
     // The control: without the seal a huge page is what one gets.
@@ -300,6 +312,7 @@ fn fallocate_allocates_no_more_than_asked() -> CaseResult {
 }
 
 fn punched_page_is_a_hole_again() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     let view = Mapping::shared(&fd, 0, SIZE)?;
     ensure!(view.load(2 * PAGE) == WORD);
@@ -318,6 +331,7 @@ fn punched_page_is_a_hole_again() -> CaseResult {
 }
 
 fn userfaultfd_cannot_fill_a_hole() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     let view = Mapping::shared(&fd, 0, SIZE)?;
     let uffd = Userfault::on(&view)?;
@@ -336,6 +350,7 @@ fn userfaultfd_cannot_fill_a_hole() -> CaseResult {
 }
 
 fn userfaultfd_says_eexist_where_there_is_a_page() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     let plain = sealable(SIZE)?;
     ensure!(pwrite(&plain, &[BYTE; 2 * 4096], 2 * PAGE)? == 2 * PAGE as i64);
@@ -352,6 +367,7 @@ fn userfaultfd_says_eexist_where_there_is_a_page() -> CaseResult {
 }
 
 fn userfaultfd_gets_no_missing_event() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     let view = Mapping::shared(&fd, 0, SIZE)?;
     let uffd = Userfault::on(&view)?;
@@ -370,6 +386,7 @@ fn userfaultfd_gets_no_missing_event() -> CaseResult {
 }
 
 fn collapse_fills_no_hole() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     const MADV_COLLAPSE: c_int = 25;
     drop(sealed()?);
     let with_holes = || -> Result<(OwnedFd, Mapping)> {
@@ -412,6 +429,7 @@ fn holds_for_mappings_that_exist() -> CaseResult {
 }
 
 fn other_seals_are_independent() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let fd = sealed()?;
     add_seals(&fd, F_SEAL_WRITE).context("F_SEAL_WRITE")?;
     expect_errno("pwrite", pwrite(&fd, &[1], 2 * PAGE), &[Errno::EPERM])?;
@@ -426,6 +444,7 @@ fn other_seals_are_independent() -> CaseResult {
 /// Whoever was before the seal has filled his hole when it is there, and the punch finds it;
 /// whoever comes later fills none.
 fn no_hole_is_filled_once_the_seal_is_added() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     drop(sealed()?);
     let (pages, rounds) = (256, 40);
     let mut rng = Rng::new(seed());

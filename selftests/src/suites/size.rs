@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context, Result, ensure};
 
 use crate::ktap::{CaseResult, Suite};
+use crate::pressure::base_pages;
 use crate::sys::*;
 use crate::{MIB, PAGE, suite};
 
@@ -75,6 +76,7 @@ fn cannot_change_by_ftruncate() -> CaseResult {
 }
 
 fn cannot_change_by_o_trunc() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(SIZE)?;
     allocate(&fd, 0, SIZE)?;
     for mode in [libc::O_RDWR, libc::O_WRONLY] {
@@ -98,6 +100,7 @@ fn cannot_change_by_fallocate() -> CaseResult {
 }
 
 fn cannot_change_while_allocated() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(SIZE)?;
     allocate(&fd, 0, SIZE)?;
     for size in [0, PAGE, SIZE + PAGE] {
@@ -107,6 +110,7 @@ fn cannot_change_while_allocated() -> CaseResult {
 }
 
 fn allocation_past_the_end_is_refused() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(SIZE)?;
     for (offset, len) in [(SIZE, 1), (SIZE - 1, 2), (1 << 62, PAGE), (SIZE + PAGE, PAGE)] {
         let what = format!("[{offset:#x}, +{len:#x})");
@@ -126,6 +130,7 @@ fn allocation_needs_a_size_first() -> CaseResult {
 }
 
 fn allocation_takes_unaligned_ranges_as_pages() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(SIZE)?;
     allocate(&fd, PAGE + 1, 1)?;
     expect_allocated(&fd, PAGE, "one byte of page 1")?;
@@ -136,6 +141,7 @@ fn allocation_takes_unaligned_ranges_as_pages() -> CaseResult {
 }
 
 fn hole_must_be_whole_pages() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(SIZE)?;
     allocate(&fd, 0, SIZE)?;
     let p = PAGE;
@@ -157,6 +163,7 @@ fn hole_must_keep_the_size() -> CaseResult {
 }
 
 fn other_fallocate_modes_are_refused() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(SIZE)?;
     allocate(&fd, 0, SIZE)?;
     let keep = libc::FALLOC_FL_KEEP_SIZE;
@@ -176,6 +183,7 @@ fn other_fallocate_modes_are_refused() -> CaseResult {
 }
 
 fn read_only_descriptor_cannot_allocate_or_punch() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(SIZE)?;
     allocate(&fd, 0, PAGE)?;
     let reader = reopen(&fd, libc::O_RDONLY).context("reopen read-only")?;
@@ -186,6 +194,7 @@ fn read_only_descriptor_cannot_allocate_or_punch() -> CaseResult {
 }
 
 fn huge_size_costs_nothing() -> CaseResult {
+    let _pages = base_pages()?;
     let fd = memfile(1 << 40)?;
     expect_allocated(&fd, 0, "a TiB of nothing")?;
     allocate(&fd, (1 << 40) - MIB, MIB)?;

@@ -16,6 +16,7 @@ use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
 use crate::module::Module;
 use crate::pattern::Pattern;
+use crate::pressure::base_pages;
 use crate::store::Store;
 use crate::sys::*;
 use crate::vm::{Private, Vm, region, small_pages};
@@ -102,6 +103,7 @@ fn guest_runs_on_its_pages() -> CaseResult {
 
 /// Two slots of one VM, a hole in one file and then in the other: the guest loses just that.
 fn guest_runs_on_both_stores_at_once() -> CaseResult {
+    let _pages = base_pages()?;
     const HOLE: u64 = 64 * PAGE;
     let stores = Stores::new()?;
     let files = [memfile(FILE)?, stores.file()?];

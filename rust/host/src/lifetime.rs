@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A file goes as early as it can: whoever waits in `drain()` for its last invalidation goes on as
+//! soon as that gives up the lock, and frees what is C's while the call has not returned yet.
+//!
+//! This proves little unless somebody watches, who knows of each reference how long it is promised
+//! to be valid: `SANITIZER=miri make proof`.
+
+#![allow(unsafe_code, reason = "the node is held as C holds it")]
+
+use crate::abi;
+use crate::abi::inode::Inode;
+use crate::abi::record::Record;
+use crate::engine::node::Node;
+use crate::policy::range::Range;
+use crate::stand_in::sync::{after_unlock, Arc};
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// A file in the middle of an invalidation. Its end lets C go on to destroy the node.
+fn last_invalidation() -> (*const Node, Record, Rc<Cell<bool>>) {
+    abi::reset();
+    let node = Node::new(Inode::with_pages(8), false).expect("memory is there");
+    let record = Record::new(None);
+    node.invalidate_start(record, Range::of(0, 8));
+    let node = Arc::into_raw(node);
+    let destroyed = Rc::new(Cell::new(false));
+    after_unlock(Some(Rc::new({
+        let destroyed = destroyed.clone();
+        move || {
+            if record.running().is_none() && !destroyed.replace(true) {
+                // SAFETY: It came from `into_raw()`, and this is its end for C.
+                unsafe { Arc::from_raw(node) }.drain();
+            }
+        }
+    })));
+    (node, record, destroyed)
+}
+
+#[test]
+fn node_stays_for_who_ends_the_last_invalidation() {
+    let (node, record, destroyed) = last_invalidation();
+    // SAFETY: C has it still, so it is valid.
+    unsafe { Arc::increment_strong_count(node) };
+    // SAFETY: The reference that the record has taken.
+    let node = unsafe { Arc::from_raw(node) };
+    node.invalidate_end(record);
+    after_unlock(None);
+    assert!(destroyed.get());
+}
+
+/// What was wrong once: Miri has to see it.
+#[cfg(miri)]
+#[test]
+#[ignore = "undefined behaviour, for Miri"]
+fn node_goes_while_it_is_borrowed() {
+    let (node, record, destroyed) = last_invalidation();
+    // SAFETY: No: it is valid when this begins, and gone before it returns.
+    unsafe { &*node }.invalidate_end(record);
+    after_unlock(None);
+    assert!(destroyed.get());
+}

@@ -1,0 +1,323 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Tests of what scripts take from their surroundings: python3 scripts/test_environment.py
+
+Scripts run with variables that change bash, make, kbuild, git, cargo, tar, python or the locale,
+in folders and for kernels where nothing can be built. Nothing is built: tools of the same names say
+what they were called with.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+# The checkout stays clean.
+sys.dont_write_bytecode = True
+
+import environment
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file() and os.access(path, os.X_OK))
+
+# {} is a folder with what does harm.
+HOSTILE = {
+    "ARCH": "arm64", "SUBARCH": "arm64", "SRCARCH": "arm64", "CROSS_COMPILE": "aarch64-linux-gnu-",
+    "KBUILD_OUTPUT": "{}", "O": "{}", "M": "{}", "MO": "{}", "KBUILD_EXTMOD": "{}", "sub_make_done": "1",
+    "KCONFIG_CONFIG": "{}/.config", "KCONFIG_ALLCONFIG": "{}/.config", "CONFIG_KASAN": "y", "W": "1", "C": "2",
+    "KCFLAGS": "-Werror", "KRUSTFLAGS": "-Dwarnings", "HOSTCFLAGS": "-bad", "CPATH": "{}", "CC": "false", "LD": "false",
+    "SOURCE_DATE_EPOCH": "0", "OMP_NUM_THREADS": "77", "BINDGEN_EXTRA_CLANG_ARGS": "--target=arm64",
+    "MAKEFLAGS": "rR --no-print-directory -- ARCH=arm64 M={}", "MFLAGS": "-n", "GNUMAKEFLAGS": "--trace", "MAKELEVEL": "3",
+    "GIT_DIR": "{}/other/.git", "GIT_WORK_TREE": "{}/other", "GIT_INDEX_FILE": "{}/index", "GIT_CEILING_DIRECTORIES": "/",
+    "CDPATH": ".:{}:/", "BASH_ENV": "{}/bash_env", "ENV": "{}/bash_env", "GLOBIGNORE": "*", "POSIXLY_CORRECT": "1",
+    "SHELLOPTS": "noglob:xtrace", "BASHOPTS": "failglob:nocasematch", "BASH_FUNC_sed%%": "() { echo evil; }",
+    "BASH_FUNC_cd%%": "() { echo evil; }", "IFS": "/",
+    "TAR_OPTIONS": "--exclude=*", "XZ_OPT": "-bad", "GREP_OPTIONS": "-v", "DF_BLOCK_SIZE": "1T", "QUOTING_STYLE": "c",
+    "PERL5OPT": "-MNone", "LC_ALL": "POSIX", "LANG": "tr_TR.UTF-8", "LANGUAGE": "de", "TMPDIR": "{}/nowhere",
+    "CARGO_TARGET_DIR": "{}", "CARGO_BUILD_TARGET_DIR": "{}", "CARGO_BUILD_TARGET": "arm", "RUSTFLAGS": "-Dwarnings",
+    "CARGO_ENCODED_RUSTFLAGS": "-Dwarnings", "RUSTC_WRAPPER": "false", "CARGO_PROFILE_RELEASE_OPT_LEVEL": "0",
+    "PYTHONPATH": "{}/python", "PYTHONHOME": "", "PYTHONSAFEPATH": "1", "PYTHONOPTIMIZE": "2", "PYTHONIOENCODING": "ascii",
+    "PYTHONWARNINGS": "error", "QEMU": "", "KDIR": "", "KERNEL_SRC": "",
+}
+TOOL = """#!{python} -ES
+import json, os, pathlib, shutil, sys
+with open({record!r}, "a") as record:
+    record.write(json.dumps({{"argv": sys.argv, "env": dict(os.environ)}}) + "\\n")
+{code}
+"""
+# What the tools do beside that. make configures as it is told, and builds what scripts look for.
+TOOLS = {
+    "make": """
+out = next((pathlib.Path(word[2:]) for word in sys.argv if word.startswith("O=")), None)
+if "allnoconfig" in sys.argv:
+    shutil.copy(out / ".memfile-config", out / ".config")
+elif out:
+    (out / "include/config").mkdir(parents=True)
+    (out / "include/config/kernel.release").write_text("7.3")
+""",
+    "cargo": """
+for name in ("memfile-tests", "memfile-demo", "memfile-bench", "memfile-trace", "memfile-plot"):
+    path = pathlib.Path(os.environ["CARGO_TARGET_DIR"], "x86_64-unknown-linux-gnu/release", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+""",
+    "rustc": "print('rustc 1.96.0')",
+    "bindgen": "print('bindgen 0.72.1')",
+    "clang-19": "print('19.1.7' if sys.argv[1:] == ['-dumpversion'] else 'Debian clang version 19.1.7 (3)')",
+    "gcc-12": "print('12' if sys.argv[1:] == ['-dumpversion'] else 'gcc-12 (Debian 12.2.0-14) 12.2.0')",
+    "gcc": "print('14' if sys.argv[1:] == ['-dumpversion'] else 'gcc (Debian 14.2.0-19) 14.2.0')",
+    "apt-get": "", "curl": "", "qemu-system-x86_64": "",
+}
+CLANG = 'CONFIG_CC_VERSION_TEXT="Debian clang version 19.1.7 (3)"\nCONFIG_CC_IS_CLANG=y\nCONFIG_CLANG_VERSION=190107\n' \
+    "CONFIG_LD_IS_LLD=y\nCONFIG_AS_IS_LLVM=y\n"
+GCC = 'CONFIG_CC_VERSION_TEXT="gcc (Debian 12.2.0-14) 12.2.0"\nCONFIG_CC_IS_GCC=y\nCONFIG_GCC_VERSION=120200\n' \
+    "CONFIG_LD_IS_BFD=y\nCONFIG_AS_IS_GNU=y\n"
+NEEDED = ("X86_64", "MODULES", "RUST", "MEMFD_CREATE", "SHMEM", "TMPFS", "MEMFILE", "MIGRATION")
+
+
+class Surroundings(unittest.TestCase):
+    """A folder with a cache, tools that record how they are called, and what does harm."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name).resolve()
+        self.cache = self.folder / "cache"
+        self.record = self.folder / "record"
+        # Before all others also where a script goes on that should have refused.
+        tools = self.folder / "tools"
+        tools.mkdir()
+        self.path = f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin"
+        for name, code in TOOLS.items():
+            (tools / name).write_text(TOOL.format(python=sys.executable, record=str(self.record), code=code))
+            (tools / name).chmod(0o755)
+        (self.folder / "bash_env").write_text("echo evil\ncd /\n")
+        (self.folder / "python").mkdir()
+        (self.folder / "python/json.py").write_text("raise SystemExit('evil')\n")
+        self.settings = {
+            "PATH": self.path, "HOME": str(self.folder), "MEMFILE_CACHE": str(self.cache), "RUSTC": str(tools / "rustc"),
+        }
+        self.hostile = {
+            **{name: value.replace("{}", str(self.folder)) for name, value in HOSTILE.items()}, **self.settings,
+        }
+
+    def run_it(
+        self, *command: object, env: dict[str, str] | None = None, cwd: Path = ROOT
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(word) for word in command], env=env or self.settings, cwd=cwd, check=False, text=True,
+            stdin=subprocess.DEVNULL, capture_output=True,
+        )
+
+    def calls(self, tool: str) -> list[dict]:
+        lines = self.record.read_text().splitlines() if self.record.exists() else []
+        return [call for line in lines if Path((call := json.loads(line))["argv"][0]).name == tool]
+
+    def assert_runs(self, *command: object) -> str:
+        """In the hostile environment; gives what it said."""
+        run = self.run_it(*command, env=self.hostile)
+        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+        return run.stdout
+
+    def assert_clean(self, call: dict, *more: str) -> None:
+        """The tool saw what the list names, and what the script has added."""
+        patterns = [*environment.passing(), "LC_ALL", *more]
+        strange = {name for name in call["env"] if not any(fnmatchcase(name, pattern) for pattern in patterns)}
+        # Python gives itself this one.
+        self.assertEqual(strange - {"LC_CTYPE"}, set())
+        self.assertEqual(call["env"]["LC_ALL"], "C.UTF-8")
+        self.assertNotIn("arm64", " ".join(call["argv"]))
+
+    def assert_refuses(self, run: subprocess.CompletedProcess[str], *words: str) -> None:
+        """In one sentence, before any tool ran."""
+        self.assertEqual(run.returncode, 2, run.stdout + run.stderr)
+        self.assertEqual((run.stdout, run.stderr.count("\n")), ("", 1), run.stderr)
+        for word in words:
+            self.assertIn(word, run.stderr)
+        self.assertEqual((self.calls("make"), self.calls("cargo"), self.calls("apt-get")), ([], [], []))
+
+    def copy_of_checkout(self, name: str) -> Path:
+        copy = self.folder / name
+        for part in ("scripts", "configs", "patches"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "Makefile", copy)
+        shutil.copy(ROOT / ".gitignore", copy)
+        return copy
+
+    def kernel(self, compiler: str, symbols: Iterable[str] = NEEDED, more: str = "") -> Path:
+        """What looks like a built kernel."""
+        tree = self.folder / "kernel"
+        for file in ("include/linux/memfile.h", "rust/libkernel.rmeta", "Module.symvers"):
+            (tree / file).parent.mkdir(parents=True, exist_ok=True)
+            (tree / file).touch()
+        text = compiler + "".join(f"CONFIG_{symbol}=y\n" for symbol in symbols) + more
+        (tree / ".config").write_text(f'{text}CONFIG_RUSTC_VERSION_TEXT="rustc 1.96.0"\n')
+        return tree
+
+
+class Variables(Surroundings):
+    def test_help_is_the_same_whatever_is_exported(self) -> None:
+        for path in SCRIPTS:
+            if path.name.startswith("test_"):
+                continue
+            with self.subTest(path.name):
+                wanted = self.run_it(path, "--help")
+                self.assertEqual(wanted.returncode, 0, wanted.stderr)
+                self.assertEqual(self.assert_runs(path.relative_to(ROOT), "--help"), wanted.stdout)
+
+    def test_kernel_is_built_as_if_nothing_was_exported(self) -> None:
+        base = self.run_it("bash", "-c", ". patches/7.3/BASE; echo $KERNEL").stdout.strip()
+        source = self.cache / f"src/base-{base}"
+        source.mkdir(parents=True)
+        (source / "Makefile").touch()
+        self.assertEqual(self.assert_runs("scripts/fetch-kernel"), f"{source}\n")
+        self.assert_runs("scripts/build-kernel", "base")
+        calls = self.calls("make")
+        self.assertEqual(len(calls), 2)
+        for call in calls:
+            self.assert_clean(call)
+            self.assertNotIn("-j77", call["argv"])
+
+    def test_module_is_built_as_if_nothing_was_exported(self) -> None:
+        self.hostile["KDIR"] = str(self.kernel(CLANG))
+        self.assert_runs("scripts/build-module")
+        (call,) = self.calls("make")
+        self.assert_clean(call)
+        self.assertIn(f"M={ROOT}", call["argv"])
+
+    def test_programs_are_built_as_if_nothing_was_exported(self) -> None:
+        self.assert_runs("scripts/build-selftests")
+        (call,) = self.calls("cargo")
+        self.assert_clean(call, "CARGO_TARGET_DIR", "RUSTFLAGS")
+        self.assertEqual(call["env"]["CARGO_TARGET_DIR"], str(self.cache / "build/cargo"))
+        self.assertEqual(call["env"]["RUSTFLAGS"], "-C target-feature=+crt-static")
+
+    def test_make_itself_hands_nothing_on(self) -> None:
+        # Not the tool that records: the program.
+        self.assert_runs("/usr/bin/make", "selftests")
+        self.assert_clean(self.calls("cargo")[0], "CARGO_TARGET_DIR", "RUSTFLAGS")
+
+    def test_patch_that_does_not_fit_is_named(self) -> None:
+        tree = self.folder / "tree"
+        (tree / "mm").mkdir(parents=True)
+        (tree / "Kbuild").touch()
+        (tree / "mm/shmem.c").touch()
+        runs = [self.run_it("scripts/apply-patches", "--check", tree, env=env) for env in (self.settings, self.hostile)]
+        self.assertEqual([run.returncode for run in runs], [2, 2])
+        self.assertRegex(runs[0].stderr, r"^apply-patches: 0001-\S+\.patch does not fit \S+ \(error: .*\); \S+ is left")
+        self.assertEqual(runs[1].stderr.splitlines()[-1], runs[0].stderr.splitlines()[-1])
+
+    def test_clean_is_about_this_checkout(self) -> None:
+        copy, other = self.copy_of_checkout("copy"), self.folder / "other"
+        other.mkdir()
+        (other / ".gitignore").write_text("*.o\n")
+        for place in (copy, other):
+            self.run_it("git", "init", "-q", place)
+            (place / "x.o").touch()
+        run = self.run_it("/usr/bin/make", "clean", env=self.hostile, cwd=copy)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertEqual([(place / "x.o").exists() for place in (copy, other)], [False, True])
+
+    def test_python_hands_on_what_the_list_names(self) -> None:
+        variables = {**self.hostile, "TCG_THREAD": "multi", "https_proxy": "x", "MEMFILE_CACHE": "relative"}
+        self.assertEqual(environment.clean(variables), Path.cwd() / "relative")
+        self.assertEqual(variables, {
+            "PATH": self.path, "HOME": str(self.folder), "RUSTC": self.settings["RUSTC"], "LC_ALL": "C.UTF-8",
+            "TCG_THREAD": "multi", "https_proxy": "x", "MEMFILE_CACHE": str(Path.cwd() / "relative"),
+        })
+
+    def test_empty_variable_is_as_none(self) -> None:
+        # An empty one used to make the current folder the cache.
+        variables = {"MEMFILE_CACHE": "", "QEMU": ""}
+        self.assertEqual(environment.clean(variables), Path("/var/cache/memfile"))
+        self.assertNotIn("QEMU", variables)
+
+
+class Paths(Surroundings):
+    BUILDERS = ("setup", "build-kernel", "build-module", "build-selftests", "build-series", "check", "boot")
+
+    def test_checkout_that_make_cannot_take_is_refused(self) -> None:
+        for name in ("a checkout", "a:checkout", "a#checkout", "a,checkout", "a$checkout"):
+            copy = self.copy_of_checkout(name)
+            for script in self.BUILDERS:
+                with self.subTest(f"{script} in {name}"):
+                    run = self.run_it(copy / "scripts" / script, *["--", "true"] * (script == "boot"))
+                    self.assert_refuses(run, f'"{copy}"', f'"{name[1]}"', "move it")
+            self.assert_refused_by_make(copy)
+
+    def assert_refused_by_make(self, copy: Path) -> None:
+        run = self.run_it("/usr/bin/make", "check", cwd=copy)
+        self.assertEqual(run.returncode, 2)
+        self.assertIn("move it", run.stderr)
+        self.assertEqual(self.calls("apt-get"), [])
+
+    def test_cache_that_make_cannot_take_is_refused(self) -> None:
+        self.settings["MEMFILE_CACHE"] = str(self.folder / "a cache")
+        for script in self.BUILDERS:
+            with self.subTest(script):
+                run = self.run_it(ROOT / "scripts" / script, *["--", "true"] * (script == "boot"))
+                self.assert_refuses(run, "a cache", "MEMFILE_CACHE")
+        self.assertFalse((self.folder / "a cache").exists())
+
+    def test_kernel_that_make_cannot_take_is_refused(self) -> None:
+        tree = self.kernel(CLANG).rename(self.folder / "a kernel")
+        run = self.run_it("scripts/build-module", env={**self.settings, "KDIR": str(tree)})
+        self.assert_refuses(run, "KDIR", "move it")
+        run = self.run_it("scripts/build-kernel", env={**self.settings, "KERNEL_SRC": str(tree)})
+        self.assert_refuses(run, "KERNEL_SRC", "move it")
+
+
+class Configuration(Surroundings):
+    def build(self, tree: Path) -> subprocess.CompletedProcess[str]:
+        return self.run_it("scripts/build-module", env={**self.settings, "KDIR": str(tree)})
+
+    def test_all_that_the_kernel_lacks_is_named_at_once(self) -> None:
+        tree = self.kernel(CLANG, set(NEEDED) - {"MIGRATION", "MEMFILE"}, "CONFIG_TRIM_UNUSED_KSYMS=y\n")
+        self.assert_refuses(
+            self.build(tree), "CONFIG_MEMFILE=y CONFIG_MIGRATION=y CONFIG_TRIM_UNUSED_KSYMS=n", str(tree))
+
+    def test_each_symbol_is_needed(self) -> None:
+        for symbol in NEEDED:
+            with self.subTest(symbol):
+                self.assert_refuses(self.build(self.kernel(CLANG, set(NEEDED) - {symbol})), f"set CONFIG_{symbol}=y and")
+
+    def assert_built_with(self, *words: str) -> None:
+        (call,) = self.calls("make")
+        found = [word for word in call["argv"] if word.partition("=")[0] in ("LLVM", "CC", "LD", "LLVM_IAS")]
+        self.assertEqual(found, list(words))
+
+    def test_compiler_is_the_kernels(self) -> None:
+        for compiler, words in (
+            (CLANG, ["LLVM=-19"]),
+            (GCC, ["LLVM=", "CC=gcc-12"]),
+            (CLANG.replace("LD_IS_LLD", "LD_IS_BFD"), ["LLVM=", "CC=clang-19"]),
+            (GCC.replace("LD_IS_BFD", "LD_IS_LLD"), ["LLVM=", "CC=gcc-12", "LD=ld.lld-19"]),
+        ):
+            with self.subTest(compiler):
+                self.record.unlink(missing_ok=True)
+                run = self.build(self.kernel(compiler))
+                self.assertEqual(run.returncode, 0, run.stderr)
+                self.assert_built_with(*words)
+
+    def test_compiler_that_is_not_here_is_named(self) -> None:
+        for compiler, text, package in (
+            (CLANG.replace("19", "9"), "Debian clang version 9.1.7 (3)", "clang-9"),
+            (GCC.replace("12", "4"), "gcc (Debian 4.2.0-14) 4.2.0", "gcc-4"),
+        ):
+            with self.subTest(package):
+                self.assert_refuses(self.build(self.kernel(compiler)), f'"{text}"', f"install {package}")
+
+    def test_rustc_must_be_the_kernels(self) -> None:
+        tree = self.kernel(CLANG)
+        (tree / ".config").write_text((tree / ".config").read_text().replace("1.96.0", "1.95.0"))
+        self.assert_refuses(self.build(tree), "rustc 1.95.0", "RUSTC=")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The kernel's knobs: files of procfs, sysfs and debugfs that say how it does its work.
+//!
+//! A case that needs a knob to stand somewhere sets it with a [`Setting`], which sets it back; all
+//! others run with what the machine was booted with. [`Knobs`] is how the runner sees that a case
+//! left one changed.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::ktap::skip;
+use crate::sys::require_root;
+
+/// The trimmed content of a file of procfs, sysfs or debugfs; SKIP if there is no such file.
+pub fn read(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim_end().to_owned()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            skip(format!("the kernel has no {}", path.display()))
+        }
+        Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+/// Write to such a file; SKIP if there is none.
+pub fn write(path: impl AsRef<Path>, value: &str) -> Result<()> {
+    let path = path.as_ref();
+    match raw_write(path, value) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            skip(format!("the kernel has no {}", path.display()))
+        }
+        Err(e) => Err(e).with_context(|| format!("write {value} to {}", path.display())),
+    }
+}
+
+/// Write to such a file with one system call, which must not create anything.
+pub fn raw_write(path: &Path, value: &str) -> io::Result<()> {
+    use std::io::Write;
+    // Not write_all(), which would go on after EINTR: a limit on a call of this kind is a signal.
+    let written = fs::OpenOptions::new().write(true).open(path)?.write(value.as_bytes())?;
+    if written == value.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// A number in such a file.
+pub fn read_number(path: impl AsRef<Path>) -> Result<u64> {
+    let text = read(&path)?;
+    text.parse().with_context(|| format!("{} reads {text}", path.as_ref().display()))
+}
+
+/// A setting of the kernel, as it was before it was changed.
+pub struct Setting {
+    path: PathBuf,
+    before: String,
+}
+
+impl Setting {
+    /// Set it. SKIP if the kernel does not have it.
+    pub fn set(path: impl Into<PathBuf>, value: &str) -> Result<Setting> {
+        require_root()?;
+        let path = path.into();
+        let before = in_force(&read(&path)?).to_owned();
+        write(&path, value)?;
+        Ok(Setting { path, before })
+    }
+
+    /// The same; nothing if it is so already, or if the kernel does not have it.
+    pub fn unless_so(path: impl Into<PathBuf>, value: &str) -> Result<Option<Setting>> {
+        let path = path.into();
+        match fs::read_to_string(&path) {
+            Ok(text) if in_force(&text) == value => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            _ => Setting::set(path, value).map(Some),
+        }
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        if let Err(e) = raw_write(&self.path, &self.before) {
+            println!("{} could not be set back to {}: {e}", self.path.display(), self.before);
+        }
+    }
+}
+
+/// Of several words the one in brackets is in force.
+fn in_force(text: &str) -> &str {
+    let chosen = text.split_whitespace().find_map(|w| w.strip_prefix('[')?.strip_suffix(']'));
+    chosen.unwrap_or(text.trim_end())
+}
+
+/// Where the knobs are that cases turn, or that change what cases see.
+const FOLDERS: [&str; 9] = [
+    "/proc/sys/vm",
+    "/sys/kernel/mm/hugepages",
+    "/sys/kernel/mm/lru_gen",
+    "/sys/kernel/mm/transparent_hugepage",
+    "/sys/module/kvm/parameters",
+    "/sys/module/kvm_amd/parameters",
+    "/sys/module/kvm_intel/parameters",
+    "/sys/kernel/debug/fail_page_alloc",
+    "/sys/kernel/debug/failslab",
+];
+
+/// No knobs: to read the first is a command, and the kernel sets the others itself when memory comes
+/// and goes.
+const OTHERS: [&str; 4] =
+    ["stat_refresh", "min_free_kbytes", "user_reserve_kbytes", "admin_reserve_kbytes"];
+
+/// What each knob stands at.
+pub struct Knobs(Vec<(PathBuf, String)>);
+
+impl Knobs {
+    /// All of those that can be read.
+    pub fn now() -> Knobs {
+        Knobs::below(&FOLDERS)
+    }
+
+    fn below(folders: &[impl AsRef<Path>]) -> Knobs {
+        let mut knobs = Vec::new();
+        for folder in folders {
+            collect(folder.as_ref(), &mut knobs);
+        }
+        Knobs(knobs)
+    }
+
+    /// Set back what stands elsewhere now, and say what did: one line for each knob.
+    pub fn set_back(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (path, before) in &self.0 {
+            let now = match fs::read_to_string(path) {
+                Ok(text) => in_force(&text).to_owned(),
+                // A module, and its parameters with it, may have gone.
+                Err(_) => continue,
+            };
+            if now != *before {
+                let mut line = format!("{} was {before}, is {now}", path.display());
+                if let Err(e) = raw_write(path, before) {
+                    line += &format!(", and cannot be set back: {e}");
+                }
+                lines.push(line);
+            }
+        }
+        lines
+    }
+}
+
+/// The knobs in a folder and in those below it: what can be both read and written.
+fn collect(folder: &Path, knobs: &mut Vec<(PathBuf, String)>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
+        if kind.is_dir() {
+            collect(&path, knobs);
+        }
+        let mode = entry.metadata().map_or(0, |data| data.permissions().mode());
+        let other = OTHERS.iter().any(|name| entry.file_name() == *name);
+        if !kind.is_file() || mode & 0o600 != 0o600 || other {
+            continue;
+        }
+        if let Ok(text) = fs::read_to_string(&path) {
+            knobs.push((path, in_force(&text).to_owned()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder of two knobs and a command, until it is dropped.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+            fs::create_dir_all(folder.join("below")).unwrap();
+            fs::write(folder.join("policy"), "always [madvise] never\n").unwrap();
+            fs::write(folder.join("below/number"), "60\n").unwrap();
+            fs::write(folder.join("command"), "").unwrap();
+            fs::set_permissions(folder.join("command"), PermissionsExt::from_mode(0o200)).unwrap();
+            Folder(folder)
+        }
+
+        fn read(&self, name: &str) -> String {
+            fs::read_to_string(self.0.join(name)).unwrap()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn knob_that_was_changed_is_named_and_set_back() {
+        let folder = Folder::new("memfile-knobs-changed");
+        let knobs = Knobs::below(&[&folder.0]);
+        assert_eq!(knobs.0.len(), 2);
+        fs::write(folder.0.join("policy"), "[always] madvise never\n").unwrap();
+        let lines = knobs.set_back();
+        assert_eq!(lines, [format!("{}/policy was madvise, is always", folder.0.display())]);
+        assert!(folder.read("policy").starts_with("madvise"));
+        assert_eq!(folder.read("below/number"), "60\n");
+    }
+
+    #[test]
+    fn knobs_as_they_were_are_left_alone() {
+        let folder = Folder::new("memfile-knobs-same");
+        let knobs = Knobs::below(&[&folder.0]);
+        fs::remove_file(folder.0.join("below/number")).unwrap();
+        assert!(knobs.set_back().is_empty());
+        assert_eq!(folder.read("policy"), "always [madvise] never\n");
+    }
+
+    #[test]
+    fn setting_that_is_so_already_is_not_set() {
+        let folder = Folder::new("memfile-knobs-so");
+        assert!(Setting::unless_so(folder.0.join("policy"), "madvise").unwrap().is_none());
+        assert!(Setting::unless_so(folder.0.join("none"), "madvise").unwrap().is_none());
+    }
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The documented order of locks is the one that lockdep has seen. On a kernel with lockdep, that is
+//! `make check KERNEL=debug`.
+//!
+//! An inversion shows twice: lockdep reports it when it comes about, and here the classes reach each
+//! other in both directions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+use super::setup::{BOTH, GUEST, Setup};
+use crate::ktap::{CaseResult, Suite, skip};
+use crate::pressure::{self, Cgroup, Swap};
+use crate::sys::{lock_own_memory, punch};
+use crate::{MIB, PAGE, suite};
+
+pub static SUITE: Suite = suite!("lockdep", [locks_are_taken_in_the_documented_order]);
+
+/// From the outermost to the innermost; by how the names of the classes end.
+/// `Documentation/design.rst` has them, but for folio locks, which lockdep does not know.
+const ORDER: [&str; 4] = ["kvm->slots_lock", "kvm->slots_arch_lock", "mmu_lock", "memfile_node"];
+/// Between the second and the third. The inode locks of each type of file system are a class.
+const INODE: &str = "i_mutex_key";
+/// Held by whoever reclaims.
+const RECLAIM: &str = "fs_reclaim";
+
+/// What was taken under what, directly.
+struct Classes(BTreeMap<String, BTreeSet<String>>);
+
+impl Classes {
+    fn read() -> Result<Classes> {
+        let text = match fs::read_to_string("/proc/lockdep") {
+            Ok(text) => text,
+            Err(_) => return skip("the kernel has no lockdep"),
+        };
+        let mut classes = BTreeMap::<String, BTreeSet<String>>::new();
+        let mut last = String::new();
+        for line in text.lines() {
+            // ` -> [ffffffff82a0b2c0] name`, or an address, usage and `: name`.
+            if let Some((_, name)) = line.strip_prefix(" -> [").and_then(|l| l.split_once("] ")) {
+                classes.entry(last.clone()).or_default().insert(name.trim().to_owned());
+            } else if let Some((_, name)) = line.split_once(": ").filter(|_| !line.starts_with(' '))
+            {
+                last = name.rsplit(": ").next().unwrap_or(name).trim().to_owned();
+                classes.entry(last.clone()).or_default();
+            }
+        }
+        Ok(Classes(classes))
+    }
+
+    fn named<'a>(&'a self, end: &'a str) -> impl Iterator<Item = &'a str> + 'a {
+        let base = |name: &str| name.split('#').next().unwrap_or(name).to_owned();
+        self.0.keys().filter(move |name| base(name).ends_with(end)).map(String::as_str)
+    }
+
+    /// Was a lock of `inner` ever taken while one of `outer` was held?
+    fn reaches(&self, outer: &str, inner: &str) -> bool {
+        let inner: BTreeSet<&str> = self.named(inner).collect();
+        let mut seen = BTreeSet::new();
+        let mut next: Vec<&str> = self.named(outer).collect();
+        while let Some(name) = next.pop() {
+            for below in self.0.get(name).into_iter().flatten() {
+                if inner.contains(below.as_str()) {
+                    return true;
+                }
+                if seen.insert(below.as_str()) {
+                    next.push(below);
+                }
+            }
+        }
+        false
+    }
+}
+
+/// Everything that takes these locks.
+fn work() -> Result<()> {
+    lock_own_memory()?;
+    let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
+    let mut s = Setup::with_flags(BOTH, MIB)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    punch(&s.fd, 0, 16 * PAGE)?;
+    for _ in 0..4 {
+        pressure::drop_caches()?;
+        cgroup.reclaim(MIB)?;
+    }
+    pressure::compact()?;
+    s.vcpu.verify_pages(s.slot.gpa + 16 * PAGE, PAGE, GUEST)?;
+    s.vm.raw_delete(s.slot.id).context("delete the slot")
+}
+
+fn locks_are_taken_in_the_documented_order() -> CaseResult {
+    drop(Classes::read()?);
+    work()?;
+    let classes = Classes::read()?;
+    for name in ORDER.iter().chain([&INODE, &RECLAIM]) {
+        ensure!(classes.named(name).next().is_some(), "lockdep does not know {name}");
+    }
+    let pairs = (0..ORDER.len()).flat_map(|n| (n + 1..ORDER.len()).map(move |m| (n, m)));
+    let mut pairs: Vec<(&str, &str)> = pairs.map(|(n, m)| (ORDER[n], ORDER[m])).collect();
+    pairs.extend([(ORDER[1], INODE), (INODE, ORDER[2]), (RECLAIM, ORDER[2])]);
+    for (outer, inner) in pairs {
+        ensure!(classes.reaches(outer, inner), "{inner} was never taken under {outer}");
+        // Some file systems take the locks of others under theirs; ours are what counts.
+        if outer != INODE && inner != INODE {
+            ensure!(!classes.reaches(inner, outer), "{outer} was taken under {inner}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Who reaches the content of a memfile after all: `Documentation/security.rst`, sentence by
+//! sentence. What a process can do to the file itself is in the suites `access` and `property`.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, ensure};
+
+use super::setup::{BOTH, GUEST, LAYOUTS, PINNED, RECLAIMABLE, Setup};
+use crate::consumer::{Consumer, MAPPER, Span};
+use crate::ktap::{CaseResult, Suite, skip};
+use crate::pressure::{self, Cgroup, Swap, frames};
+use crate::sys::*;
+use crate::uapi::*;
+use crate::vm::{Private, Vm, region, small_pages};
+use crate::{HUGE, MIB, PAGE, mem, suite};
+
+pub static SUITE: Suite = suite!(
+    "security",
+    [
+        another_vm_gets_the_content_through_the_descriptor,
+        file_for_one_vm_is_refused_to_all_others,
+        file_for_one_vm_is_that_of_the_vm_that_bound_it,
+        one_vm_without_inaccessible_is_refused,
+        root_reads_the_content_in_dev_mem,
+        root_reads_the_content_in_kcore,
+        reclaimable_content_lies_in_swap_in_clear,
+        pinned_content_never_lies_in_swap,
+        pinned_memory_counts_neither_as_locked_nor_as_resident,
+    ]
+);
+
+const SIZE: u64 = MIB;
+
+/// What the guest wrote at the beginning of a page of the slot.
+fn head(s: &Setup, page: u64) -> [u8; 16] {
+    let gpa = s.slot.gpa + page * PAGE;
+    let words = [gpa, gpa + 8].map(|addr| GUEST.word(addr).to_ne_bytes());
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&words[0]);
+    bytes[8..].copy_from_slice(&words[1]);
+    bytes
+}
+
+fn guest(flags: u64) -> Result<Setup> {
+    let mut s = Setup::with_flags(flags, SIZE)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    Ok(s)
+}
+
+fn another_vm_gets_the_content_through_the_descriptor() -> CaseResult {
+    let mut s = guest(PINNED)?.pass_on(PINNED)?;
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+}
+
+fn one_vm_file() -> Result<OwnedFd> {
+    drop(memfile_unsized()?);
+    let fd = memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE | MFD_ONE_VM).context("MFD_ONE_VM")?;
+    ftruncate(&fd, SIZE + HUGE)?;
+    Ok(fd)
+}
+
+fn file_for_one_vm_is_refused_to_all_others() -> CaseResult {
+    let fd = one_vm_file()?;
+    let first = Setup::on_file(Vm::protected()?, Private::Memfile, fd, SIZE, LAYOUTS[0])?;
+    let fd = first.fd.try_clone()?;
+    let other = Vm::protected()?;
+    let refused = |when: &str| {
+        let view = small_pages(PAGE)?;
+        // A part that nobody has bound.
+        let private = Some((Private::Memfile, fd.as_fd(), SIZE));
+        let request = region(1, LAYOUTS[0].gpa, &view, private);
+        expect_errno(when, other.raw_set_region(&request), &[Errno::EPERM])
+    };
+    refused("another VM")?;
+    let consumer = Consumer::new()?;
+    let span = Span { pgoff: SIZE / PAGE, pages: 1, frame: 0 };
+    expect_errno("another consumer", consumer.bind(&fd, MAPPER, span), &[Errno::EPERM])?;
+    drop(first);
+    refused("when the first one is gone")?;
+    punch(&fd, 0, SIZE + HUGE)?;
+    refused("when it is empty")
+}
+
+fn file_for_one_vm_is_that_of_the_vm_that_bound_it() -> CaseResult {
+    let fd = one_vm_file()?;
+    let mut s = Setup::on_file(Vm::protected()?, Private::Memfile, fd, SIZE, LAYOUTS[0])?;
+    s.fill_both()?;
+    for _ in 0..3 {
+        s.vm.raw_delete(s.slot.id)?;
+        s.bind_again()?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+    }
+    Ok(())
+}
+
+fn one_vm_without_inaccessible_is_refused() -> CaseResult {
+    drop(memfile_unsized()?);
+    for others in [0, MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_HUGETLB] {
+        let result = memfd_create(MFD_ONE_VM | others);
+        expect_errno(&format!("flags {others:#x}"), result, &[Errno::EINVAL])?;
+    }
+    Ok(())
+}
+
+/// Where page 3 of a guest's slot is, in bytes of physical memory.
+fn physical(s: &Setup) -> Result<u64> {
+    let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
+    let frame = frames.get(&(3 * PAGE)).context("page 3 has no frame")?;
+    Ok(frame.pfn * PAGE)
+}
+
+fn root_reads_the_content_in_dev_mem() -> CaseResult {
+    require_root()?;
+    let Ok(memory) = File::open("/dev/mem") else {
+        return skip("the kernel has no /dev/mem");
+    };
+    let s = guest(PINNED)?;
+    let mut bytes = [0; 16];
+    memory.read_exact_at(&mut bytes, physical(&s)?).context("read /dev/mem")?;
+    ensure!(bytes == head(&s, 3), "/dev/mem has {bytes:x?}");
+    Ok(())
+}
+
+/// The offset in `/proc/kcore` of a physical address.
+fn kcore_offset(core: &File, physical: u64) -> Result<u64> {
+    let word = |at: u64| -> Result<u64> {
+        let mut bytes = [0; 8];
+        core.read_exact_at(&mut bytes, at).context("read /proc/kcore")?;
+        Ok(u64::from_ne_bytes(bytes))
+    };
+    // ELF64: e_phoff; e_phentsize and e_phnum, two bytes each.
+    let (first, sizes) = (word(32)?, word(54)?);
+    let (size, count) = (sizes & 0xffff, sizes >> 16 & 0xffff);
+    for header in (0..count).map(|n| first + n * size) {
+        // p_type and p_flags; p_offset, p_vaddr, p_paddr, p_filesz.
+        let is_load = word(header)? & 0xffff_ffff == 1;
+        let (offset, start, len) = (word(header + 8)?, word(header + 24)?, word(header + 32)?);
+        if is_load && start != u64::MAX && (start..start.saturating_add(len)).contains(&physical) {
+            return Ok(offset + (physical - start));
+        }
+    }
+    Err(anyhow::anyhow!("/proc/kcore has no segment for {physical:#x}"))
+}
+
+fn root_reads_the_content_in_kcore() -> CaseResult {
+    require_root()?;
+    let Ok(core) = File::open("/proc/kcore") else {
+        return skip("the kernel has no /proc/kcore");
+    };
+    let s = guest(PINNED)?;
+    let mut bytes = [0; 16];
+    let offset = kcore_offset(&core, physical(&s)?)?;
+    core.read_exact_at(&mut bytes, offset).context("read /proc/kcore")?;
+    ensure!(bytes == head(&s, 3), "/proc/kcore has {bytes:x?}");
+    Ok(())
+}
+
+/// How many pages of the guest's content a swap device has.
+fn in_swap(s: &Setup, swap: &Swap) -> Result<u64> {
+    pressure::drop_caches()?;
+    let content = fs::read(swap.device()).context("read the swap device")?;
+    let heads: Vec<[u8; 16]> = (0..SIZE / PAGE).map(|page| head(s, page)).collect();
+    let pages = content.chunks_exact(PAGE as usize);
+    Ok(pages.filter(|page| heads.iter().any(|head| page.starts_with(head))).count() as u64)
+}
+
+fn reclaim_all(cgroup: &Cgroup) -> Result<()> {
+    for _ in 0..4 {
+        pressure::drop_caches()?;
+        cgroup.reclaim(2 * SIZE)?;
+    }
+    Ok(())
+}
+
+fn reclaimable_content_lies_in_swap_in_clear() -> CaseResult {
+    lock_own_memory()?;
+    let (cgroup, swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
+    for flags in [RECLAIMABLE, BOTH] {
+        let s = guest(flags)?;
+        ensure!(in_swap(&s, &swap)? == 0, "content in swap before reclaim");
+        reclaim_all(&cgroup)?;
+        let pages = in_swap(&s, &swap)?;
+        ensure!(pages > SIZE / PAGE / 2, "only {pages} pages are in swap");
+    }
+    Ok(())
+}
+
+fn pinned_content_never_lies_in_swap() -> CaseResult {
+    lock_own_memory()?;
+    let (cgroup, swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
+    let s = guest(PINNED)?;
+    reclaim_all(&cgroup)?;
+    ensure!(in_swap(&s, &swap)? == 0, "while the VM lives");
+    // Neither when no VM has it bound any more.
+    s.vm.raw_delete(s.slot.id)?;
+    reclaim_all(&cgroup)?;
+    ensure!(in_swap(&s, &swap)? == 0, "when its slot is gone");
+    Ok(())
+}
+
+/// A line of `/proc/self/status`, in bytes.
+fn status(key: &str) -> Result<u64> {
+    let text = fs::read_to_string("/proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(number.with_context(|| format!("/proc/self/status has no {key}"))? << 10)
+}
+
+fn pinned_memory_counts_neither_as_locked_nor_as_resident() -> CaseResult {
+    const LARGE: u64 = 32 * MIB;
+    let mut s = Setup::with_flags(PINNED, LARGE)?;
+    let before = (status("VmLck")?, status("VmPin")?, status("VmRSS")?);
+    let content = mem::content()?;
+    s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    let after = (status("VmLck")?, status("VmPin")?, status("VmRSS")?);
+    ensure!(after.0 == before.0 && after.1 == before.1, "locked: {before:?}, {after:?}");
+    ensure!(after.2 < before.2 + LARGE / 4, "resident: {before:?}, {after:?}");
+    // It is there all the same.
+    expect_allocated(&s.fd, LARGE, "all written")?;
+    let grown = mem::content()?.saturating_sub(content);
+    ensure!(grown > LARGE / 2, "the machine has {} KiB more in use", grown >> 10);
+    Ok(())
+}
