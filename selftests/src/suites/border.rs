@@ -34,8 +34,8 @@ pub static SUITE: Suite = suite!(
         hole_over_many_slots_flushes_once,
         hole_over_many_slots_of_two_vms_flushes_each_once,
         merged_pages_come_apart_beside_holes,
-        shared_side_under_the_hosts_hand_pinned: 120,
-        shared_side_under_the_hosts_hand_both: 120,
+        shared_side_under_the_hosts_hand_pinned: 240,
+        shared_side_under_the_hosts_hand_both: 240,
     ]
 );
 
@@ -351,7 +351,7 @@ fn under_the_hosts_hand(flags: u64) -> CaseResult {
     let s = Setup::with_flags(flags, PAGES * PAGE)?;
     s.slot.view.madvise(0, PAGES * PAGE, libc::MADV_MERGEABLE).context("MADV_MERGEABLE")?;
     let counts = Counts::now()?;
-    let bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Actions(160))?;
+    let bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Actions(64))?;
     let actions =
         [&[Action::Discard, Action::Compact, Action::Reclaim, Action::Take][..], &EVERYTHING]
             .concat();

@@ -11,7 +11,7 @@ use crate::pressure::{
     self, Block, Cgroup, Counts, Frame, Isolation, MovableZone, Swap, Trace, frames, moved,
 };
 use crate::sys::*;
-use crate::{MIB, PAGE, mem, suite};
+use crate::{HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
     "pinned",
@@ -127,13 +127,14 @@ fn block_with_a_pinned_page_does_not_go_offline() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
 }
 
-/// A guest of which each eighth page is left, all of them older than the binding with these flags, and
-/// with free memory on either side. (Compaction looks for pages to move from the start of memory, and
-/// for room from its end, until it meets itself.)
+/// A guest of which each eighth page is left, all of them older than the binding with these flags, with
+/// most of what is free above them. (Memory is given out from its end. Compaction looks for room from
+/// there, and for pages to move from the start, until it meets itself.)
 fn older_guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
-    let (stride, room) = (8 * PAGE, 256 * MIB);
-    let beside = memfile(room)?;
-    allocate(&beside, 0, room).context("memory beside the guest")?;
+    let stride = 8 * PAGE;
+    let above = mem::meminfo("MemFree")?.saturating_sub(192 * MIB) & !(HUGE - 1);
+    let filler = memfile(above.max(HUGE))?;
+    allocate(&filler, 0, above.max(HUGE)).context("memory above the guest")?;
     let mut s = Setup::allocated_first(flags, SIZE)?;
     s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
     let mut before = frames(&s.vcpu, &s.slot, &s.fd)?;
@@ -141,7 +142,7 @@ fn older_guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
     for offset in (0..SIZE).step_by(stride as usize) {
         punch(&s.fd, offset + PAGE, stride - PAGE)?;
     }
-    drop(beside);
+    drop(filler);
     Ok((s, before))
 }
 
