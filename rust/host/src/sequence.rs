@@ -642,3 +642,30 @@ fn every_call_does_what_the_model_says() {
     assert!(done.get() >= ops);
     assert!(waits.get() > ops / 100, "hardly anything waited");
 }
+
+#[test]
+fn pages_that_cannot_leave_movable_memory_refuse_the_binding() {
+    const MOVABLE: u64 = 5;
+    let driver = Driver::new(false);
+    driver.bind([0, 4, 0, MOVABLE, 1], Kind::Exclusive);
+    let node = &driver.node;
+    for stuck in [EBUSY, ENOMEM] {
+        node.inode.stuck.set(Some(stuck));
+        let notifier = Notifier::new(8, 4, 0, false, 2, None);
+        assert_eq!(node.bind(File { writable: true }, 7, notifier), Err(EINVAL));
+        let ear: Rc<dyn Consumer> = Rc::new(Ear {
+            id: 2,
+            heard: driver.heard.clone(),
+            ids: driver.ids.clone(),
+            calls: driver.calls.clone(),
+        });
+        let notifier = Notifier::new(8, 4, 0, false, 2, Some(ear));
+        assert_eq!(node.bind(File { writable: true }, 7, notifier), Err(stuck));
+        assert!(!notifier.file_held());
+        // Flags, bindings, and where new pages come from.
+        driver.check();
+    }
+    node.inode.stuck.set(None);
+    driver.bind([8, 4, 0, 7, 2], Kind::Exclusive);
+    driver.finish();
+}

@@ -50,7 +50,7 @@ pub(crate) mod prelude {
             $(pub(crate) const $name: Error = Error(stringify!($name));)*
         };
     }
-    errnos! { EINVAL EPERM EACCES EEXIST EOPNOTSUPP EBUSY }
+    errnos! { EINVAL EPERM EACCES EEXIST EOPNOTSUPP EBUSY ENOMEM }
 
     pub(crate) struct Gfp;
     pub(crate) const GFP_KERNEL: Gfp = Gfp;

@@ -10,11 +10,12 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{BOTH, GUEST, Setup};
+use super::setup::{BOTH, GUEST, SLOT, Setup};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pressure::{self, Cgroup, Swap};
 use crate::sys::{lock_own_memory, punch};
-use crate::{MIB, PAGE, suite};
+use crate::vm::Private;
+use crate::{GIB, MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!("lockdep", [locks_are_taken_in_the_documented_order]);
 
@@ -80,13 +81,16 @@ fn work() -> Result<()> {
     let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
     let mut s = Setup::with_flags(BOTH, MIB)?;
     s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
-    punch(&s.fd, 0, 16 * PAGE)?;
+    // Two slots in a hole: only then the core is asked for more under the VM's lock.
+    let more = s.vm.add_private(SLOT + 1, s.slot.gpa + GIB, MIB, Private::Memfile, &s.fd, MIB)?;
+    punch(&s.fd, MIB - 8 * PAGE, 16 * PAGE)?;
     for _ in 0..4 {
         pressure::drop_caches()?;
         cgroup.reclaim(MIB)?;
     }
     pressure::compact()?;
     s.vcpu.verify_pages(s.slot.gpa + 16 * PAGE, PAGE, GUEST)?;
+    s.vm.raw_delete(more.id)?;
     s.vm.raw_delete(s.slot.id).context("delete the slot")
 }
 
