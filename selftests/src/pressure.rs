@@ -106,23 +106,23 @@ pub fn page_flags(pfn: u64) -> Result<u64> {
 /// The page frames that are charged to a cgroup and that `work` has added to its shmem, none of
 /// which anybody has cleared or written yet.
 pub fn reserved_by(cgroup: &Cgroup, work: impl FnOnce() -> Result<()>) -> Result<BTreeSet<u64>> {
-    let number = cgroup.number()?;
-    let charged = || -> Result<BTreeSet<u64>> {
+    let wanted = cgroup.number()?.to_ne_bytes();
+    // Frames change hands meanwhile: it takes more than to be charged.
+    let reserved = || -> Result<BTreeSet<u64>> {
         let bytes = fs::read("/proc/kpagecgroup").context("/proc/kpagecgroup")?;
-        let wanted = number.to_ne_bytes();
-        let mine = (0u64..).zip(bytes.chunks_exact(8)).filter(|(_, owner)| *owner == wanted);
-        Ok(mine.map(|(pfn, _)| pfn).collect())
-    };
-    let before = charged()?;
-    work()?;
-    let mut new = BTreeSet::new();
-    for pfn in charged()?.difference(&before) {
-        let flags = page_flags(*pfn)?;
-        if flags & KPF_SWAPBACKED != 0 && flags & KPF_UPTODATE == 0 {
-            new.insert(*pfn);
+        let mut pfns = BTreeSet::new();
+        for (pfn, owner) in (0..).zip(bytes.chunks_exact(8)) {
+            if *owner == wanted
+                && page_flags(pfn)? & (KPF_SWAPBACKED | KPF_UPTODATE) == KPF_SWAPBACKED
+            {
+                pfns.insert(pfn);
+            }
         }
-    }
-    Ok(new)
+        Ok(pfns)
+    };
+    let before = reserved()?;
+    work()?;
+    Ok(reserved()?.difference(&before).copied().collect())
 }
 
 /// What a page frame holds, or what it is to hold: from `/dev/mem`.

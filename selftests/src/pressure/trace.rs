@@ -49,7 +49,10 @@ impl Trace {
 
     /// Forget what was recorded.
     pub fn clear(&self) -> Result<()> {
-        write(self.path.join("trace"), "")
+        // It is the truncation that does it.
+        let path = self.path.join("trace");
+        fs::OpenOptions::new().write(true).truncate(true).open(&path).context("clear the trace")?;
+        Ok(())
     }
 
     /// Events recorded since: name and `key=value` fields. An error if some were lost.
