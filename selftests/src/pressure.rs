@@ -7,11 +7,14 @@
 mod area;
 mod blocks;
 mod cgroup;
+mod disk;
+mod idle;
 mod swap;
 mod trace;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -19,6 +22,7 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::knobs::raw_write;
+use crate::ktap::skip;
 use crate::sys::{Mapping, require_root};
 use crate::{HUGE, PAGE, mem};
 
@@ -26,6 +30,8 @@ pub use crate::knobs::{Setting, read, read_number, write};
 pub use area::{Area, Taken};
 pub use blocks::{Block, MovableZone, SmallMachine};
 pub use cgroup::Cgroup;
+pub use disk::Disk;
+pub use idle::Idle;
 pub use swap::Swap;
 pub use trace::{Event, Frame, Isolation, Trace, frames, moved};
 
@@ -115,8 +121,59 @@ pub fn mapped_frames(mapping: &Mapping) -> Result<Vec<u64>> {
     Ok(words.filter(|word| word & PRESENT != 0).map(|word| word & ((1 << 55) - 1)).collect())
 }
 
+/// The page frames that are charged to a cgroup and that `work` has added to its shmem, none of
+/// which anybody has cleared or written yet.
+pub fn reserved_by(cgroup: &Cgroup, work: impl FnOnce() -> Result<()>) -> Result<BTreeSet<u64>> {
+    let wanted = cgroup.number()?.to_ne_bytes();
+    // Frames change hands meanwhile: it takes more than to be charged.
+    let reserved = || -> Result<BTreeSet<u64>> {
+        let bytes = fs::read("/proc/kpagecgroup").context("/proc/kpagecgroup")?;
+        let mut pfns = BTreeSet::new();
+        for (pfn, owner) in (0..).zip(bytes.chunks_exact(8)) {
+            if *owner == wanted
+                && page_flags(pfn)? & (KPF_SWAPBACKED | KPF_UPTODATE) == KPF_SWAPBACKED
+            {
+                pfns.insert(pfn);
+            }
+        }
+        Ok(pfns)
+    };
+    let before = reserved()?;
+    work()?;
+    Ok(reserved()?.difference(&before).copied().collect())
+}
+
+/// What a page frame holds, or what it is to hold: from `/dev/mem`.
+fn frame(pfn: u64, f: impl FnOnce(&fs::File, u64) -> io::Result<()>) -> Result<()> {
+    require_root()?;
+    let file = match fs::OpenOptions::new().read(true).write(true).open("/dev/mem") {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return skip("the kernel has no /dev/mem"),
+        file => file.context("/dev/mem")?,
+    };
+    f(&file, pfn * PAGE).with_context(|| format!("frame {pfn:#x} in /dev/mem"))
+}
+
+/// Read a page frame, whoever has it.
+pub fn read_frame(pfn: u64) -> Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let mut content = vec![0; PAGE as usize];
+    frame(pfn, |file, at| file.read_exact_at(&mut content, at))?;
+    Ok(content)
+}
+
+/// Overwrite a page frame, whoever has it.
+pub fn write_frame(pfn: u64, content: &[u8]) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    frame(pfn, |file, at| file.write_all_at(content, at))
+}
+
 // Bits of `page_flags()`.
+pub const KPF_UPTODATE: u64 = 1 << 3;
+pub const KPF_DIRTY: u64 = 1 << 4;
 pub const KPF_LRU: u64 = 1 << 5;
+pub const KPF_WRITEBACK: u64 = 1 << 8;
+pub const KPF_SWAPCACHE: u64 = 1 << 13;
+pub const KPF_SWAPBACKED: u64 = 1 << 14;
 pub const KPF_UNEVICTABLE: u64 = 1 << 18;
 pub const KPF_HWPOISON: u64 = 1 << 19;
 pub const KPF_KSM: u64 = 1 << 21;

@@ -439,6 +439,44 @@ pub fn set_time_factor(factor: u32) {
     TIME_FACTOR.store(factor.max(1), Ordering::Relaxed);
 }
 
+/// A signal that does nothing but end the system call that waits when it comes.
+fn quiet_signal() -> c_int {
+    static HANDLER: Once = Once::new();
+    let signal = libc::SIGRTMIN() + 1;
+    HANDLER.call_once(|| {
+        extern "C" fn nothing(_: libc::c_int) {}
+        // SAFETY: A handler that does nothing, without SA_RESTART.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+            libc::sigaction(signal, &action, std::ptr::null_mut());
+        }
+    });
+    signal
+}
+
+/// Ends, from any thread, a system call of the thread that has made it.
+#[derive(Clone, Copy)]
+pub struct Interrupter {
+    thread: libc::pid_t,
+    signal: c_int,
+}
+
+impl Interrupter {
+    /// The calling thread is the one to be interrupted.
+    pub fn of_this_thread() -> Interrupter {
+        // SAFETY: Takes nothing.
+        Interrupter { thread: unsafe { libc::gettid() }, signal: quiet_signal() }
+    }
+
+    /// Send one signal. A call that has not begun to wait yet is not ended.
+    pub fn interrupt(&self) -> SysResult<()> {
+        // SAFETY: Takes no pointer.
+        check(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.thread, self.signal) })
+            .map(drop)
+    }
+}
+
 /// A timer that makes the calling thread's system calls return EINTR once time is up, and again
 /// and again after that, so that a signal between two system calls is not lost.
 pub struct Alarm {
@@ -450,17 +488,7 @@ impl Alarm {
     /// `limit` from now, or what [`set_time_factor`] makes of it.
     pub fn set(limit: Duration) -> Result<Alarm> {
         let limit = limit * TIME_FACTOR.load(Ordering::Relaxed);
-        static HANDLER: Once = Once::new();
-        let signal = libc::SIGRTMIN() + 1;
-        HANDLER.call_once(|| {
-            extern "C" fn nothing(_: libc::c_int) {}
-            // SAFETY: A handler that does nothing, without SA_RESTART.
-            unsafe {
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
-                libc::sigaction(signal, &action, std::ptr::null_mut());
-            }
-        });
+        let signal = quiet_signal();
         // SAFETY: All zero is a valid sigevent.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;

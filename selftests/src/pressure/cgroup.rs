@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::{raw_write, read, read_number, write};
+use super::{Setting, raw_write, read, read_number, write};
 use crate::ktap::skip;
 use crate::sys::{Errno, SysResult, require_root};
 
@@ -50,6 +50,17 @@ impl Cgroup {
     /// Set `memory.max`, `memory.high`, `memory.swap.max`.
     pub fn set(&self, name: &str, bytes: u64) -> Result<()> {
         write(self.path.join(name), &bytes.to_string())
+    }
+
+    /// Change a setting for as long as what is returned lives.
+    pub fn setting(&self, name: &str, value: &str) -> Result<Setting> {
+        Setting::set(self.path.join(name), value)
+    }
+
+    /// The number by which `/proc/kpagecgroup` knows it.
+    pub fn number(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(fs::metadata(&self.path).with_context(|| self.path.display().to_string())?.ino())
     }
 
     /// Take such a limit away.

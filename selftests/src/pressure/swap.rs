@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Swap on a zram device of the test's own.
+//! Swap on a device of the test's own.
 
 use std::ffi::CString;
 use std::fs;
@@ -7,21 +7,29 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Setting, raw_write, read_number, write};
+use super::{Disk, Setting, raw_write, read_number, write};
 use crate::PAGE;
 use crate::ktap::skip;
 use crate::sys::{Errno, check, require_root};
 
-/// A zram device with swap on it, until it is dropped. Others may have swap as well.
+/// A device with swap on it, until it is dropped. Others may have swap as well.
 pub struct Swap {
-    id: u64,
+    device: Device,
     on: bool,
     size: u64,
     _willing: Option<Setting>,
 }
 
+/// What swap is on.
+enum Device {
+    /// zram with this number: pages are there at once, or not at all.
+    Zram(u64),
+    /// A disk, which takes its time.
+    Disk(Disk),
+}
+
 impl Swap {
-    /// Swap of `size` bytes. SKIP without zram.
+    /// Swap of `size` bytes on zram. SKIP without zram.
     pub fn on(size: u64) -> Result<Swap> {
         require_root()?;
         // Reading makes a device.
@@ -32,25 +40,48 @@ impl Swap {
             }
             Err(e) => return Err(e),
         };
-        let mut swap = Swap { id, on: false, size, _willing: None };
-        write(swap.attribute("disksize"), &size.to_string())?;
-        swap.write_header()?;
-        let device = CString::new(swap.device())?;
+        let swap = Swap { device: Device::Zram(id), on: false, size, _willing: None };
+        write(zram_attribute(id, "disksize"), &size.to_string())?;
+        swap.start(0)
+    }
+
+    /// Swap on a disk, before any other.
+    pub fn on_disk(disk: Disk) -> Result<Swap> {
+        const SWAP_FLAG_PREFER: i32 = 0x8000;
+        let size = disk.size();
+        let swap = Swap { device: Device::Disk(disk), on: false, size, _willing: None };
+        swap.start(SWAP_FLAG_PREFER | 100)
+    }
+
+    fn start(mut self, flags: i32) -> Result<Swap> {
+        self.write_header()?;
+        let device = CString::new(self.device())?;
         // SAFETY: The path is a C string.
-        check(unsafe { libc::swapon(device.as_ptr(), 0) }).context("swapon")?;
-        swap.on = true;
+        check(unsafe { libc::swapon(device.as_ptr(), flags) }).context("swapon")?;
+        self.on = true;
         // At 0 nothing is swapped before memory has run out.
-        swap._willing = Setting::unless_so("/proc/sys/vm/swappiness", "60")?;
-        Ok(swap)
+        self._willing = Setting::unless_so("/proc/sys/vm/swappiness", "60")?;
+        Ok(self)
     }
 
     /// The device's path.
     pub fn device(&self) -> String {
-        format!("/dev/zram{}", self.id)
+        match &self.device {
+            Device::Zram(id) => format!("/dev/zram{id}"),
+            Device::Disk(disk) => disk.path(),
+        }
     }
 
-    fn attribute(&self, name: &str) -> String {
-        format!("/sys/block/zram{}/{name}", self.id)
+    /// The disk that it is on.
+    ///
+    /// # Panics
+    ///
+    /// If it was not made by [`Swap::on_disk`].
+    pub fn disk(&self) -> &Disk {
+        match &self.device {
+            Device::Zram(_) => panic!("swap is on zram"),
+            Device::Disk(disk) => disk,
+        }
     }
 
     /// What mkswap writes: version, last page, signature; no bad pages, no label.
@@ -101,7 +132,13 @@ impl Drop for Swap {
             println!("{} stays in use", self.device());
             return;
         }
-        let _ = raw_write(self.attribute("reset").as_ref(), "1");
-        let _ = raw_write("/sys/class/zram-control/hot_remove".as_ref(), &self.id.to_string());
+        if let Device::Zram(id) = self.device {
+            let _ = raw_write(zram_attribute(id, "reset").as_ref(), "1");
+            let _ = raw_write("/sys/class/zram-control/hot_remove".as_ref(), &id.to_string());
+        }
     }
+}
+
+fn zram_attribute(id: u64, name: &str) -> String {
+    format!("/sys/block/zram{id}/{name}")
 }

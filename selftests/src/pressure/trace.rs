@@ -49,7 +49,10 @@ impl Trace {
 
     /// Forget what was recorded.
     pub fn clear(&self) -> Result<()> {
-        write(self.path.join("trace"), "")
+        // It is the truncation that does it.
+        let path = self.path.join("trace");
+        fs::OpenOptions::new().write(true).truncate(true).open(&path).context("clear the trace")?;
+        Ok(())
     }
 
     /// Events recorded since: name and `key=value` fields. An error if some were lost.
@@ -76,6 +79,10 @@ impl Drop for Trace {
 #[derive(Clone, Debug)]
 pub struct Event {
     pub name: String,
+    /// The thread that it happened in.
+    pub thread: i32,
+    /// How many spinlocks and the like that thread held: its preemption count.
+    pub depth: u32,
     fields: String,
 }
 
@@ -83,12 +90,27 @@ impl Event {
     /// `  task-pid  [000] flags  time: name: key=value key=value`
     fn parse(line: &str) -> Option<Event> {
         let mut parts = line.splitn(3, ": ");
-        let (_, name, fields) = (parts.next()?, parts.next()?, parts.next()?);
-        Some(Event { name: name.trim().to_owned(), fields: fields.to_owned() })
+        let (head, name, fields) = (parts.next()?, parts.next()?, parts.next()?);
+        let mut head = head.split_whitespace().rev().skip(1);
+        // Interrupts, rescheduling, kind of context, preemption count, migration.
+        let depth = match head.next()?.chars().nth(3)? {
+            '.' => 0,
+            digit => digit.to_digit(16)?,
+        };
+        let thread = head.nth(1)?.rsplit_once('-')?.1.parse().ok()?;
+        Some(Event { name: name.trim().to_owned(), thread, depth, fields: fields.to_owned() })
     }
 
-    fn field(&self, key: &str) -> Option<&str> {
+    /// The value of `key=value`, if it has no space.
+    pub fn field(&self, key: &str) -> Option<&str> {
         self.fields.split_whitespace().find_map(|f| f.strip_prefix(key)?.strip_prefix('='))
+    }
+
+    /// The hexadecimal number that follows a word, for events that have `key value`.
+    pub fn hex_after(&self, key: &str) -> Option<u64> {
+        let mut words = self.fields.split_whitespace();
+        words.find(|word| *word == key)?;
+        hex(words.next()?)
     }
 
     /// A decimal field.
@@ -178,5 +200,22 @@ impl Isolation {
     pub fn expect_vain(&self) -> Result<()> {
         ensure!(self.seen > 0 && self.vain >= self.seen / 2, "{} were isolated", self.vain);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_line() {
+        let line = "   memfile-tests-51      [001] d..2.     3.1: memfile_bind: ino=9 pfn=1a";
+        let event = Event::parse(line).unwrap();
+        assert_eq!((event.name.as_str(), event.thread, event.depth), ("memfile_bind", 51, 2));
+        assert_eq!((event.number("ino"), event.hex("pfn")), (Some(9), Some(0x1a)));
+        let line = "   a name-with-7  [001] .....     3.1: f: as id 0 gfn 1f g=SPIN|READ";
+        let event = Event::parse(line).unwrap();
+        assert_eq!((event.hex_after("gfn"), event.hex_after("pfn")), (Some(0x1f), None));
+        assert_eq!((event.thread, event.depth, event.field("g")), (7, 0, Some("SPIN|READ")));
     }
 }

@@ -5,6 +5,7 @@ use crate::ktap::Suite;
 
 mod access;
 mod accounting;
+mod aging;
 mod binding;
 mod border;
 mod cap;
@@ -20,6 +21,7 @@ mod fault;
 mod fdinfo;
 mod guest;
 mod huge;
+mod idle;
 mod infra;
 mod inject;
 mod lockdep;
@@ -45,10 +47,12 @@ mod size;
 mod starvation;
 mod store;
 mod stress;
+mod swapwait;
 mod trace;
 mod uffd;
 mod uring;
 mod zero;
+mod zswap;
 
 /// Every suite, in the order in which they run.
 pub static SUITES: &[&Suite] = &[
@@ -95,6 +99,10 @@ pub static SUITES: &[&Suite] = &[
     &pinned::SUITE,
     &migrate::SUITE,
     &reclaim::SUITE,
+    &swapwait::SUITE,
+    &zswap::SUITE,
+    &aging::SUITE,
+    &idle::SUITE,
     &motion::SUITE,
     &contiguous::SUITE,
     &huge::SUITE,

@@ -1,13 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A memory error takes one page from the guest, tells it, and nothing else (rule 20).
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 
 use super::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{self, Accounts, Cgroup, Counts, Failing, KPF_HWPOISON, Swap, frames};
+use crate::pressure::{
+    self, Accounts, Cgroup, Counts, Disk, Failing, KPF_DIRTY, KPF_HWPOISON, KPF_SWAPCACHE,
+    KPF_WRITEBACK, Swap, frames,
+};
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::{Exit, Vcpu};
@@ -25,6 +31,11 @@ pub static SUITE: Suite = suite!(
         poisoned_page_is_neither_moved_nor_swapped,
         shared_side_is_another_page,
         teardown_leaves_the_frame_out_of_use,
+        page_that_nobody_has_written_is_not_cleared: 120,
+        page_of_a_huge_page_that_nobody_has_written_is_not_cleared: 120,
+        hole_in_a_huge_page_does_not_touch_the_broken_page,
+        broken_copy_of_a_swapped_page_is_replaced: 120,
+        broken_page_that_swap_could_not_take_is_lost: 120,
     ]
 );
 
@@ -232,5 +243,240 @@ fn teardown_leaves_the_frame_out_of_use() -> CaseResult {
         drop(frame);
         before.expect_back(MIB)?;
     }
+    Ok(())
+}
+
+/// What a frame holds that must not be touched.
+const UNTOUCHED: [u8; PAGE as usize] = [0xa5; PAGE as usize];
+
+fn expect_untouched(frame: &Broken, content: &[u8], when: &str) -> Result<()> {
+    let now = pressure::read_frame(frame.0)?;
+    let changed = now.iter().zip(content).filter(|(now, before)| now != before).count();
+    ensure!(changed == 0, "{when}: {changed} bytes of the broken frame have changed");
+    Ok(())
+}
+
+/// Reserve `size` bytes around [`BROKEN`], break the page before anybody has used one of them, and
+/// let the guest, fallocate() and KVM_PRE_FAULT_MEMORY touch it first.
+fn break_unwritten(flags: u64, size: u64, first: First, failing: bool) -> Result<()> {
+    let cgroup = Cgroup::enter()?;
+    let mut s = Setup::with_flags(flags, SIZE)?;
+    let (gpa, start) = (s.slot.gpa, BROKEN / size * size);
+    pressure::drop_caches()?;
+    let reserved =
+        pressure::reserved_by(&cgroup, || allocate(&s.fd, start, size).context("reserve"))?;
+    let pfn = reserved.first().context("no page was reserved")? + (BROKEN - start) / PAGE;
+    ensure!(reserved.len() as u64 == size / PAGE, "{} pages are reserved", reserved.len());
+    ensure!(reserved.contains(&pfn), "the pages are not one after the other");
+    pressure::write_frame(pfn, &UNTOUCHED)?;
+    let counts = Counts::now()?;
+    if failing {
+        let failing = Failing::objects(Some("radix_tree_node"), 100, 100_000)?;
+        let result = pressure::poison(pfn);
+        drop(failing);
+        println!("poison: {result:?}");
+        counts.expect_grown(&["thp_split_page_failed"], 1)?;
+    } else {
+        pressure::poison(pfn)?;
+    }
+    let frame = Broken(pfn);
+    counts.expect_grown(&["memfile.poison"], 1)?;
+    expect_untouched(&frame, &UNTOUCHED, "the error")?;
+    match first {
+        First::Guest => {}
+        First::Fallocate => {
+            println!("fallocate: {:?}", allocate(&s.fd, 0, SIZE));
+            expect_untouched(&frame, &UNTOUCHED, "fallocate")?;
+        }
+        First::Prefault => {
+            let (result, left) = s.vcpu.raw_pre_fault(gpa, SIZE);
+            expect_errno("pre-fault", result, &[Errno::EHWPOISON])?;
+            ensure!(left == SIZE - BROKEN, "{left:#x} bytes are left");
+        }
+        First::Neighbour => s.vcpu.verify(gpa + BROKEN + PAGE, PAGE, Pattern::ZERO)?,
+    }
+    for _ in 0..2 {
+        expect_lost(&mut s.vcpu, gpa + BROKEN)?;
+        expect_untouched(&frame, &UNTOUCHED, "the touch")?;
+    }
+    // The others are there, and are zero.
+    s.vcpu.verify(gpa, BROKEN, Pattern::ZERO)?;
+    s.vcpu.verify(gpa + BROKEN + PAGE, SIZE - BROKEN - PAGE, Pattern::ZERO)?;
+    s.vcpu.fill(gpa, BROKEN, GUEST)?;
+    s.vcpu.verify(gpa, BROKEN, GUEST)?;
+    expect_lost(&mut s.vcpu, gpa + BROKEN)?;
+    punch(&s.fd, start, size).context("punch")?;
+    expect_untouched(&frame, &UNTOUCHED, "the hole")?;
+    // A block that could not be split goes as a whole, with the broken page, and may come back.
+    let exit = s.vcpu.start(Command::Load, &[gpa + BROKEN])?;
+    if failing && exit != Exit::Done {
+        s.vcpu.restart()?;
+        expect_lost(&mut s.vcpu, gpa + BROKEN)?;
+    } else {
+        ensure!(exit == Exit::Done, "{exit:x?}");
+        s.vcpu.verify(gpa + BROKEN, PAGE, Pattern::ZERO)?;
+    }
+    s.vcpu.verify(gpa + start, BROKEN - start, Pattern::ZERO)?;
+    s.vcpu.verify(gpa + BROKEN + PAGE, start + size - BROKEN - PAGE, Pattern::ZERO)?;
+    expect_untouched(&frame, &UNTOUCHED, "the touch after the hole")?;
+    drop(s);
+    drop(frame);
+    Ok(())
+}
+
+/// Who comes to the page first.
+#[derive(Clone, Copy)]
+enum First {
+    Guest,
+    Fallocate,
+    Prefault,
+    /// The guest, on the page beside.
+    Neighbour,
+}
+
+const FIRST: [First; 4] = [First::Guest, First::Fallocate, First::Prefault, First::Neighbour];
+
+fn page_that_nobody_has_written_is_not_cleared() -> CaseResult {
+    CHOICES.iter().try_for_each(|flags| break_unwritten(*flags, PAGE, First::Guest, false))?;
+    FIRST.iter().try_for_each(|first| break_unwritten(BOTH, PAGE, *first, false))
+}
+
+fn page_of_a_huge_page_that_nobody_has_written_is_not_cleared() -> CaseResult {
+    let _huge = pressure::shmem_huge("always")?;
+    for failing in [false, true] {
+        for first in FIRST {
+            break_unwritten(BOTH, HUGE, first, failing)?;
+        }
+    }
+    Ok(())
+}
+
+/// A hole that takes a part of a huge page zeros that part first, lest it cannot be split.
+fn hole_in_a_huge_page_does_not_touch_the_broken_page() -> CaseResult {
+    let _huge = pressure::shmem_huge("always")?;
+    for flags in [PINNED, BOTH] {
+        for can_split in [true, false] {
+            let mut s = Setup::with_flags(flags, SIZE)?;
+            let gpa = s.slot.gpa;
+            s.vcpu.fill(gpa, SIZE, GUEST)?;
+            let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&BROKEN).context("no frame")?.pfn;
+            let content = pressure::read_frame(pfn)?;
+            let no_split = || Failing::objects(Some("radix_tree_node"), 100, 100_000);
+            let counts = Counts::now()?;
+            let failing = no_split()?;
+            let result = pressure::poison(pfn);
+            drop(failing);
+            let frame = Broken(pfn);
+            println!("poison: {result:?}");
+            counts.expect_grown(&["thp_split_page_failed", "memfile.poison"], 1)?;
+            let (start, len) = (BROKEN - 2 * PAGE, 5 * PAGE);
+            let failing = if can_split { None } else { Some(no_split()?) };
+            let result = punch(&s.fd, start, len);
+            drop(failing);
+            result.context("punch")?;
+            expect_untouched(&frame, &content, "the hole")?;
+            s.vcpu.verify(gpa, start, GUEST)?;
+            s.vcpu.verify(gpa + start, BROKEN - start, Pattern::ZERO)?;
+            if !can_split {
+                expect_lost(&mut s.vcpu, gpa + BROKEN)?;
+                expect_untouched(&frame, &content, "the touch")?;
+            }
+            let after = BROKEN + PAGE;
+            s.vcpu.verify(gpa + after, start + len - after, Pattern::ZERO)?;
+            s.vcpu.verify(gpa + start + len, SIZE - start - len, GUEST)?;
+            drop(s);
+            drop(frame);
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a guest that goes to a disk.
+const SMALL: u64 = 16 * PAGE;
+/// Its page that breaks.
+const SMALL_BROKEN: u64 = 5 * PAGE;
+
+/// Swap a small guest out until its pages are in no file any more, but still in memory.
+fn into_swap_cache(s: &Setup, cgroup: &Cgroup) -> Result<()> {
+    for _ in 0..8 {
+        if mem::fdinfo(&s.fd, "memfile-pages")?.as_deref() == Some("0") {
+            return Ok(());
+        }
+        pressure::drop_caches()?;
+        cgroup.line("memory.stat", "active_anon")?;
+        cgroup.reclaim(PAGE)?;
+    }
+    anyhow::bail!("the guest's pages are not swapped out")
+}
+
+/// A page that was written to swap and is still in memory: what is on the disk is as good.
+fn broken_copy_of_a_swapped_page_is_replaced() -> CaseResult {
+    lock_own_memory()?;
+    // Reclaim has given up before the disk is ready, and so leaves the pages where they are.
+    let swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_secs(2))?)?;
+    let cgroup = Cgroup::enter()?;
+    for _ in 0..5 {
+        let mut s = Setup::with_flags(BOTH, SMALL)?;
+        let gpa = s.slot.gpa;
+        s.vcpu.fill(gpa, SMALL, GUEST)?;
+        let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&SMALL_BROKEN).context("no frame")?.pfn;
+        into_swap_cache(&s, &cgroup)?;
+        while swap.disk().in_flight()?.1 > 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let flags = pressure::page_flags(pfn)?;
+        if flags & (KPF_SWAPCACHE | KPF_DIRTY | KPF_WRITEBACK) != KPF_SWAPCACHE {
+            println!("the frame has flags {flags:#x}, once more");
+            continue;
+        }
+        pressure::poison(pfn)?;
+        let frame = Broken(pfn);
+        ensure!(pressure::page_flags(pfn)? & KPF_SWAPCACHE == 0, "it is still in use");
+        s.vcpu.verify(gpa, SMALL, GUEST)?;
+        drop(s);
+        drop(frame);
+        return Ok(());
+    }
+    anyhow::bail!("no page was in the swap cache, and written")
+}
+
+/// Likewise, but the disk has failed to take it: the only copy is the broken one.
+fn broken_page_that_swap_could_not_take_is_lost() -> CaseResult {
+    lock_own_memory()?;
+    let swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_millis(1))?)?;
+    let cgroup = Cgroup::enter()?;
+    let mut s = Setup::with_flags(BOTH, SMALL)?;
+    let gpa = s.slot.gpa;
+    s.vcpu.fill(gpa, SMALL, GUEST)?;
+    let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&SMALL_BROKEN).context("no frame")?.pfn;
+    // All but the head.
+    swap.disk().fail(PAGE, true)?;
+    into_swap_cache(&s, &cgroup)?;
+    let limit = Instant::now() + Duration::from_secs(30);
+    let state = KPF_SWAPCACHE | KPF_DIRTY;
+    while pressure::page_flags(pfn)? & (state | KPF_WRITEBACK) != state {
+        ensure!(Instant::now() < limit, "the frame has flags {:#x}", pressure::page_flags(pfn)?);
+        thread::sleep(Duration::from_millis(1));
+    }
+    let content = pressure::read_frame(pfn)?;
+    pressure::poison(pfn)?;
+    let frame = Broken(pfn);
+    for _ in 0..3 {
+        expect_lost(&mut s.vcpu, gpa + SMALL_BROKEN)?;
+        expect_untouched(&frame, &content, "the touch")?;
+    }
+    let (result, left) = s.vcpu.raw_pre_fault(gpa, SMALL);
+    expect_errno("pre-fault", result, &[Errno::EHWPOISON])?;
+    ensure!(left == SMALL - SMALL_BROKEN, "{left:#x} bytes are left");
+    // The others come back from where they are.
+    s.vcpu.verify(gpa, SMALL_BROKEN, GUEST)?;
+    let after = SMALL_BROKEN + PAGE;
+    s.vcpu.verify(gpa + after, SMALL - after, GUEST)?;
+    expect_lost(&mut s.vcpu, gpa + SMALL_BROKEN)?;
+    punch(&s.fd, SMALL_BROKEN, PAGE).context("punch")?;
+    s.vcpu.verify(gpa + SMALL_BROKEN, PAGE, Pattern::ZERO)?;
+    expect_untouched(&frame, &content, "the hole")?;
+    drop(s);
+    drop(frame);
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! Memory of a guest that may be reclaimed goes to swap and comes back as it was (rule 19).
 
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
@@ -9,8 +10,9 @@ use super::setup::{BOTH, GUEST, RECLAIMABLE, SLOT, Setup};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{self, Accounts, Cgroup, Counts, Failing, Setting, Swap, Trace};
+use crate::pressure::{self, Accounts, Cgroup, Counts, Disk, Failing, Setting, Swap, Trace};
 use crate::sys::*;
+use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::Exit;
 use crate::{MIB, PAGE, mem, suite};
 
@@ -36,6 +38,9 @@ pub static SUITE: Suite = suite!(
         clean_looking_pages_are_not_dropped,
         swap_out_is_traced,
         accounting_is_the_same_afterwards,
+        pages_come_back_from_a_disk_with_readahead: 120,
+        guest_larger_than_its_limit_runs_on_a_disk: 120,
+        unreadable_page_is_eio_until_it_is_punched,
     ]
 );
 
@@ -54,6 +59,27 @@ impl Host {
     fn new() -> Result<Host> {
         lock_own_memory()?;
         Ok(Host { cgroup: Cgroup::enter()?, swap: Swap::on(64 * MIB)? })
+    }
+
+    /// Beside zram, and before it, there is a disk: pages come and go while others do something.
+    fn with_disk() -> Result<(Host, [Setting; 1], Swap)> {
+        lock_own_memory()?;
+        let zram = Swap::on(64 * MIB)?;
+        let swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_micros(50))?)?;
+        let readahead = Setting::set("/proc/sys/vm/page-cluster", "3")?;
+        Ok((Host { cgroup: Cgroup::enter()?, swap }, [readahead], zram))
+    }
+
+    /// Let go of the copies in memory of what is in swap.
+    fn forget(&self) -> CaseResult {
+        for _ in 0..64 {
+            if self.cgroup.line("memory.stat", "swapcached")? == 0 {
+                return Ok(());
+            }
+            pressure::drop_caches()?;
+            self.cgroup.reclaim(SIZE)?;
+        }
+        bail!("{} bytes stay", self.cgroup.line("memory.stat", "swapcached")?)
     }
 
     /// Swap a guest out that does not run: all of it.
@@ -133,10 +159,18 @@ fn multi_generational_lru_reclaims_as_well() -> CaseResult {
 }
 
 fn guest_larger_than_its_limit_runs() -> CaseResult {
-    let host = Host::new()?;
+    runs_under_a_limit(&Host::new()?, &[RECLAIMABLE, BOTH])
+}
+
+fn guest_larger_than_its_limit_runs_on_a_disk() -> CaseResult {
+    let (host, _readahead, _zram) = Host::with_disk()?;
+    runs_under_a_limit(&host, &[BOTH])
+}
+
+fn runs_under_a_limit(host: &Host, choices: &[u64]) -> CaseResult {
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
-        for flags in [RECLAIMABLE, BOTH] {
+        for &flags in choices {
             let counts = Counts::now()?;
             let limit = host.cgroup.current()? + SIZE / 2;
             host.cgroup.set("memory.max", limit)?;
@@ -153,6 +187,54 @@ fn guest_larger_than_its_limit_runs() -> CaseResult {
         }
     }
     Ok(())
+}
+
+fn pages_come_back_from_a_disk_with_readahead() -> CaseResult {
+    let (host, _readahead, _zram) = Host::with_disk()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let mut s = guest(BOTH)?;
+        for generation in 0..2 {
+            let pattern = Pattern::Generation(generation);
+            s.vcpu.fill(s.slot.gpa, s.slot.size, pattern)?;
+            host.swap_out(&s, SIZE)?;
+            host.forget()?;
+            let counts = Counts::now()?;
+            s.vcpu.verify(s.slot.gpa, s.slot.size, pattern)?;
+            counts.expect_grown(&["pswpin"], PAGES)?;
+            counts.expect_grown(&["swap_ra", "memfile.get_pfn_wait"], 1)?;
+            host.swap.expect_used(0, "all read again")?;
+        }
+    }
+    Ok(())
+}
+
+/// The disk has lost what was swapped out.
+fn unreadable_page_is_eio_until_it_is_punched() -> CaseResult {
+    let (host, _readahead, _zram) = Host::with_disk()?;
+    let mut s = guest(BOTH)?;
+    let gpa = s.slot.gpa;
+    host.swap_out(&s, SIZE)?;
+    host.forget()?;
+    host.swap.disk().fail(PAGE, true)?;
+    let exit = s.vcpu.start(Command::Load, &[gpa + 8])?;
+    let wanted = Exit::MemoryFault {
+        errno: Errno::EIO,
+        gpa,
+        size: PAGE,
+        flags: KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    };
+    ensure!(exit == wanted, "{exit:x?}");
+    // What is lost is lost, even if the disk works again.
+    host.swap.disk().fail(PAGE, false)?;
+    for _ in 0..2 {
+        let exit = s.vcpu.run()?;
+        ensure!(exit == wanted, "{exit:x?}");
+    }
+    punch(&s.fd, 0, PAGE).context("punch")?;
+    let exit = s.vcpu.run()?;
+    ensure!(exit == Exit::Done && s.vcpu.result(0) == 0, "{exit:x?}");
+    s.vcpu.verify(gpa, PAGE, Pattern::ZERO)
 }
 
 fn several_vcpus_share_what_comes_back() -> CaseResult {

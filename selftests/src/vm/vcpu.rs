@@ -369,16 +369,22 @@ impl Vcpu {
     /// `KVM_PRE_FAULT_MEMORY` until everything is mapped or it fails: the errno, and the bytes
     /// that were left then.
     pub fn raw_pre_fault(&self, gpa: u64, size: u64) -> (SysResult<()>, u64) {
-        let mut arg = kvm_pre_fault_memory { gpa, size, ..Default::default() };
+        let mut left = size;
         loop {
-            // SAFETY: The structure is the one of this ioctl.
-            let ret = unsafe { sys::ioctl_mut(self.borrowed(), KVM_PRE_FAULT_MEMORY(), &mut arg) };
-            match ret {
-                Ok(_) if arg.size == 0 => return (Ok(()), 0),
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return (Err(errno), arg.size),
+            match self.raw_pre_fault_once(gpa + (size - left), left) {
+                (Ok(()), 0) => return (Ok(()), 0),
+                (Ok(()) | Err(Errno::EINTR), now) => left = now,
+                (Err(errno), now) => return (Err(errno), now),
             }
         }
+    }
+
+    /// `KVM_PRE_FAULT_MEMORY` once: what it says, and the bytes that are left.
+    pub fn raw_pre_fault_once(&self, gpa: u64, size: u64) -> (SysResult<()>, u64) {
+        let mut arg = kvm_pre_fault_memory { gpa, size, ..Default::default() };
+        // SAFETY: The structure is the one of this ioctl.
+        let ret = unsafe { sys::ioctl_mut(self.borrowed(), KVM_PRE_FAULT_MEMORY(), &mut arg) };
+        (ret.map(drop), arg.size)
     }
 }
 

@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Who waits for a page that is in swap holds nobody up, and can be interrupted (rule 29).
+
+use std::os::fd::OwnedFd;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::setup::{BOTH, GUEST, SLOT, Setup};
+use crate::consumer::{Consumer, Mode, Span};
+use crate::guest::Command;
+use crate::ktap::{CaseResult, Suite};
+use crate::pattern::Pattern;
+use crate::pressure::{self, Cgroup, Counts, Disk, Setting, Swap};
+use crate::sys::*;
+use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
+use crate::vm::{Exit, Vm, small_pages};
+use crate::{HUGE, MIB, PAGE, mem, suite};
+
+pub static SUITE: Suite = suite!(
+    "swapwait",
+    [
+        signal_ends_kvm_run_while_the_page_is_read: 120,
+        signal_ends_kvm_run_while_the_page_is_written: 120,
+        signal_ends_pre_fault_while_the_page_is_read: 120,
+        signal_ends_another_consumers_wait: 120,
+        slot_is_deleted_while_a_vcpu_waits: 120,
+        slot_is_made_while_a_vcpu_waits: 120,
+        hole_is_punched_while_a_vcpu_waits: 120,
+        several_vcpus_wait_for_one_page: 120,
+        everything_comes_back_as_it_was: 120,
+    ]
+);
+
+/// One window of readahead.
+const SIZE: u64 = 8 * PAGE;
+/// How long the disk takes. Long enough for what is to be seen meanwhile.
+const SLOW: Duration = Duration::from_millis(500);
+/// How often that is tried: the machine may be slower than the disk.
+const TRIES: u32 = 5;
+
+/// Swap on a slow disk.
+struct Host {
+    cgroup: Cgroup,
+    swap: Swap,
+    _readahead: Setting,
+}
+
+impl Host {
+    fn new(delay: Duration) -> Result<Host> {
+        lock_own_memory()?;
+        let swap = Swap::on_disk(Disk::new(64 * MIB, delay)?)?;
+        let _readahead = Setting::set("/proc/sys/vm/page-cluster", "3")?;
+        Ok(Host { cgroup: Cgroup::enter()?, swap, _readahead })
+    }
+
+    fn reads(&self) -> Result<u64> {
+        Ok(self.swap.disk().in_flight()?.0)
+    }
+
+    fn writes(&self) -> Result<u64> {
+        Ok(self.swap.disk().in_flight()?.1)
+    }
+
+    /// Write all of the guest's memory, and forget what was written.
+    fn swap_out(&self, s: &Setup) -> CaseResult {
+        for _ in 0..64 {
+            // Pages that were written stay where they are until somebody looks again.
+            let cached = self.cgroup.line("memory.stat", "swapcached")?;
+            if resident(s)? == 0 && cached == 0 {
+                return Ok(());
+            }
+            while self.writes()? > 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            pressure::drop_caches()?;
+            self.cgroup.reclaim(SIZE)?;
+        }
+        bail!("{} pages are still in memory", resident(s)?)
+    }
+}
+
+fn resident(s: &Setup) -> Result<u64> {
+    let pages = mem::fdinfo(&s.fd, "memfile-pages")?.context("fdinfo has no memfile-pages")?;
+    pages.parse().context("memfile-pages")
+}
+
+fn guest() -> Result<Setup> {
+    let mut s = Setup::with_flags(BOTH, SIZE)?;
+    s.vcpu.fill(s.slot.gpa, SIZE, GUEST)?;
+    Ok(s)
+}
+
+/// Somebody who waits in another thread.
+struct Waiter<'a> {
+    interrupter: Interrupter,
+    ended: &'a dyn Fn() -> bool,
+}
+
+impl Waiter<'_> {
+    /// Signals, until they have had an effect.
+    fn interrupt(&self) -> CaseResult {
+        while !(self.ended)() {
+            self.interrupter.interrupt().context("tgkill")?;
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+/// `call` waits in a thread of its own. As soon as `waits` says that it does, `act`. Returns what
+/// both returned.
+fn meanwhile<A, C: Send>(
+    call: impl FnOnce() -> C + Send,
+    mut waits: impl FnMut() -> Result<bool>,
+    act: impl FnOnce(&Waiter) -> Result<A>,
+) -> Result<(C, A)> {
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        let caller = scope.spawn(move || {
+            // Nobody is gone who has not received it.
+            let _ = sender.send(Interrupter::of_this_thread());
+            call()
+        });
+        let interrupter = receiver.recv().context("the caller is gone")?;
+        while !caller.is_finished() && !waits()? {
+            thread::yield_now();
+        }
+        let done = act(&Waiter { interrupter, ended: &|| caller.is_finished() })?;
+        Ok((caller.join().map_err(|_| anyhow!("the caller panicked"))?, done))
+    })
+}
+
+/// Until `attempt` says that it was in time: somebody was back before the disk was ready. If he had
+/// to wait for it, none ever is.
+fn in_time(mut attempt: impl FnMut() -> Result<bool>) -> CaseResult {
+    for n in 1..=TRIES {
+        if attempt()? {
+            return Ok(());
+        }
+        println!("try {n}: the disk was ready first");
+    }
+    bail!("the disk was always ready first")
+}
+
+/// How often a consumer has waited so far.
+fn waited() -> Result<u64> {
+    mem::counter("get_pfn_wait")
+}
+
+/// Who touches a page and gets a signal is back before the disk is ready, and finds the page as it
+/// was when he touches it again.
+fn kvm_run_is_interrupted(s: &mut Setup, busy: impl Fn() -> Result<u64> + Sync) -> Result<bool> {
+    let gpa = s.slot.gpa;
+    s.vcpu.post(Command::Load, &[gpa])?;
+    let before = waited()?;
+    let ((result, left), ()) =
+        meanwhile(|| (s.vcpu.enter(), busy()), || Ok(waited()? > before), |vcpu| vcpu.interrupt())?;
+    let in_time = result == Err(Errno::EINTR) && left? > 0;
+    // Another run waits until it is there.
+    let exit = if result == Ok(Exit::Done) { Exit::Done } else { s.vcpu.run()? };
+    ensure!(exit == Exit::Done, "{exit:x?}");
+    ensure!(s.vcpu.result(0) == GUEST.word(gpa), "the guest read {:#x}", s.vcpu.result(0));
+    s.vcpu.verify(gpa, SIZE, GUEST)?;
+    Ok(in_time)
+}
+
+fn signal_ends_kvm_run_while_the_page_is_read() -> CaseResult {
+    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    in_time(|| {
+        host.swap_out(&s)?;
+        kvm_run_is_interrupted(&mut s, || host.reads())
+    })
+}
+
+fn signal_ends_kvm_run_while_the_page_is_written() -> CaseResult {
+    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    in_time(|| {
+        thread::scope(|scope| {
+            // It may go on looking for what it could not have at once.
+            let reclaim = scope.spawn(|| host.cgroup.raw_reclaim(SIZE));
+            while resident(&s)? > 0 && !reclaim.is_finished() {
+                thread::yield_now();
+            }
+            kvm_run_is_interrupted(&mut s, || host.writes())
+        })
+    })
+}
+
+fn signal_ends_pre_fault_while_the_page_is_read() -> CaseResult {
+    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let gpa = s.slot.gpa;
+    in_time(|| {
+        host.swap_out(&s)?;
+        let vcpu = &s.vcpu;
+        let (((result, left), busy), ()) = meanwhile(
+            || (vcpu.raw_pre_fault_once(gpa, SIZE), host.reads()),
+            || Ok(host.reads()? > 0),
+            |vcpu| vcpu.interrupt(),
+        )?;
+        let in_time = busy? > 0 && left == SIZE;
+        if in_time {
+            expect_errno("pre-fault", result, &[Errno::EINTR])?;
+        }
+        let (result, left) = s.vcpu.raw_pre_fault(gpa, SIZE);
+        ensure!(result == Ok(()) && left == 0, "{result:?}, {left:#x} bytes are left");
+        ensure!(resident(&s)? == SIZE / PAGE, "{} pages are in memory", resident(&s)?);
+        s.vcpu.verify(gpa, SIZE, GUEST)?;
+        Ok(in_time)
+    })
+}
+
+fn signal_ends_another_consumers_wait() -> CaseResult {
+    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    s.vm.raw_delete(SLOT)?;
+    let pages = SIZE / PAGE;
+    let consumer = Consumer::bound(&s.fd, Mode::Mapper(BOTH), Span::same(0, pages))?;
+    in_time(|| {
+        host.swap_out(&s)?;
+        let ((result, busy), ()) = meanwhile(
+            || (consumer.get(3), host.reads()),
+            || Ok(host.reads()? > 0),
+            |caller| caller.interrupt(),
+        )?;
+        let in_time = busy? > 0;
+        if in_time {
+            expect_errno("get_pfn", result, &[Errno::EINTR])?;
+        }
+        for frame in 0..pages {
+            consumer.get(frame).with_context(|| format!("frame {frame}"))?;
+        }
+        Ok(in_time)
+    })?;
+    drop(consumer);
+    s.bind_again()?;
+    s.vcpu.verify(s.slot.gpa, SIZE, GUEST)
+}
+
+/// A vCPU waits for a page that is read; `act` is done before that is there. How the vCPU left
+/// then, and whether that is so.
+fn while_a_vcpu_waits(
+    host: &Host,
+    s: &mut Setup,
+    act: impl Fn(&Vm, &OwnedFd) -> CaseResult,
+) -> Result<(Exit, bool)> {
+    host.swap_out(s)?;
+    let Setup { vm, vcpu, fd, slot, .. } = s;
+    vcpu.post(Command::Load, &[slot.gpa])?;
+    let (exit, in_time) = meanwhile(
+        || vcpu.run(),
+        || Ok(host.reads()? > 0),
+        |_| {
+            act(vm, fd)?;
+            Ok(host.reads()? > 0)
+        },
+    )?;
+    Ok((exit?, in_time))
+}
+
+fn slot_is_deleted_while_a_vcpu_waits() -> CaseResult {
+    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let gpa = s.slot.gpa;
+    in_time(|| {
+        let (exit, in_time) =
+            while_a_vcpu_waits(&host, &mut s, |vm, _| vm.raw_delete(SLOT).context("delete"))?;
+        s.bind_again()?;
+        if in_time {
+            // When the vCPU looked again there was none.
+            let wanted = Exit::MemoryFault {
+                errno: Errno::EFAULT,
+                gpa,
+                size: PAGE,
+                flags: KVM_MEMORY_EXIT_FLAG_PRIVATE,
+            };
+            ensure!(exit == wanted, "{exit:x?}");
+        }
+        if exit != Exit::Done {
+            let exit = s.vcpu.run()?;
+            ensure!(exit == Exit::Done, "{exit:x?}");
+        }
+        ensure!(s.vcpu.result(0) == GUEST.word(gpa), "the guest read {:#x}", s.vcpu.result(0));
+        s.vcpu.verify(gpa, SIZE, GUEST)?;
+        Ok(in_time)
+    })
+}
+
+fn slot_is_made_while_a_vcpu_waits() -> CaseResult {
+    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let gpa = s.slot.gpa;
+    in_time(|| {
+        let (exit, in_time) = while_a_vcpu_waits(&host, &mut s, |vm, _| {
+            let slot = vm.add_shared(SLOT + 1, gpa + SIZE, small_pages(PAGE)?)?;
+            vm.delete(slot).map(drop)
+        })?;
+        ensure!(exit == Exit::Done, "{exit:x?}");
+        ensure!(s.vcpu.result(0) == GUEST.word(gpa), "the guest read {:#x}", s.vcpu.result(0));
+        s.vcpu.verify(gpa, SIZE, GUEST)?;
+        Ok(in_time)
+    })
+}
+
+/// What it waits for is not what it gets.
+fn hole_is_punched_while_a_vcpu_waits() -> CaseResult {
+    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let gpa = s.slot.gpa;
+    in_time(|| {
+        let (exit, in_time) =
+            while_a_vcpu_waits(&host, &mut s, |_, fd| punch(fd, 0, PAGE).context("punch"))?;
+        ensure!(exit == Exit::Done, "{exit:x?}");
+        if in_time {
+            ensure!(s.vcpu.result(0) == 0, "the guest read {:#x}", s.vcpu.result(0));
+        }
+        s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
+        s.vcpu.verify(gpa + PAGE, SIZE - PAGE, GUEST)?;
+        s.vcpu.fill(gpa, SIZE, GUEST)?;
+        Ok(in_time)
+    })
+}
+
+fn several_vcpus_wait_for_one_page() -> CaseResult {
+    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let gpa = s.slot.gpa;
+    let mut others = (1..4).map(|id| s.vm.vcpu(id)).collect::<Result<Vec<_>>>()?;
+    host.swap_out(&s)?;
+    let before = waited()?;
+    thread::scope(|scope| -> CaseResult {
+        let loads: Vec<_> = others
+            .iter_mut()
+            .map(|vcpu| scope.spawn(move || vcpu.load(gpa + 5 * PAGE + 8)))
+            .collect();
+        for load in loads {
+            let word = load.join().map_err(|_| anyhow!("a vCPU thread panicked"))??;
+            ensure!(word == GUEST.word(gpa + 5 * PAGE + 8), "a guest read {word:#x}");
+        }
+        Ok(())
+    })?;
+    println!("get_pfn_wait +{}", waited()? - before);
+    ensure!(waited()? - before >= others.len() as u64, "not all of them waited");
+    s.vcpu.verify(gpa, SIZE, GUEST)
+}
+
+/// More than one window of readahead, and pages that are asked for while they are read ahead.
+fn everything_comes_back_as_it_was() -> CaseResult {
+    let host = Host::new(Duration::from_millis(5))?;
+    let size = HUGE;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let mut s = Setup::with_flags(BOTH, size)?;
+        let mut other = s.vm.vcpu(1)?;
+        let gpa = s.slot.gpa;
+        for generation in 0..2 {
+            let pattern = Pattern::Generation(generation);
+            s.vcpu.fill(gpa, size, pattern)?;
+            host.swap_out(&s)?;
+            host.swap.expect_used(size, "all swapped out")?;
+            let counts = Counts::now()?;
+            thread::scope(|scope| -> CaseResult {
+                let beside = scope.spawn(|| other.verify(gpa, size, pattern));
+                s.vcpu.verify(gpa, size, pattern)?;
+                beside.join().map_err(|_| anyhow!("the vCPU thread panicked"))?
+            })?;
+            counts.expect_grown(&["pswpin"], size / PAGE)?;
+            counts.expect_grown(&["memfile.get_pfn_wait", "swap_ra", "swap_ra_hit"], 1)?;
+            host.swap.expect_used(0, "all read again")?;
+        }
+    }
+    Ok(())
+}
