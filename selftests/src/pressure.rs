@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::knobs::raw_write;
 use crate::ktap::skip;
-use crate::sys::{Mapping, require_root};
+use crate::sys::{Mapping, check, require_root};
 use crate::{HUGE, PAGE, mem};
 
 pub use crate::knobs::{Setting, read, read_number, write};
@@ -178,6 +178,45 @@ pub const KPF_UNEVICTABLE: u64 = 1 << 18;
 pub const KPF_HWPOISON: u64 = 1 << 19;
 pub const KPF_KSM: u64 = 1 << 21;
 pub const KPF_THP: u64 = 1 << 22;
+
+/// A process that the OOM killer takes before any other, and what memory that frees, until this is
+/// dropped: for cases that leave the kernel so little that it may want more for itself.
+pub struct Victim(libc::pid_t);
+
+impl Victim {
+    /// One with so many bytes of memory.
+    pub fn with(bytes: u64) -> Result<Victim> {
+        let memory = Mapping::anonymous(bytes)?;
+        // SAFETY: The child calls nothing but system calls, and never returns.
+        let pid = check(unsafe { libc::fork() }).context("fork")? as libc::pid_t;
+        if pid != 0 {
+            return Ok(Victim(pid));
+        }
+        // SAFETY: The path and the text are as long as is said; the rest are system calls.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY);
+            libc::write(fd, c"1000".as_ptr().cast(), 4);
+        }
+        for offset in (0..memory.len()).step_by(PAGE as usize) {
+            memory.store(offset, 1);
+        }
+        loop {
+            // SAFETY: A system call.
+            unsafe { libc::pause() };
+        }
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        // SAFETY: System calls; the child is ours and was not waited for.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
+    }
+}
 
 /// Makes allocations of the calling thread fail, while it lives.
 ///

@@ -35,6 +35,7 @@ fn guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
 
 /// A fault holds mmu_lock when it changes an entry, and one lock more than who ages one.
 fn asks_without_mmu_lock() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let idle = Idle::open()?;
     for flags in [PINNED, BOTH] {
         let trace = Trace::start(&[CHANGED])?;

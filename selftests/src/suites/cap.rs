@@ -302,6 +302,7 @@ fn weaker_flags_are_refused_while_there_is_a_page() -> CaseResult {
 
 /// A page that is in swap comes back as what it was promised to be.
 fn pages_in_swap_keep_their_promise() -> CaseResult {
+    let _pages = crate::pressure::base_pages()?;
     lock_own_memory()?;
     let (cgroup, swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
     let fd = memfile(2 * MIB)?;

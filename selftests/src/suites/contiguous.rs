@@ -17,7 +17,8 @@ use super::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{
-    Accounts, Area, Cgroup, Counts, Failing, Frame, Setting, Trace, frames, moved, shmem_huge,
+    Accounts, Area, Cgroup, Counts, Failing, Frame, Setting, Trace, Victim, frames, moved,
+    shmem_huge,
 };
 use crate::sys::*;
 use crate::uapi::KVM_CAP_MEMFILE;
@@ -308,6 +309,7 @@ fn allocation_without_room_elsewhere_loses_nothing() -> CaseResult {
 
     // An unbound memfile has no movable pages, so it fills what is outside, but for three quarters of
     // what the guest has; of that the kernel keeps a part for itself, which is to stay the same.
+    let _victim = Victim::with(8 * MIB)?;
     let _boost = Setting::set("/proc/sys/vm/watermark_boost_factor", "0")?;
     let reserve = Setting::set("/proc/sys/vm/min_free_kbytes", "16384")?;
     let file = memfile(outside()?)?;

@@ -72,6 +72,7 @@ fn flags_are_those_of_the_binding() -> CaseResult {
 
 /// They are the pages', not the binding's; and a file says what holds if it gets one.
 fn flags_stay_when_the_last_binding_goes() -> CaseResult {
+    let _pages = base_pages()?;
     for pages in [0, 3] {
         let mut s = Setup::new(Private::Memfile, MIB)?;
         s.vcpu.fill_pages(s.slot.gpa, pages * PAGE, GUEST)?;

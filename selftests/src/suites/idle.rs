@@ -62,6 +62,7 @@ fn bitmap_tells_what_the_guest_used() -> CaseResult {
 
 /// Who asks for the bitmap clears the accessed bits. Reclaim, which asks next, is told.
 fn bitmap_found() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     lock_own_memory()?;
     let (size, idle) = (8 * MIB, Idle::open()?);
     let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);

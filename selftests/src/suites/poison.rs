@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::guest::Command;
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
 use crate::pressure::{
     self, Accounts, Cgroup, Counts, Disk, Failing, KPF_DIRTY, KPF_HWPOISON, KPF_SWAPCACHE,
@@ -337,11 +337,21 @@ enum First {
 const FIRST: [First; 4] = [First::Guest, First::Fallocate, First::Prefault, First::Neighbour];
 
 fn page_that_nobody_has_written_is_not_cleared() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     CHOICES.iter().try_for_each(|flags| break_unwritten(*flags, PAGE, First::Guest, false))?;
     FIRST.iter().try_for_each(|first| break_unwritten(BOTH, PAGE, *first, false))
 }
 
+/// SKIP if the kernel itself clears the pages of a huge page that it frees, broken or not.
+fn leaves_freed_pages_alone() -> Result<()> {
+    if pressure::read("/proc/cmdline")?.contains("init_on_free=1") {
+        return skip("the kernel clears what it frees");
+    }
+    Ok(())
+}
+
 fn page_of_a_huge_page_that_nobody_has_written_is_not_cleared() -> CaseResult {
+    leaves_freed_pages_alone()?;
     let _huge = pressure::shmem_huge("always")?;
     for failing in [false, true] {
         for first in FIRST {
@@ -353,6 +363,7 @@ fn page_of_a_huge_page_that_nobody_has_written_is_not_cleared() -> CaseResult {
 
 /// A hole that takes a part of a huge page zeros that part first, lest it cannot be split.
 fn hole_in_a_huge_page_does_not_touch_the_broken_page() -> CaseResult {
+    leaves_freed_pages_alone()?;
     let _huge = pressure::shmem_huge("always")?;
     for flags in [PINNED, BOTH] {
         for can_split in [true, false] {
@@ -411,6 +422,7 @@ fn into_swap_cache(s: &Setup, cgroup: &Cgroup) -> Result<()> {
 
 /// A page that was written to swap and is still in memory: what is on the disk is as good.
 fn broken_copy_of_a_swapped_page_is_replaced() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     lock_own_memory()?;
     // Reclaim has given up before the disk is ready, and so leaves the pages where they are.
     let swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_secs(2))?)?;
@@ -442,6 +454,7 @@ fn broken_copy_of_a_swapped_page_is_replaced() -> CaseResult {
 
 /// Likewise, but the disk has failed to take it: the only copy is the broken one.
 fn broken_page_that_swap_could_not_take_is_lost() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     lock_own_memory()?;
     let swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_millis(1))?)?;
     let cgroup = Cgroup::enter()?;

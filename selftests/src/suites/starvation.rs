@@ -13,7 +13,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 
 use super::setup::{BOTH, GUEST, Setup};
 use crate::ktap::{CaseResult, Suite};
-use crate::pressure::{Cgroup, Counts, Swap};
+use crate::pressure::{Cgroup, Counts, Swap, base_pages};
 use crate::sys::lock_own_memory;
 use crate::{MIB, PAGE, suite};
 
@@ -32,6 +32,7 @@ type Tries = [u64; 3];
 /// Private memory beside anonymous memory, for which KVM does the same: an mmu_notifier tells it of
 /// each page that goes.
 fn faults_between_many_reclaimers_get_through() -> CaseResult {
+    let _pages = base_pages()?;
     let anonymous = measure(false)?;
     let private = measure(true)?;
     println!("tries, half, 99 in 100, all: private {private:?}, anonymous {anonymous:?}");
