@@ -300,6 +300,8 @@ fn outside() -> Result<u64> {
 
 /// Neither huge pages nor enough small ones are free outside: some pages move, others stay.
 fn allocation_without_room_elsewhere_loses_nothing() -> CaseResult {
+    // First: it has no share in what comes after it.
+    let _victim = Victim::with(8 * MIB)?;
     let _huge = shmem_huge("always")?;
     let area = Area::find()?;
     let accounts = Accounts::now()?;
@@ -309,7 +311,6 @@ fn allocation_without_room_elsewhere_loses_nothing() -> CaseResult {
 
     // An unbound memfile has no movable pages, so it fills what is outside, but for three quarters of
     // what the guest has; of that the kernel keeps a part for itself, which is to stay the same.
-    let _victim = Victim::with(8 * MIB)?;
     let _boost = Setting::set("/proc/sys/vm/watermark_boost_factor", "0")?;
     let reserve = Setting::set("/proc/sys/vm/min_free_kbytes", "16384")?;
     let file = memfile(outside()?)?;
