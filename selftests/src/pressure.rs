@@ -190,7 +190,11 @@ impl Victim {
         // SAFETY: The child calls nothing but system calls, and never returns.
         let pid = check(unsafe { libc::fork() }).context("fork")? as libc::pid_t;
         if pid != 0 {
-            return Ok(Victim(pid));
+            let victim = Victim(pid);
+            // Until it has its memory, and stops.
+            // SAFETY: A system call.
+            check(unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WUNTRACED) })?;
+            return Ok(victim);
         }
         // SAFETY: The path and the text are as long as is said; the rest are system calls.
         unsafe {
@@ -203,7 +207,7 @@ impl Victim {
         }
         loop {
             // SAFETY: A system call.
-            unsafe { libc::pause() };
+            unsafe { libc::raise(libc::SIGSTOP) };
         }
     }
 }
