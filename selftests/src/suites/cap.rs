@@ -7,7 +7,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE};
+use super::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::ktap::{CaseResult, Suite, missing_memfile};
 use crate::pressure::{Cgroup, Swap};
 use crate::sys::*;
@@ -253,26 +253,21 @@ fn bind_second(fd: impl AsFd, flags: u64) -> Result<SysResult<Vm>> {
 fn stronger_flags_join_while_others_are_bound() -> CaseResult {
     for (first, second) in choices() {
         let what = format!("{first:#x}, then {second:#x}");
-        let fd = memfile(2 * MIB)?;
-        let vm = protected()?;
-        choose(&vm, first)?;
-        let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
-        vm.set_private(GIB, MIB)?;
-        let mut vcpu = vm.vcpu(0)?;
-        vcpu.fill(GIB, MIB, GUEST)?;
-        let result = bind_second(&fd, second)?;
+        let mut s = Setup::with_flags(first, MIB)?;
+        s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+        let result = bind_second(&s.fd, second)?;
         if first & !second == 0 {
             let other = result.with_context(|| what.clone())?;
-            expect_flags(&fd, second, &what)?;
+            expect_flags(&s.fd, second, &what)?;
             // They are the file's, also once it is gone who asked for them.
             drop(other);
-            expect_flags(&fd, second, &format!("{what}, and gone"))?;
+            expect_flags(&s.fd, second, &format!("{what}, and gone"))?;
         } else {
             expect_errno(&what, result.map(drop), &[Errno::EINVAL])?;
-            expect_flags(&fd, first, &what)?;
+            expect_flags(&s.fd, first, &what)?;
         }
-        vcpu.verify(GIB, MIB, GUEST).with_context(|| what.clone())?;
-        vm.delete(slot)?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST).with_context(|| what.clone())?;
+        s.vm.raw_delete(s.slot.id)?;
     }
     Ok(())
 }
@@ -332,26 +327,21 @@ fn pages_in_swap_keep_their_promise() -> CaseResult {
 fn empty_file_may_be_anything_again() -> CaseResult {
     for (first, second) in choices() {
         let what = format!("{first:#x}, then {second:#x}");
-        let fd = memfile(2 * MIB)?;
-        let vm = protected()?;
-        choose(&vm, first)?;
-        let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
-        vm.set_private(GIB, MIB)?;
-        let mut vcpu = vm.vcpu(0)?;
-        vcpu.fill(GIB, MIB, GUEST)?;
-        punch(&fd, 0, 2 * MIB)?;
+        let mut s = Setup::with_flags(first, MIB)?;
+        s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+        punch(&s.fd, 0, 2 * MIB)?;
         // Who has bound it relies on it for the pages to come.
-        let result = bind_second(&fd, second)?;
+        let result = bind_second(&s.fd, second)?;
         if first & !second == 0 {
             drop(result.with_context(|| what.clone())?);
         } else {
             expect_errno(&format!("bound, {what}"), result.map(drop), &[Errno::EINVAL])?;
         }
-        vm.delete(slot)?;
-        let result = bind_second(&fd, first & second)?;
+        s.vm.raw_delete(s.slot.id)?;
+        let result = bind_second(&s.fd, first & second)?;
         drop(result.with_context(|| format!("{what}: as weak as either"))?);
-        drop(bind_second(&fd, second)?.with_context(|| what.clone())?);
-        expect_flags(&fd, second, &what)?;
+        drop(bind_second(&s.fd, second)?.with_context(|| what.clone())?);
+        expect_flags(&s.fd, second, &what)?;
     }
     Ok(())
 }
