@@ -44,6 +44,10 @@ pub const KVM_MEM_PRIVATE: u32 = 1 << 3;
 
 // KVM: capabilities, VM types, attributes, exits.
 pub const KVM_CAP_MEMFILE: u32 = 0x6d66;
+/// memfile: KVM itself uses private memory.
+pub const KVM_CAP_MEMFILE_ACCESS: u32 = 0x6d67;
+/// memfile: there is [`KVM_MEMFILE_POPULATE`].
+pub const KVM_CAP_MEMFILE_POPULATE: u32 = 0x6d68;
 pub const KVM_CAP_EXIT_HYPERCALL: u32 = 201;
 pub const KVM_CAP_GUEST_MEMFD: u32 = 234;
 pub const KVM_CAP_VM_TYPES: u32 = 235;
@@ -65,6 +69,19 @@ ioctl_ior_nr!(KVM_MEMORY_ENCRYPT_UNREG_REGION, KVMIO, 0xbc, kvm_enc_region);
 ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 ioctl_iow_nr!(KVM_SET_MEMORY_ATTRIBUTES, KVMIO, 0xd2, kvm_memory_attributes);
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
+ioctl_iowr_nr!(KVM_MEMFILE_POPULATE, KVMIO, 0xdf, kvm_memfile_populate);
+
+/// What [`KVM_MEMFILE_POPULATE`] takes; addresses and sizes in bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct kvm_memfile_populate {
+    pub gpa: u64,
+    pub size: u64,
+    /// Where the content is in the caller's memory.
+    pub source: u64,
+    pub flags: u64,
+    pub padding: [u64; 4],
+}
 
 // The layouts the numbers above depend on.
 const _: () = {
@@ -80,6 +97,7 @@ const _: () = {
     assert!(size_of::<kvm_memory_attributes>() == 32);
     assert!(size_of::<kvm_enc_region>() == 16);
     assert!(size_of::<kvm_pre_fault_memory>() == 64);
+    assert!(size_of::<kvm_memfile_populate>() == 64);
     assert!(size_of::<kvm_stats_header>() == 24);
     assert!(offset_of!(kvm_stats_desc, name) == 16);
 };
@@ -98,5 +116,6 @@ mod tests {
         assert_eq!(KVM_GET_STATS_FD(), 0xaece);
         assert_eq!(KVM_SET_MEMORY_ATTRIBUTES(), 0x4020_aed2);
         assert_eq!(KVM_PRE_FAULT_MEMORY(), 0xc040_aed5);
+        assert_eq!(KVM_MEMFILE_POPULATE(), 0xc040_aedf);
     }
 }

@@ -326,6 +326,25 @@ impl Vm {
             .context("KVM_CAP_EXIT_HYPERCALL")
     }
 
+    /// `KVM_MEMFILE_POPULATE` once; the range becomes what is left of it.
+    pub fn raw_populate_once(&self, range: &mut kvm_memfile_populate) -> SysResult<()> {
+        // SAFETY: The structure is the one of this ioctl, which only reads the memory it names.
+        unsafe { sys::ioctl_mut(self.fd(), KVM_MEMFILE_POPULATE(), range) }.map(drop)
+    }
+
+    /// `KVM_MEMFILE_POPULATE` until everything is done or it fails: the errno, and the bytes that
+    /// were left then.
+    pub fn raw_populate(&self, gpa: u64, size: u64, source: u64) -> (SysResult<()>, u64) {
+        let mut range = kvm_memfile_populate { gpa, size, source, ..Default::default() };
+        loop {
+            match self.raw_populate_once(&mut range) {
+                Ok(()) if range.size == 0 => return (Ok(()), 0),
+                Ok(()) | Err(Errno::EINTR) => {}
+                Err(errno) => return (Err(errno), range.size),
+            }
+        }
+    }
+
     /// The VM's statistics.
     pub fn stats(&self) -> Result<Stats> {
         Stats::open(self.fd())

@@ -77,6 +77,12 @@ pub enum Command {
     Hypercall = 7,
     Watch = 8,
     Stress = 9,
+    Output = 10,
+    Input = 11,
+    Copy = 12,
+    Count = 13,
+    Touch = 14,
+    Vmrun = 15,
 }
 
 /// The bytes between two symbols of program.s.
@@ -125,6 +131,8 @@ mod tests {
     #[test]
     fn parts_do_not_overlap() {
         assert!(program().len() as u64 <= PAYLOAD - CODE && !program().is_empty());
+        // So that a test can copy it to another page.
+        assert!(program().len() as u64 <= PAGE);
         assert!(payload().len() as u64 <= MAILBOXES - PAYLOAD && !payload().is_empty());
         assert!(mailbox(MAX_VCPUS) <= STACKS);
         assert!(stack_top(MAX_VCPUS - 1) <= SCRATCH);

@@ -39,7 +39,25 @@ memfile_guest_start:
         je      .Lwatch
         cmp     rax, 9
         je      .Lstress
+        cmp     rax, 10
+        je      .Loutput
+        cmp     rax, 11
+        je      .Linput
+        cmp     rax, 12
+        je      .Lcopy
+        cmp     rax, 13
+        je      .Lcount
+        cmp     rax, 14
+        je      .Ltouch
+        cmp     rax, 15
+        je      .Lvmrun
         ud2                             # unknown command
+
+# KVM emulates the instruction behind this if its parameter force_emulation_prefix is set.
+        .macro  emulated
+        ud2
+        .byte   0x6b, 0x76, 0x6d
+        .endm
 
 # Write an arithmetic sequence: start, end, stride, first word, difference.
 .Lfill:
@@ -220,6 +238,69 @@ memfile_guest_start:
         mov     [r15 + 0x80], rcx
         jmp     .Lnext
 8:      mov     qword ptr [r15 + 0x80], 0
+        jmp     .Lnext
+
+# Send half words to a port, as a string: address, half words, port.
+.Loutput:
+        mov     rcx, rsi
+        mov     rsi, rdi
+        mov     rdx, [r15 + 0x18]
+        rep     outsd
+        jmp     .Lnext
+
+# Receive half words from a port, as a string: address, half words, port.
+.Linput:
+        mov     rcx, rsi
+        mov     rdx, [r15 + 0x18]
+        rep     insd
+        jmp     .Lnext
+
+# Copy words one by one: to, from, words.
+.Lcopy:
+        mov     rcx, [r15 + 0x18]
+        rep     movsq
+        jmp     .Lnext
+
+# Count a word up by compare and exchange: address, rounds, 1 to have the exchange emulated.
+# Result: how often the word had changed meanwhile.
+.Lcount:
+        mov     rcx, [r15 + 0x18]
+        xor     r8d, r8d
+2:      mov     rax, [rdi]
+3:      lea     rbx, [rax + 1]
+        test    rcx, rcx
+        jz      4f
+        emulated
+        lock cmpxchg [rdi], rbx
+        jmp     5f
+4:      lock cmpxchg [rdi], rbx
+5:      jz      6f
+        inc     r8
+        jmp     3b
+6:      inc     qword ptr [r15 + 0xc8]
+        dec     rsi
+        jnz     2b
+        mov     [r15 + 0x80], r8
+        jmp     .Lnext
+
+# Let KVM load a word or, if the second argument is 1, store one: address, store, word.
+# Result: the word.
+.Ltouch:
+        mov     rax, [r15 + 0x18]
+        test    rsi, rsi
+        jz      2f
+        emulated
+        mov     [rdi], rax
+        jmp     3f
+2:      emulated
+        mov     rax, [rdi]
+3:      mov     [r15 + 0x80], rax
+        jmp     .Lnext
+
+# Run a guest of our own, on AMD: address of its VMCB.
+.Lvmrun:
+        mov     rax, rdi
+        .byte   0x0f, 0x01, 0xd8        # vmrun rax
         jmp     .Lnext
         .globl memfile_guest_end
 memfile_guest_end:

@@ -24,6 +24,7 @@ mod huge;
 mod idle;
 mod infra;
 mod inject;
+mod kvmaccess;
 mod lockdep;
 mod migrate;
 mod model;
@@ -33,6 +34,7 @@ mod ondemand;
 mod overcommit;
 mod pinned;
 mod poison;
+mod populate;
 mod prefault;
 mod property;
 mod punch;
@@ -80,6 +82,8 @@ pub static SUITES: &[&Suite] = &[
     &zero::GMEM,
     &prefault::SUITE,
     &prefault::GMEM,
+    &populate::SUITE,
+    &kvmaccess::SUITE,
     &fdinfo::SUITE,
     &fault::SUITE,
     &sharing::SUITE,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use super::kvmaccess;
 use super::setup::{BOTH, GUEST, SLOT, Setup};
 use crate::consumer::{Consumer, Mode, Span};
 use crate::guest::Command;
@@ -28,6 +29,7 @@ pub static SUITE: Suite = suite!(
         signal_ends_another_consumers_wait: 120,
         slot_is_deleted_while_a_vcpu_waits: 120,
         slot_is_made_while_a_vcpu_waits: 120,
+        slot_is_made_while_kvm_waits: 120,
         hole_is_punched_while_a_vcpu_waits: 120,
         several_vcpus_wait_for_one_page: 120,
         everything_comes_back_as_it_was: 120,
@@ -297,6 +299,34 @@ fn slot_is_made_while_a_vcpu_waits() -> CaseResult {
         ensure!(exit == Exit::Done, "{exit:x?}");
         ensure!(s.vcpu.result(0) == GUEST.word(gpa), "the guest read {:#x}", s.vcpu.result(0));
         s.vcpu.verify(gpa, SIZE, GUEST)?;
+        Ok(in_time)
+    })
+}
+
+/// KVM wants the page for itself, to send what is in it.
+fn slot_is_made_while_kvm_waits() -> CaseResult {
+    let (host, mut s) = (Host::new(SLOW)?, kvmaccess::guest(BOTH, true, SIZE)?);
+    let gpa = s.slot.gpa;
+    s.vcpu.fill(gpa, SIZE, GUEST)?;
+    in_time(|| {
+        host.swap_out(&s)?;
+        let Setup { vm, vcpu, .. } = &mut s;
+        vcpu.post(Command::Output, &[gpa, 1, kvmaccess::PORT])?;
+        let (exit, in_time) = meanwhile(
+            || vcpu.run(),
+            || Ok(host.reads()? > 0),
+            |_| {
+                let slot = vm.add_shared(SLOT + 1, gpa + SIZE, small_pages(PAGE)?)?;
+                vm.delete(slot)?;
+                Ok(host.reads()? > 0)
+            },
+        )?;
+        let exit = exit?;
+        ensure!(exit == Exit::Port { port: kvmaccess::PORT as u16, write: true }, "{exit:x?}");
+        ensure!(vcpu.port_data() == &GUEST.word(gpa).to_le_bytes()[..4], "wrong bytes are sent");
+        let exit = vcpu.run()?;
+        ensure!(exit == Exit::Done, "{exit:x?}");
+        vcpu.verify(gpa, SIZE, GUEST)?;
         Ok(in_time)
     })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use kvm_bindings::{kvm_pre_fault_memory, kvm_regs};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_pre_fault_memory, kvm_regs};
 use kvm_ioctls::VcpuFd;
 
 use super::{Stats, Vm};
@@ -34,8 +34,10 @@ pub enum Exit {
     Hypercall { nr: u64, args: [u64; 3] },
     /// KVM_RUN failed with this errno and filled in `KVM_EXIT_MEMORY_FAULT`.
     MemoryFault { errno: Errno, gpa: u64, size: u64, flags: u64 },
-    /// The access hit no memory.
+    /// The access hit no memory; see [`Vcpu::mmio_data`].
     Mmio { gpa: u64, write: bool },
+    /// The guest uses a port other than that for "done"; see [`Vcpu::port_data`].
+    Port { port: u16, write: bool },
     /// KVM_RUN failed with this errno without saying where.
     Error(Errno),
     /// Triple fault.
@@ -62,6 +64,8 @@ pub struct Vcpu {
     mailbox: u64,
     amd: bool,
     id: u64,
+    /// Guest physical address of the program.
+    program: u64,
     /// In the middle of a command; an exit other than [`Exit::Done`] leaves it there.
     busy: bool,
 }
@@ -98,7 +102,8 @@ impl Vcpu {
         let vendor = vm.cpuid.as_slice().iter().find(|e| e.function == 0).map(|e| e.ebx);
         let amd = vendor == Some(u32::from_le_bytes(*b"Auth"));
         let system = vm.system.clone();
-        let mut vcpu = Vcpu { fd, system, mailbox: guest::mailbox(id), amd, id, busy: false };
+        let mailbox = guest::mailbox(id);
+        let mut vcpu = Vcpu { fd, system, mailbox, amd, id, program: guest::CODE, busy: false };
         vcpu.restart()?;
         Ok(vcpu)
     }
@@ -106,7 +111,7 @@ impl Vcpu {
     /// Drop the command that a memory fault interrupted, and be ready for the next one.
     pub fn restart(&mut self) -> Result<()> {
         let regs = kvm_regs {
-            rip: guest::CODE,
+            rip: self.program,
             rsp: guest::stack_top(self.id),
             r15: self.mailbox,
             rflags: 2,
@@ -167,12 +172,16 @@ impl Vcpu {
         match run.exit_reason {
             kvm_bindings::KVM_EXIT_IO => {
                 // SAFETY: The exit reason says that `io` is the valid member.
-                match unsafe { run.__bindgen_anon_1.io }.port {
+                let io = unsafe { run.__bindgen_anon_1.io };
+                match io.port {
                     guest::PORT_DONE => {
                         self.busy = false;
                         Exit::Done
                     }
-                    _ => Exit::Other(kvm_bindings::KVM_EXIT_IO),
+                    port => Exit::Port {
+                        port,
+                        write: u32::from(io.direction) == kvm_bindings::KVM_EXIT_IO_OUT,
+                    },
                 }
             }
             kvm_bindings::KVM_EXIT_HYPERCALL => {
@@ -199,6 +208,65 @@ impl Vcpu {
         // SAFETY: The exit reason says that `memory_fault` is the valid member.
         let fault = unsafe { run.__bindgen_anon_1.memory_fault };
         Exit::MemoryFault { errno, gpa: fault.gpa, size: fault.size, flags: fault.flags }
+    }
+
+    /// What the guest sends to a port, or where it expects what it receives. To be used after
+    /// [`Exit::Port`].
+    pub fn port_data(&mut self) -> &mut [u8] {
+        let run = self.fd.get_kvm_run();
+        assert_eq!(run.exit_reason, kvm_bindings::KVM_EXIT_IO);
+        // SAFETY: The exit reason says that `io` is the valid member.
+        let io = unsafe { run.__bindgen_anon_1.io };
+        let len = usize::from(io.size) * io.count as usize;
+        let start = (&raw mut *run).cast::<u8>();
+        // SAFETY: KVM says where in the mapping that begins with `run` the data is. Nobody else has
+        // a reference to it, and while this one lives, `self` is borrowed and cannot enter.
+        unsafe { std::slice::from_raw_parts_mut(start.add(io.data_offset as usize), len) }
+    }
+
+    /// What the guest writes where no memory is, or where it expects what it reads. To be used after
+    /// [`Exit::Mmio`].
+    pub fn mmio_data(&mut self) -> &mut [u8] {
+        let run = self.fd.get_kvm_run();
+        assert_eq!(run.exit_reason, kvm_bindings::KVM_EXIT_MMIO);
+        // SAFETY: The exit reason says that `mmio` is the valid member.
+        let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+        &mut mmio.data[..mmio.len as usize]
+    }
+
+    /// Go on with a copy of the program, at this guest physical address.
+    pub fn move_program(&mut self, gpa: u64) -> Result<()> {
+        self.program = gpa;
+        self.restart()
+    }
+
+    /// Whether the processor is AMD's.
+    pub fn is_amd(&self) -> bool {
+        self.amd
+    }
+
+    /// Let the guest be a hypervisor, on AMD.
+    pub fn enable_svm(&mut self) -> Result<()> {
+        const EFER_SVME: u64 = 1 << 12;
+        let mut sregs = self.fd.get_sregs().context("KVM_GET_SREGS")?;
+        sregs.efer |= EFER_SVME;
+        self.fd.set_sregs(&sregs).context("KVM_SET_SREGS")
+    }
+
+    /// Let the guest use other page tables.
+    pub fn set_page_tables(&mut self, pml4: u64) -> Result<()> {
+        let mut sregs = self.fd.get_sregs().context("KVM_GET_SREGS")?;
+        sregs.cr3 = pml4;
+        self.fd.set_sregs(&sregs).context("KVM_SET_SREGS")
+    }
+
+    /// Set a model-specific register.
+    pub fn set_msr(&mut self, index: u32, data: u64) -> Result<()> {
+        let entry = kvm_msr_entry { index, data, ..Default::default() };
+        let msrs = Msrs::from_entries(&[entry]).context("KVM_SET_MSRS")?;
+        let set = self.fd.set_msrs(&msrs).context("KVM_SET_MSRS")?;
+        ensure!(set == 1, "MSR {index:#x} cannot be {data:#x}");
+        Ok(())
     }
 
     /// Give a command without entering. An error while another one is unfinished.
