@@ -432,7 +432,7 @@ fn nested_guest_is_refused() -> CaseResult {
 /// Strings go both ways, and are right, while somebody does something to the guest's pages.
 fn access_is_right_while(s: &mut Setup, act: impl Fn(u64) -> CaseResult + Sync) -> CaseResult {
     let gpa = s.slot.gpa;
-    let (stop, rounds) = (AtomicBool::new(false), 5);
+    let (stop, rounds) = (AtomicBool::new(false), 3);
     thread::scope(|scope| -> CaseResult {
         let actor = scope.spawn(|| -> Result<u64> {
             let mut n = 0;
@@ -584,5 +584,13 @@ fn clock_stays_away_without_it() -> CaseResult {
     super::setup::check_view(&s.slot, 0, SIZE, SHARED)?;
     s.vm.set_shared(gpa, PAGE)?;
     set_clock(&mut s.vcpu, gpa)?;
-    expect_clock(&mut s.vcpu, gpa, "shared")
+    expect_clock(&mut s.vcpu, gpa, "shared")?;
+
+    // And once that is not shared any more.
+    s.vm.set_private(gpa, PAGE)?;
+    let before = s.slot.view.load(0);
+    let _ = set_clock(&mut s.vcpu, gpa);
+    s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
+    ensure!(s.slot.view.load(0) == before, "KVM writes the shared side");
+    Ok(())
 }

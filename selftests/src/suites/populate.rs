@@ -4,13 +4,14 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::setup::{BOTH, GUEST, PINNED, SHARED, SLOT, fill_view_part};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{self, Cgroup, Swap};
+use crate::pressure::{self, Cgroup, Disk, Swap};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Slot, Vm, VmType, small_pages};
@@ -27,6 +28,7 @@ pub static SUITE: Suite = suite!(
         first_run_ends_it_for_good,
         page_with_content_is_refused,
         content_in_swap_is_refused,
+        zeros_in_swap_are_no_content,
         bad_range_is_refused,
         memory_that_is_not_private_is_refused,
         bad_source_changes_nothing,
@@ -218,6 +220,26 @@ fn content_in_swap_is_refused() -> CaseResult {
     vcpu.verify(GPA, PAGE, CONTENT)
 }
 
+/// They are read, from a disk, to be looked at.
+fn zeros_in_swap_are_no_content() -> CaseResult {
+    let _pages = pressure::base_pages()?;
+    let _swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_millis(5))?)?;
+    let cgroup = Cgroup::enter()?;
+    let f = Fresh::new(BOTH)?;
+    allocate(&f.fd, 0, 8 * PAGE)?;
+    let pages = || -> Result<u64> {
+        let text = crate::mem::fdinfo(&f.fd, "memfile-pages")?.context("no memfile-pages")?;
+        text.parse().context("memfile-pages")
+    };
+    while pages()? > 0 {
+        pressure::drop_caches()?;
+        cgroup.reclaim(SIZE)?;
+    }
+    f.populated(0, 8 * PAGE)?;
+    let mut vcpu = f.vm.vcpu(0)?;
+    vcpu.verify(GPA, 8 * PAGE, CONTENT)
+}
+
 fn bad_range_is_refused() -> CaseResult {
     let f = Fresh::new(PINNED)?;
     let source = content(GPA, SIZE);
@@ -229,6 +251,7 @@ fn bad_range_is_refused() -> CaseResult {
         kvm_memfile_populate { source: source.addr() + 8, ..good },
         kvm_memfile_populate { gpa: !(PAGE - 1), size: 2 * PAGE, ..good },
         kvm_memfile_populate { source: !(PAGE - 1), size: 2 * PAGE, ..good },
+        kvm_memfile_populate { size: 0, ..good },
         kvm_memfile_populate { flags: 1, ..good },
         kvm_memfile_populate { padding: [0, 0, 0, 1], ..good },
     ];
@@ -238,7 +261,6 @@ fn bad_range_is_refused() -> CaseResult {
         expect_errno(&what, f.vm.raw_populate_once(&mut now), &[Errno::EINVAL])?;
         ensure!(now == range, "{what} became {now:x?}");
     }
-    f.vm.raw_populate_once(&mut kvm_memfile_populate { size: 0, ..good }).context("no page")?;
     expect_allocated(&f.fd, 0, "nothing")
 }
 
