@@ -25,4 +25,18 @@ use kernel::ffi as ctypes;
 #[derive(Clone, Copy)]
 pub(crate) struct migrate_mode(ctypes::c_uint);
 
+impl migrate_mode {
+    /// C's `MIGRATE_SYNC`: as long as it takes.
+    pub(crate) const SYNC: Self = Self(migrate_mode_MIGRATE_SYNC);
+}
+
 include!(env!("MEMFILE_BINDINGS"));
+
+/// C's `THIS_MODULE`, for tables of callbacks that name their owner.
+pub(crate) const THIS_MODULE: *mut module = {
+    extern "C" {
+        static __this_module: kernel::types::Opaque<module>;
+    }
+    // SAFETY: The kernel made it when it loaded the module, and it stays as long as that.
+    unsafe { __this_module.get() }
+};

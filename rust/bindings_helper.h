@@ -4,6 +4,7 @@
 #include <linux/fs.h>
 #include <linux/file.h>
 #include <linux/delay.h>
+#include <linux/falloc.h>
 #include <linux/interval_tree.h>
 #include <linux/migrate.h>
 #include <linux/mm.h>

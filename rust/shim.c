@@ -162,10 +162,17 @@ MEMFILE_TRACE_RANGE(migrate)
 MEMFILE_TRACE_RANGE(swap_out)
 MEMFILE_TRACE_RANGE(poison)
 
-/* What stores use.  In Rust, see abi/store.rs. */
+/* What stores of other modules use.  In Rust, see entry/exports.rs. */
 EXPORT_SYMBOL_GPL(memfile_register_store);
 EXPORT_SYMBOL_GPL(memfile_unregister_store);
 EXPORT_SYMBOL_GPL(memfile_node_create);
 EXPORT_SYMBOL_GPL(memfile_node_destroy);
+EXPORT_SYMBOL_GPL(memfile_node_fallocate);
+EXPORT_SYMBOL_GPL(memfile_node_show_fdinfo);
+EXPORT_SYMBOL_GPL(memfile_node_referenced);
+EXPORT_SYMBOL_GPL(memfile_node_writeout_start);
+EXPORT_SYMBOL_GPL(memfile_node_writeout_undone);
 EXPORT_SYMBOL_GPL(memfile_node_invalidate_start);
 EXPORT_SYMBOL_GPL(memfile_node_invalidate_end);
+EXPORT_SYMBOL_GPL(memfile_node_migrate_folio);
+EXPORT_SYMBOL_GPL(memfile_node_error_folio);

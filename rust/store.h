@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Backing stores beside shmem.  memfile.ko exports this for modules that have
- * files of their own, with pages that consumers (KVM) are to map.
+ * Stores of other modules.  memfile.ko exports this for modules that have files
+ * of their own, with pages that consumers (KVM) are to map.
  *
  * A store makes the files, says which they are and gives their pages;
- * memfile.ko knows who has bound which of them, as it does for memfds.
+ * memfile.ko knows who has bound which of them, as it does for memfds.  All that
+ * shmem tells memfile.ko of its pages and hears from it, a store of another
+ * module may tell and hear as well.
  */
 #ifndef _MEMFILE_STORE_H
 #define _MEMFILE_STORE_H
@@ -12,17 +14,33 @@
 #include <linux/memfile.h>
 
 /**
- * struct memfile_store - where files that are not shmem's have their pages
+ * struct memfile_store - where files of another module have their pages
  * @lookup: the node of @file, or NULL if it is none of this store's files.
  *	Does not sleep.
  * @get_page: the page at @index, which is below the size of @inode; zeroed if
  *	it is new.  With a reference for the consumer, which memfile.ko gives
  *	back.  A page of a large folio has the same place in its folio as in its
- *	naturally aligned block of the file.  Otherwise an ERR_PTR.  May sleep,
- *	and may run at any time while the node is bound.
+ *	naturally aligned block of the file.  Otherwise an ERR_PTR: -EHWPOISON
+ *	for a page with a memory error.  May sleep, and may run at any time
+ *	while the node is bound.
+ * @fallocate: allocate or punch; called by memfile_node_fallocate(), which has
+ *	looked at the arguments.  May sleep.
+ * @set_flags: consumers want MEMFILE_F_* @flags of the pages from now on.  Runs
+ *	in memfile_node_create() first.  Under a spinlock, does not sleep.
+ * @allocate_movable: may new pages come from areas for movable memory?
+ *	Likewise.
+ * @leave_movable_areas: migrate the pages out of areas for movable memory; new
+ *	ones do not come from there any more.  0 or -ENOMEM or -EBUSY, which the
+ *	consumer gets that wanted it.  May sleep.
+ * @migrate_folio: move @src to @dst, both locked; called by
+ *	memfile_node_migrate_folio(), while no consumer has a page of @src
+ *	mapped.  May sleep, does not allocate.
  *
- * Both are mandatory, and never called for a file that nobody holds: its
- * f_op->owner is what keeps the store's module.
+ * @lookup and @get_page are mandatory, and never called for a file that nobody
+ * holds: its f_op->owner is what keeps the store's module.  The others may be
+ * NULL.  Then there is no fallocate(); the flags and the GFP mask of the
+ * inode's mapping, which memfile.ko sets in any case, say what consumers want of
+ * pages in the page cache; and migrate_folio() moves them.
  *
  * A page leaves its file between memfile_node_invalidate_start() and
  * memfile_node_invalidate_end(), and is not given any more when the latter is
@@ -32,6 +50,13 @@
 struct memfile_store {
 	struct memfile_node *(*lookup)(struct file *file);
 	struct page *(*get_page)(struct inode *inode, pgoff_t index);
+	long (*fallocate)(struct file *file, int mode, loff_t offset,
+			  loff_t len);
+	void (*set_flags)(struct inode *inode, unsigned long flags);
+	void (*allocate_movable)(struct inode *inode, bool movable);
+	int (*leave_movable_areas)(struct inode *inode);
+	int (*migrate_folio)(struct address_space *mapping, struct folio *dst,
+			     struct folio *src, enum migrate_mode mode);
 };
 
 /**
@@ -77,6 +102,105 @@ struct memfile_node *memfile_node_create(struct inode *inode,
  * Context: May sleep; waits for running invalidations.
  */
 void memfile_node_destroy(struct memfile_node *node);
+
+/**
+ * memfile_node_fallocate - fallocate(2) on a file of the store
+ * @node: the file's node
+ * @file: the file
+ * @mode: as in fallocate(2), likewise @offset and @len
+ *
+ * For &file_operations.fallocate.  What is legal for a memfd made with
+ * MFD_INACCESSIBLE goes on to &memfile_store.fallocate.
+ *
+ * Context: May sleep.
+ * Return: 0; -EINVAL (not whole pages, past the end), -EOPNOTSUPP (another
+ * mode, or the store has no fallocate), or what the store returns.
+ */
+long memfile_node_fallocate(struct memfile_node *node, struct file *file,
+			    int mode, loff_t offset, loff_t len);
+
+/**
+ * memfile_node_show_fdinfo - lines for /proc/PID/fdinfo/FD
+ * @node: the file's node
+ * @m: where they go
+ *
+ * For &file_operations.show_fdinfo.
+ *
+ * Context: May sleep.
+ */
+void memfile_node_show_fdinfo(struct memfile_node *node, struct seq_file *m);
+
+/**
+ * memfile_node_referenced - has a consumer used a folio?
+ * @node: the file's node
+ * @folio: locked; its index is its place in the file.  So in the next four.
+ *
+ * For a store that takes pages away when they are not in use.
+ *
+ * Context: May sleep, as memfile_node_invalidate_start().
+ * Return: true if it was used since the last call.
+ */
+bool memfile_node_referenced(struct memfile_node *node, struct folio *folio);
+
+/**
+ * memfile_node_writeout_start - a folio is about to go to swap
+ * @node: the file's node
+ * @inv: of the caller, who keeps it until memfile_node_invalidate_end()
+ * @folio: what goes
+ *
+ * As memfile_node_invalidate_start(), and counted as a swap-out.  Whether the
+ * folio may go, &memfile_store.set_flags has said: not with
+ * MEMFILE_F_UNRECLAIMABLE.
+ *
+ * Context: As memfile_node_invalidate_start().
+ */
+void memfile_node_writeout_start(struct memfile_node *node,
+				 struct memfile_invalidation *inv,
+				 struct folio *folio);
+
+/**
+ * memfile_node_writeout_undone - it is back in the file, swap did not take it
+ * @node: the file's node
+ * @folio: what came back
+ *
+ * Context: Does not sleep.
+ */
+void memfile_node_writeout_undone(struct memfile_node *node,
+				  struct folio *folio);
+
+/**
+ * memfile_node_migrate_folio - move a folio
+ * @node: the file's node
+ * @mapping: the mapping of its inode
+ * @dst: where to; locked
+ * @src: what moves
+ * @mode: how long it may take
+ *
+ * For &address_space_operations.migrate_folio, or for a store that moves its
+ * pages itself.  Calls &memfile_store.migrate_folio between the start and the
+ * end of an invalidation.
+ *
+ * Context: May sleep, as memfile_node_invalidate_start().
+ * Return: 0, -EOPNOTSUPP if a consumer wants MEMFILE_F_UNMOVABLE, or what the
+ * store returns.
+ */
+int memfile_node_migrate_folio(struct memfile_node *node,
+			       struct address_space *mapping,
+			       struct folio *dst, struct folio *src,
+			       enum migrate_mode mode);
+
+/**
+ * memfile_node_error_folio - a folio has a memory error
+ * @node: the file's node
+ * @folio: what has it
+ *
+ * For &address_space_operations.error_remove_folio.  Consumers have no page of
+ * it mapped when this returns; &memfile_store.get_page refuses it from before
+ * the call on.
+ *
+ * Context: May sleep, as memfile_node_invalidate_start().
+ */
+void memfile_node_error_folio(struct memfile_node *node, struct folio *folio);
 
 /**
  * memfile_node_invalidate_start - pages are about to leave their file

@@ -92,7 +92,9 @@ check! {
     }
     memfile_backing_store { get_pfn put_pfn }
     memfile_notifier_ops { invalidate_start invalidate_end test_clear_young }
-    memfile_store { lookup get_page }
+    memfile_store {
+        lookup get_page fallocate set_flags allocate_movable leave_movable_areas migrate_folio
+    }
 }
 
 const _: fn(&c::memfile_show_t) = same;

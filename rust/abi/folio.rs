@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Folios of a memfile, and pages of other stores.
+//! Folios of the page cache, and pages that other modules give.
 //!
-//! C header: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
+//! C headers: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h),
+//! [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
 
-use super::inode::Inode;
 use crate::bindings;
 use crate::policy::range::Range;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use kernel::error::{
-    code::*,
     to_result,
     Result, //
 };
+
+/// A page as a consumer gets it.
+pub(crate) use crate::bindings::memfile_pfn as Pfn;
 
 /// What there is behind an index.
 pub(crate) enum Found<T> {
@@ -23,17 +25,9 @@ pub(crate) enum Found<T> {
     Coming(Coming),
 }
 
+#[cfg(CONFIG_KUNIT = "y")]
 impl<T> Found<T> {
-    /// Does `f` to what is there.
-    pub(crate) fn map<R>(self, f: impl FnOnce(T) -> R) -> Found<R> {
-        match self {
-            Self::There(this) => Found::There(f(this)),
-            Self::Coming(folio) => Found::Coming(folio),
-        }
-    }
-
     /// What is there, if it is.
-    #[cfg(CONFIG_KUNIT = "y")]
     pub(crate) fn there(self) -> Option<T> {
         match self {
             Self::There(this) => Some(this),
@@ -52,10 +46,18 @@ impl<T> Found<T> {
 pub(crate) struct Coming(NonNull<bindings::folio>);
 
 impl Coming {
+    /// # Safety
+    ///
+    /// `folio` must be valid, and the caller hands a reference to it over.
+    pub(super) unsafe fn from_raw(folio: NonNull<bindings::folio>) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self(folio)
+    }
+
     /// Hands the reference on to a consumer that may wait with `memfile_wait_pfn()`.
-    pub(super) fn into_pfn(self) -> bindings::memfile_pfn {
+    pub(crate) fn into_pfn(self) -> Pfn {
         let folio = ManuallyDrop::new(self).0.as_ptr();
-        bindings::memfile_pfn {
+        Pfn {
             // SAFETY: The folio is valid by the type invariant.
             page: unsafe { bindings::memfile_folio_page(folio, 0) },
             ..Default::default()
@@ -80,33 +82,13 @@ impl Drop for Coming {
 pub(crate) struct Locked(NonNull<bindings::folio>);
 
 impl Locked {
-    /// The folio with page `index`, allocated if there is none, or read back from swap. Zeroed and
-    /// uptodate: `SGP_CACHE` clears what is new, and what was only reserved by fallocate(), but no
-    /// page that is poisoned, and refuses what is past the end. Sleeps, but not until swap is read.
+    /// # Safety
     ///
-    /// Errors: `EINVAL` past the end, `ENOMEM`, `EIO` if swap lost it, `EHWPOISON` if a memory error
-    /// hit it in the swap cache.
-    pub(crate) fn get(inode: &Inode, index: u64) -> Result<Found<Self>> {
-        let mut folio: *mut bindings::folio = core::ptr::null_mut();
-        // SAFETY: The inode is valid by its type invariant, and `folio` may be written to.
-        let result = to_result(unsafe {
-            bindings::shmem_get_folio(
-                inode.as_ptr(),
-                // CAST: `pgoff_t` is as wide on 64 bits.
-                index as usize,
-                0,
-                &mut folio,
-                bindings::sgp_type_SGP_CACHE,
-            )
-        });
-        match (result, NonNull::new(folio)) {
-            // INVARIANT: `shmem_get_folio()` returns a locked folio with a reference for the caller.
-            (Ok(()), Some(folio)) => Ok(Found::There(Self(folio))),
-            (Ok(()), None) => Err(ENOMEM),
-            // INVARIANT: Here it returns a folio that is not locked, with a reference.
-            (Err(EAGAIN), Some(folio)) => Ok(Found::Coming(Coming(folio))),
-            (Err(err), _) => Err(err),
-        }
+    /// `folio` must be locked and in the page cache, and the caller hands the lock and a reference
+    /// over.
+    pub(super) unsafe fn from_raw(folio: NonNull<bindings::folio>) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self(folio)
     }
 
     /// The folio that a callback got from C, which keeps the lock and the reference.
@@ -114,7 +96,7 @@ impl Locked {
     /// # Safety
     ///
     /// `folio` must be valid, locked and in the page cache, as long as the returned value is used.
-    pub(super) unsafe fn borrow(folio: NonNull<bindings::folio>) -> ManuallyDrop<Self> {
+    pub(crate) unsafe fn borrow(folio: NonNull<bindings::folio>) -> ManuallyDrop<Self> {
         // INVARIANT: The caller owns both, and `ManuallyDrop` leaves them to it.
         ManuallyDrop::new(Self(folio))
     }
@@ -161,14 +143,14 @@ impl Locked {
 
     /// Unlocks it, and hands its reference on with page `index` to a consumer that may map it at
     /// `order`.
-    pub(crate) fn into_pfn(self, index: u64, order: u32) -> bindings::memfile_pfn {
+    pub(crate) fn into_pfn(self, index: u64, order: u32) -> Pfn {
         let page = self.page(index);
         let this = ManuallyDrop::new(self);
         // SAFETY: The page is valid because the folio is.
         let pfn = unsafe { bindings::memfile_page_pfn(page) };
         // SAFETY: By the type invariant the lock is ours; the reference goes with the page.
         unsafe { bindings::folio_unlock(this.as_ptr()) };
-        bindings::memfile_pfn { pfn, page, order }
+        Pfn { pfn, page, order }
     }
 }
 
@@ -181,7 +163,7 @@ impl Drop for Locked {
     }
 }
 
-/// A page that another store gave.
+/// A page that another module gave.
 ///
 /// Dropping it gives up the reference.
 ///
@@ -199,31 +181,35 @@ impl Given {
         Self(page)
     }
 
-    /// Does it have a memory error?
+    fn folio(&self) -> *mut bindings::folio {
+        // SAFETY: The page is valid by the type invariant.
+        unsafe { bindings::memfile_page_folio(self.0.as_ptr()) }
+    }
+
+    /// The order of its folio.
+    pub(crate) fn order(&self) -> u32 {
+        // SAFETY: The folio is valid because the page is.
+        unsafe { bindings::memfile_folio_order(self.folio()) }
+    }
+
+    /// Does any page of its folio have a memory error?
     pub(crate) fn poisoned(&self) -> bool {
+        // SAFETY: The folio is valid because the page is.
+        unsafe { bindings::memfile_folio_poisoned(self.folio()) }
+    }
+
+    /// Does it have a memory error itself?
+    pub(crate) fn page_poisoned(&self) -> bool {
         // SAFETY: The page is valid by the type invariant.
         unsafe { bindings::memfile_page_poisoned(self.0.as_ptr()) }
     }
 
-    /// The order of its folio; 0 if another page there has a memory error, which a huge mapping
-    /// would give access to.
-    pub(crate) fn order(&self) -> u32 {
-        // SAFETY: The page is valid by the type invariant.
-        let folio = unsafe { bindings::memfile_page_folio(self.0.as_ptr()) };
-        // SAFETY: The folio is valid because the page is.
-        match unsafe { bindings::memfile_folio_poisoned(folio) } {
-            true => 0,
-            // SAFETY: As above.
-            false => unsafe { bindings::memfile_folio_order(folio) },
-        }
-    }
-
     /// Hands the reference on to a consumer that may map the page at `order`.
-    pub(crate) fn into_pfn(self, order: u32) -> bindings::memfile_pfn {
+    pub(crate) fn into_pfn(self, order: u32) -> Pfn {
         let page = ManuallyDrop::new(self).0.as_ptr();
         // SAFETY: The page is valid by the type invariant.
         let pfn = unsafe { bindings::memfile_page_pfn(page) };
-        bindings::memfile_pfn { pfn, page, order }
+        Pfn { pfn, page, order }
     }
 }
 
@@ -231,5 +217,65 @@ impl Drop for Given {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the reference is ours.
         unsafe { bindings::memfile_put_page(self.0.as_ptr()) };
+    }
+}
+
+/// The migration of a folio, for the duration of a call.
+///
+/// # Invariants
+///
+/// `dst` and `src` are locked, and `src` is in the page cache of the file whose mapping is
+/// `mapping`, or wherever else the file's store has its folios.
+pub(crate) struct Migration {
+    mapping: NonNull<bindings::address_space>,
+    dst: NonNull<bindings::folio>,
+    src: NonNull<bindings::folio>,
+    mode: bindings::migrate_mode,
+}
+
+/// What moves a folio in C: `address_space_operations.migrate_folio`.
+pub(super) type MigrateFolio = unsafe extern "C" fn(
+    *mut bindings::address_space,
+    *mut bindings::folio,
+    *mut bindings::folio,
+    bindings::migrate_mode,
+) -> kernel::ffi::c_int;
+
+impl Migration {
+    /// # Safety
+    ///
+    /// As the type invariant says, as long as the returned value is used; or any may be null.
+    ///
+    /// Returns [`None`] if one is null.
+    pub(crate) unsafe fn from_raw(
+        mapping: *mut bindings::address_space,
+        dst: *mut bindings::folio,
+        src: *mut bindings::folio,
+        mode: bindings::migrate_mode,
+    ) -> Option<Self> {
+        // INVARIANT: By the safety requirements.
+        Some(Self {
+            mapping: NonNull::new(mapping)?,
+            dst: NonNull::new(dst)?,
+            src: NonNull::new(src)?,
+            mode,
+        })
+    }
+
+    /// Moves the folio as those of most files are moved. Sleeps.
+    pub(crate) fn in_page_cache(&self) -> Result {
+        // SAFETY: `migrate_folio()` wants what the type invariant says.
+        unsafe { self.by(bindings::migrate_folio) }
+    }
+
+    /// Moves the folio with a function of its store. Sleeps.
+    ///
+    /// # Safety
+    ///
+    /// `migrate` must want no more than what the type invariant says.
+    pub(super) unsafe fn by(&self, migrate: MigrateFolio) -> Result {
+        let (mapping, dst, src) = (self.mapping.as_ptr(), self.dst.as_ptr(), self.src.as_ptr());
+        // SAFETY: By the safety requirements of this function.
+        to_result(unsafe { migrate(mapping, dst, src, self.mode) })
     }
 }

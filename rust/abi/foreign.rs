@@ -1,52 +1,53 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Backing stores beside shmem: other modules that give consumers pages of their own files.
+//! Stores of other modules, and their inodes.
 //!
-//! C header: `rust/store.h`, which says what a store does and what it may expect. What is there but
-//! not here is in [`super::ops`], for shmem's files use it as well.
+//! C header: `rust/store.h`, which says what a store does and what it may expect.
 
-use super::folio::Given;
-use super::inode::{
-    File,
-    Inode, //
+use super::file::{
+    AnyFile,
+    File, //
 };
-use super::ops;
+use super::folio::{
+    Given,
+    Migration, //
+};
+use super::inode::Inode;
+use super::lock::module_mutex;
 use crate::bindings;
-use crate::engine::node::Node;
+use crate::policy::flags::Flags;
 use core::ptr::NonNull;
 use kernel::error::{
-    code::*,
     from_err_ptr,
-    from_result,
-    Result, //
+    to_result, //
 };
-use kernel::ffi::c_int;
 use kernel::prelude::*;
 use kernel::rbtree::{
     RBTree,
     RBTreeNode, //
 };
-use kernel::sync::global_lock;
 
-/// A store.
+/// A store of another module.
 ///
 /// # Invariants
 ///
-/// Points to a `struct memfile_store` with all callbacks, which is not written to and stays as long
-/// as it is registered and as long as it has files.
+/// Points to a `struct memfile_store` with all mandatory callbacks, which is not written to and
+/// stays as long as it is registered and as long as it has files.
 #[derive(Clone, Copy)]
-pub(super) struct Store(NonNull<bindings::memfile_store>);
+pub(crate) struct ForeignStore(NonNull<bindings::memfile_store>);
 
 // SAFETY: It is not written to, and its callbacks may be called from any thread.
-unsafe impl Send for Store {}
+unsafe impl Send for ForeignStore {}
+// SAFETY: They may be called from several threads at once.
+unsafe impl Sync for ForeignStore {}
 
-impl Store {
+impl ForeignStore {
     /// # Safety
     ///
     /// `store` must be null, or as the type invariant says but for missing callbacks.
     ///
-    /// Returns [`None`] if it is null or callbacks are missing.
-    unsafe fn from_raw(store: *const bindings::memfile_store) -> Option<Self> {
+    /// Returns [`None`] if it is null or mandatory callbacks are missing.
+    pub(crate) unsafe fn from_raw(store: *const bindings::memfile_store) -> Option<Self> {
         let store = NonNull::new(store.cast_mut())?;
         // SAFETY: Valid by the safety requirements.
         let ops = unsafe { store.as_ref() };
@@ -54,140 +55,143 @@ impl Store {
         (ops.lookup.is_some() && ops.get_page.is_some()).then_some(Self(store))
     }
 
+    fn ops(&self) -> &bindings::memfile_store {
+        // SAFETY: Valid and not written to by the type invariant.
+        unsafe { self.0.as_ref() }
+    }
+
     fn key(self) -> usize {
         self.0.as_ptr().addr()
     }
 
-    /// The node of `file`, null if it is not of this store.
-    ///
-    /// # Safety
-    ///
-    /// `file` must be valid, and `self` registered.
-    unsafe fn lookup(self, file: NonNull<bindings::file>) -> *mut bindings::memfile_node {
-        // SAFETY: Valid by the type invariant.
-        let lookup = unsafe { self.0.as_ref() }.lookup;
-        lookup.map_or(core::ptr::null_mut(), |lookup| {
-            // SAFETY: By the safety requirements of this function.
-            unsafe { lookup(file.as_ptr()) }
-        })
-    }
-
-    /// The page at `index` of `inode`. Sleeps.
-    ///
-    /// # Safety
-    ///
-    /// `inode` must be valid, and of this store.
-    pub(super) unsafe fn get_page(self, inode: *mut bindings::inode, index: u64) -> Result<Given> {
-        // SAFETY: Valid by the type invariant.
-        let get_page = unsafe { self.0.as_ref() }.get_page.ok_or(EINVAL)?;
-        // SAFETY: By the safety requirements of this function.
-        // CAST: Page offsets are as wide on 64 bits.
-        let page = from_err_ptr(unsafe { get_page(inode, index as usize) })?;
-        // SAFETY: The store gives us a reference with it.
-        Ok(unsafe { Given::from_raw(NonNull::new(page).ok_or(ENOMEM)?) })
-    }
-}
-
-/// Stores, by their addresses.
-struct Stores(Option<RBTree<usize, Store>>);
-
-global_lock! {
-    /// Those that are registered.
-    // SAFETY: `ops::Registration::new()` initialises it; nobody gets at what this module exports
-    // before that, nor at the core.
-    unsafe(uninit) static STORES: Mutex<Stores> = Stores(None);
-}
-
-/// To be called once, before anything else here.
-///
-/// # Safety
-///
-/// Nobody has used the list of stores before.
-pub(super) unsafe fn init() {
-    // SAFETY: By the safety requirements of this function.
-    unsafe { STORES.init() };
-}
-
-/// `file`, if it is one of a registered store. Sleeps.
-///
-/// # Safety
-///
-/// `file` must be valid, and stay so as long as the returned value is used.
-pub(super) unsafe fn find(file: NonNull<bindings::file>) -> Option<File> {
-    let stores = STORES.lock();
-    let mut stores = stores.0.iter().flat_map(RBTree::values);
-    // SAFETY: The file is valid by the safety requirements, and the lock keeps stores registered.
-    let node = stores.find_map(|store| NonNull::new(unsafe { store.lookup(file) }))?;
-    // SAFETY: The file is valid by the safety requirements, and keeps its node.
-    Some(unsafe { File::of_store(file, node) })
-}
-
-/// # Safety
-///
-/// `store` must be null or stay valid and unchanged as long as it is registered or has files.
-#[no_mangle]
-unsafe extern "C" fn memfile_register_store(store: *const bindings::memfile_store) -> c_int {
-    from_result(|| {
-        // SAFETY: By the safety requirements of this function.
-        let store = unsafe { Store::from_raw(store) }.ok_or(EINVAL)?;
-        let node = RBTreeNode::new(store.key(), store, GFP_KERNEL)?;
+    /// Its files may be bound from now on. Sleeps. `EBUSY` if it is registered already, `ENOMEM`.
+    pub(crate) fn register(self) -> Result {
+        let node = RBTreeNode::new(self.key(), self, GFP_KERNEL)?;
         let mut stores = STORES.lock();
         let stores = stores.0.get_or_insert_with(RBTree::new);
-        if stores.get(&store.key()).is_some() {
+        if stores.get(&self.key()).is_some() {
             return Err(EBUSY);
         }
         stores.insert(node);
-        Ok(0)
-    })
-}
+        Ok(())
+    }
 
-/// # Safety
-///
-/// For C; takes any pointer.
-#[no_mangle]
-unsafe extern "C" fn memfile_unregister_store(store: *const bindings::memfile_store) -> c_int {
-    from_result(|| {
+    /// The store at `address` gets no new bindings. Sleeps. `EINVAL` if it is not registered.
+    pub(crate) fn unregister(address: usize) -> Result {
         let mut stores = STORES.lock();
-        let node = stores
-            .0
-            .as_mut()
-            .and_then(|stores| stores.remove_node(&store.addr()));
-        node.map(|_| 0).ok_or(EINVAL)
-    })
+        let stores = stores.0.as_mut();
+        let node = stores.and_then(|stores| stores.remove_node(&address));
+        node.map(drop).ok_or(EINVAL)
+    }
+
+    /// `file` as a memfile of a registered store, if it is one. Sleeps.
+    pub(crate) fn find(file: AnyFile) -> Option<File> {
+        let stores = STORES.lock();
+        let mut stores = stores.0.iter().flat_map(RBTree::values);
+        stores.find_map(|store| {
+            let lookup = store.ops().lookup?;
+            // SAFETY: The file is valid by its type invariant, and the lock keeps the store
+            // registered.
+            let node = NonNull::new(unsafe { lookup(file.as_ptr()) })?;
+            // SAFETY: The store says that it is the file's node, which the file keeps.
+            Some(unsafe { File::new(file, node) })
+        })
+    }
 }
 
-/// # Safety
+/// Stores by their addresses.
 ///
-/// `inode` must be a new inode of `store` that outlives the node, and `store` as for
-/// [`memfile_register_store`].
-#[no_mangle]
-unsafe extern "C" fn memfile_node_create(
-    inode: *mut bindings::inode,
-    store: *const bindings::memfile_store,
-) -> *mut bindings::memfile_node {
-    // SAFETY: By the safety requirements of this function.
-    let (inode, store) = (NonNull::new(inode), unsafe { Store::from_raw(store) });
-    let node = inode.zip(store).ok_or(EINVAL).and_then(|(inode, store)| {
-        // SAFETY: As above.
-        Node::new(unsafe { Inode::of_store(inode, store) }, false)
-    });
-    ops::give_node(node)
+/// # Invariants
+///
+/// The stores in it are registered.
+pub(crate) struct Stores(Option<RBTree<usize, ForeignStore>>);
+
+module_mutex! {
+    /// The stores that are registered.
+    static STORES: Stores = Stores(None);
 }
 
-macro_rules! exported {
-    ($($name:ident = $function:path,)*) => {
-        $(const _: () = {
-            // Not compiled unless both have the same signature.
-            if true { bindings::$name } else { $function };
-        };)*
-    };
+/// An inode of a store of another module.
+///
+/// # Invariants
+///
+/// The inode is one of `store`.
+#[derive(Clone, Copy)]
+pub(crate) struct ForeignInode {
+    inode: Inode,
+    store: ForeignStore,
 }
 
-exported! {
-    memfile_register_store = memfile_register_store,
-    memfile_unregister_store = memfile_unregister_store,
-    memfile_node_create = memfile_node_create,
-    memfile_node_destroy = ops::destroy,
-    memfile_node_invalidate_start = ops::invalidate_start,
-    memfile_node_invalidate_end = ops::invalidate_end,
+impl ForeignInode {
+    /// # Safety
+    ///
+    /// `inode` must be one of `store` that outlives the returned value and its copies.
+    pub(crate) unsafe fn new(inode: NonNull<bindings::inode>, store: ForeignStore) -> Self {
+        // SAFETY: By the safety requirements of this function.
+        let inode = unsafe { Inode::new(inode) };
+        // INVARIANT: As above.
+        Self { inode, store }
+    }
+
+    /// What it has in common with the inodes of other stores.
+    pub(crate) fn inode(self) -> Inode {
+        self.inode
+    }
+
+    /// The page at `index`. Sleeps.
+    pub(crate) fn page(self, index: u64) -> Result<Given> {
+        let get_page = self.store.ops().get_page.ok_or(EINVAL)?;
+        // SAFETY: The inode is valid and of the store by the type invariant.
+        // CAST: Page offsets are as wide on 64 bits.
+        let page = from_err_ptr(unsafe { get_page(self.inode.as_ptr(), index as usize) })?;
+        // SAFETY: The store gives us a reference with it.
+        Ok(unsafe { Given::from_raw(NonNull::new(page).ok_or(ENOMEM)?) })
+    }
+
+    /// What the store does for fallocate() on `file`, which is one of this inode. `EOPNOTSUPP` if it
+    /// does nothing. Sleeps.
+    pub(crate) fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
+        if file.inode_ptr() != self.inode.as_ptr() {
+            return Err(EINVAL);
+        }
+        let fallocate = self.store.ops().fallocate.ok_or(EOPNOTSUPP)?;
+        // SAFETY: The file is valid by its type invariant, and one of the store's.
+        let err = unsafe { fallocate(file.as_ptr(), mode, offset, len) };
+        // CAST: An errno.
+        to_result(err as i32)
+    }
+
+    /// Moves a folio as the store does it, or as that of a page cache if it says nothing. Sleeps.
+    pub(crate) fn migrate(self, migration: &Migration) -> Result {
+        match self.store.ops().migrate_folio {
+            // SAFETY: `store.h` says so.
+            Some(migrate) => unsafe { migration.by(migrate) },
+            None => migration.in_page_cache(),
+        }
+    }
+
+    /// Tells the store what consumers want of the pages. Does not sleep; the caller serialises.
+    pub(crate) fn tell_flags(self, flags: Flags) {
+        if let Some(set_flags) = self.store.ops().set_flags {
+            // SAFETY: The inode is valid and of the store by the type invariant.
+            // CAST: Flags are as wide on 64 bits.
+            unsafe { set_flags(self.inode.as_ptr(), flags.bits() as usize) };
+        }
+    }
+
+    /// Tells the store whether new pages may come from areas for movable memory. Does not sleep; the
+    /// caller serialises.
+    pub(crate) fn tell_movable(self, movable: bool) {
+        if let Some(allocate_movable) = self.store.ops().allocate_movable {
+            // SAFETY: The inode is valid and of the store by the type invariant.
+            unsafe { allocate_movable(self.inode.as_ptr(), movable) };
+        }
+    }
+
+    /// Lets the store migrate its pages out of areas for movable memory, if it can do that. Sleeps.
+    pub(crate) fn ask_to_leave_movable_areas(self) -> Option<Result> {
+        let leave = self.store.ops().leave_movable_areas?;
+        // SAFETY: The inode is valid and of the store by the type invariant.
+        Some(to_result(unsafe { leave(self.inode.as_ptr()) }))
+    }
 }

@@ -1,40 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Running invalidations: a record on the stack of whoever invalidates, in a list of the node's.
+//! Invalidations: each has a record on the stack of its caller, and a node lists those that run.
 
 use crate::bindings;
 use crate::policy::clock::{
-    Running,
+    Scope,
     Tick, //
 };
 use crate::policy::range::Range;
 use core::ptr::NonNull;
 
-/// One running invalidation.
+/// One invalidation: a handle to its record.
 ///
 /// # Invariants
 ///
 /// Points to a `struct memfile_invalidation` that stays where it is until it is off the list.
 #[derive(Clone, Copy)]
-pub(crate) struct Record(NonNull<bindings::memfile_invalidation>);
+pub(crate) struct Invalidation(NonNull<bindings::memfile_invalidation>);
 
-impl Record {
+impl Invalidation {
     /// # Safety
     ///
     /// `raw` must be as the type invariant says; its fields need not be initialised.
-    pub(super) unsafe fn from_raw(raw: NonNull<bindings::memfile_invalidation>) -> Self {
+    pub(crate) unsafe fn from_raw(raw: NonNull<bindings::memfile_invalidation>) -> Self {
         // SAFETY: Valid by the safety requirements.
         unsafe { raw.write(bindings::memfile_invalidation::default()) };
         // INVARIANT: By the safety requirements.
         Self(raw)
     }
 
-    /// A record that is initialised, and perhaps listed.
+    /// The invalidation of a record that is initialised. It may be running.
     ///
     /// # Safety
     ///
     /// `raw` must be as the type invariant says.
-    pub(super) unsafe fn listed(raw: NonNull<bindings::memfile_invalidation>) -> Self {
+    pub(crate) unsafe fn listed(raw: NonNull<bindings::memfile_invalidation>) -> Self {
         // INVARIANT: By the safety requirements.
         Self(raw)
     }
@@ -43,28 +43,29 @@ impl Record {
         self.0.as_ptr()
     }
 
-    /// The node it is for, or null.
-    pub(super) fn node_ptr(self) -> *mut bindings::memfile_node {
+    /// The node that it was begun for, or null.
+    pub(crate) fn node_ptr(self) -> *mut bindings::memfile_node {
         // SAFETY: Valid by the type invariant; does not change while it is listed.
         unsafe { (*self.0.as_ptr()).node }
     }
 
-    pub(super) fn set_node(self, node: *mut bindings::memfile_node) {
+    pub(crate) fn set_node(self, node: *mut bindings::memfile_node) {
         // SAFETY: Valid by the type invariant; only its owner writes here, while it is not listed.
         unsafe { (*self.0.as_ptr()).node = node };
     }
 
-    /// Does `f` with a record on the stack for `node`, which `f` must take off the list again.
-    pub(crate) fn with<N, R>(node: &N, f: impl FnOnce(Record) -> R) -> R {
+    /// Calls `f` with an invalidation of `node` whose record is on the stack. `f` must end what it
+    /// begins.
+    pub(crate) fn with<N, R>(node: &N, f: impl FnOnce(Invalidation) -> R) -> R {
         let mut raw = bindings::memfile_invalidation {
             node: core::ptr::from_ref(node).cast_mut().cast(),
             ..Default::default()
         };
         // SAFETY: `raw` is not moved before this function returns, and it is off the list then.
-        let result = f(unsafe { Record::listed(NonNull::from(&mut raw)) });
+        let result = f(unsafe { Invalidation::listed(NonNull::from(&mut raw)) });
         if raw.seq != 0 {
-            // A bug of ours: returning would leave a dangling pointer in the list. Better this
-            // task hangs than that somebody follows it.
+            // This is a bug of this module. If the function returned, it would leave a dangling
+            // pointer in the list, so it is better that this task hangs.
             kernel::pr_crit!("memfile: an invalidation did not end\n");
             loop {
                 // SAFETY: May be called here, where the caller may sleep.
@@ -74,30 +75,30 @@ impl Record {
         result
     }
 
-    /// When it began and what it takes away, or [`None`] if it is not listed.
-    pub(crate) fn running(self) -> Option<Running> {
+    /// When it began and what it takes away, or [`None`] if it does not run.
+    pub(crate) fn scope(self) -> Option<Scope> {
         let raw = self.0.as_ptr();
         // SAFETY: Valid by the type invariant. Only who owns the record writes these three, while
         // it is on no list; `next` is the list's and not looked at.
         let (seq, start, end) = unsafe { ((*raw).seq, (*raw).start, (*raw).end) };
         let pages = Range::new(start as u64, end as u64)?;
-        Some(Running { seq, pages })
+        Some(Scope { seq, pages })
     }
 }
 
-/// The records of a node, in no order.
+/// The invalidations of a node that run, in no order.
 ///
 /// # Invariants
 ///
-/// Every element is as [`Record`] says, and linked by its `next`.
-pub(crate) struct RecordList {
+/// Every element is as [`Invalidation`] says, and linked by its `next`.
+pub(crate) struct Invalidations {
     head: *mut bindings::memfile_invalidation,
 }
 
 // SAFETY: The list is used under its owner's lock only, from any thread.
-unsafe impl Send for RecordList {}
+unsafe impl Send for Invalidations {}
 
-impl RecordList {
+impl Invalidations {
     /// An empty one.
     pub(crate) const fn new() -> Self {
         // INVARIANT: No element.
@@ -111,29 +112,29 @@ impl RecordList {
         self.head.is_null()
     }
 
-    /// Lists `record`, which is in no list: from `seq` on it takes `pages` away.
-    pub(crate) fn push(&mut self, record: Record, seq: Tick, pages: Range) {
-        // SAFETY: Valid by the type invariant of `Record`.
-        let raw = unsafe { &mut *record.0.as_ptr() };
+    /// Adds `inv`, which is in no list. From `seq` on it takes `pages` away.
+    pub(crate) fn push(&mut self, inv: Invalidation, seq: Tick, pages: Range) {
+        // SAFETY: Valid by the type invariant of `Invalidation`.
+        let raw = unsafe { &mut *inv.0.as_ptr() };
         raw.seq = seq;
         // CAST: Page offsets are as wide on 64 bits.
         raw.start = pages.start() as usize;
         raw.end = pages.end() as usize;
         raw.next = self.head;
-        // INVARIANT: `record` stays in place until it is off the list.
-        self.head = record.0.as_ptr();
+        // INVARIANT: `inv` stays in place until it is off the list.
+        self.head = inv.0.as_ptr();
     }
 
-    /// Takes `record` off.
-    pub(crate) fn remove(&mut self, record: Record) {
+    /// Removes `inv`.
+    pub(crate) fn remove(&mut self, inv: Invalidation) {
         let mut link = &raw mut self.head;
         // SAFETY: `link` points to our head or to the `next` of an element, which are valid by the
         // type invariant.
         unsafe {
             while !(*link).is_null() {
-                if *link == record.0.as_ptr() {
+                if *link == inv.0.as_ptr() {
                     *link = (**link).next;
-                    (*record.0.as_ptr()).seq = 0;
+                    (*inv.0.as_ptr()).seq = 0;
                     return;
                 }
                 link = &raw mut (**link).next;
@@ -141,11 +142,11 @@ impl RecordList {
         }
     }
 
-    /// Does any of them `hold` something up?
-    pub(crate) fn any(&self, hold: impl Fn(Running) -> bool) -> bool {
+    /// Is `hold` true of the scope of any of them?
+    pub(crate) fn any(&self, hold: impl Fn(Scope) -> bool) -> bool {
         let mut at = NonNull::new(self.head);
         while let Some(raw) = at {
-            if Record(raw).running().is_some_and(&hold) {
+            if Invalidation(raw).scope().is_some_and(&hold) {
                 return true;
             }
             // SAFETY: The element is valid by the type invariant.

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bindings, as their consumers embed them, and the interval tree that finds them.
+//! Notifiers, which stand for bindings, and the interval tree that finds them.
 //!
 //! C headers: [`include/linux/memfile.h`](srctree/include/linux/memfile.h),
 //! [`include/linux/interval_tree.h`](srctree/include/linux/interval_tree.h)
 
-use super::record::Record;
+use super::invalidation::Invalidation;
 use crate::bindings;
 use crate::policy::clock::Life;
 use crate::policy::range::{
-    Binding,
-    Range, //
+    Range,
+    Span, //
 };
 use crate::policy::Refusal;
 use core::cell::UnsafeCell;
@@ -18,7 +18,7 @@ use core::num::NonZeroU64;
 use core::ptr::NonNull;
 use kernel::container_of;
 
-/// A consumer's binding.
+/// The notifier of a binding, which the consumer owns.
 ///
 /// # Invariants
 ///
@@ -34,7 +34,7 @@ impl Notifier {
     /// # Safety
     ///
     /// `notifier` must be as the type invariant says.
-    pub(super) unsafe fn from_raw(notifier: *mut bindings::memfile_notifier) -> Option<Self> {
+    pub(crate) unsafe fn from_raw(notifier: *mut bindings::memfile_notifier) -> Option<Self> {
         // INVARIANT: By the safety requirements of this function.
         NonNull::new(notifier).map(Self)
     }
@@ -43,25 +43,25 @@ impl Notifier {
         self.0.as_ptr()
     }
 
-    /// Does it only listen?
+    /// Is the binding an observer's, who only listens?
     pub(crate) fn observer(self) -> bool {
         // SAFETY: Valid by the type invariant.
         unsafe { (*self.as_ptr()).observer }
     }
 
-    /// What it shares with other bindings that are invalidated together with it.
+    /// The context: the consumer is called once for all bindings of a context.
     pub(crate) fn context(self) -> Option<NonZeroU64> {
         // SAFETY: Valid by the type invariant, and does not change.
         NonZeroU64::new(unsafe { (*self.as_ptr()).context })
     }
 
-    /// What it binds, if that lies in a file of `file_pages` pages.
-    pub(crate) fn binding(self, file_pages: u64) -> Result<Binding, Refusal> {
+    /// The span of the binding, if that lies in a file of `file_pages` pages.
+    pub(crate) fn span(self, file_pages: u64) -> Result<Span, Refusal> {
         let raw = self.as_ptr();
         // SAFETY: Valid by the type invariant, and these fields do not change. (No reference to the
         // whole: the tree's links and the life beside them do, under a lock that we do not hold.)
         let (pgoff, nr_pages, frame) = unsafe { ((*raw).pgoff, (*raw).nr_pages, (*raw).frame) };
-        Binding::new(pgoff as u64, nr_pages as u64, frame, file_pages)
+        Span::new(pgoff as u64, nr_pages as u64, frame, file_pages)
     }
 
     /// Are all callbacks there?
@@ -76,12 +76,12 @@ impl Notifier {
         }
     }
 
-    pub(super) fn node_ptr(self) -> *mut bindings::memfile_node {
+    pub(crate) fn node_ptr(self) -> *mut bindings::memfile_node {
         // SAFETY: Valid by the type invariant; written before registration returns only.
         unsafe { (*self.as_ptr()).node }
     }
 
-    pub(super) fn attach(
+    pub(crate) fn attach(
         self,
         node: *mut bindings::memfile_node,
         store: &'static bindings::memfile_backing_store,
@@ -99,38 +99,39 @@ impl Notifier {
         unsafe { (*self.as_ptr()).file = file };
     }
 
-    /// Undoes [`super::inode::File::hold_for`]. Does not sleep.
+    /// Undoes [`super::file::File::hold_for`]. Does not sleep.
     pub(crate) fn release_file(self) {
         // SAFETY: Valid by the type invariant; the reference was taken by `hold_for()`.
         unsafe { bindings::fput((*self.as_ptr()).file) };
         self.set_file(core::ptr::null_mut());
     }
 
-    /// Calls back: unmap `frames`, and those of the context's other bindings, and keep them unmapped.
-    pub(crate) fn invalidate_start(self, record: Record, frames: Range) {
+    /// Tells the consumer to unmap `frames`, and those of the context's other bindings, and to keep
+    /// them unmapped.
+    pub(crate) fn invalidate_start(self, inv: Invalidation, frames: Range) {
         let mut range = self.range(frames);
         // SAFETY: Valid by the type invariant; `has_ops()` was true at registration. The record is
         // listed, and `range` stays for the call.
         unsafe {
             if let Some(call) = (*(*self.as_ptr()).ops).invalidate_start {
-                call(record.as_ptr(), &mut range);
+                call(inv.as_ptr(), &mut range);
             }
         }
     }
 
-    /// Calls back: all of these may be mapped again.
-    pub(crate) fn invalidate_end(self, record: Record, frames: Range) {
+    /// Tells the consumer that it may map all of these again.
+    pub(crate) fn invalidate_end(self, inv: Invalidation, frames: Range) {
         let mut range = self.range(frames);
         // SAFETY: As in `invalidate_start()`.
         unsafe {
             if let Some(call) = (*(*self.as_ptr()).ops).invalidate_end {
-                call(record.as_ptr(), &mut range);
+                call(inv.as_ptr(), &mut range);
             }
         }
     }
 
-    /// `frames` as the consumer sees them.
-    pub(super) fn range(self, frames: Range) -> bindings::memfile_range {
+    /// `frames` in the form in which the consumer gets them.
+    pub(crate) fn range(self, frames: Range) -> bindings::memfile_range {
         bindings::memfile_range {
             notifier: self.as_ptr(),
             start: frames.start(),
@@ -138,7 +139,7 @@ impl Notifier {
         }
     }
 
-    /// Calls back: have `frames` been used since the last time?
+    /// Asks the consumer whether it has used `frames` since the last call.
     pub(crate) fn test_clear_young(self, frames: Range) -> bool {
         // SAFETY: As in `invalidate_start()`.
         unsafe {
@@ -149,7 +150,7 @@ impl Notifier {
     }
 }
 
-/// Which notifiers take part in an invalidation, as far as it notes that itself.
+/// Which notifiers take part in an invalidation, as far as its record says so.
 #[derive(Clone, Copy)]
 pub(crate) struct Hits {
     /// The first one in the file.
@@ -159,22 +160,22 @@ pub(crate) struct Hits {
 }
 
 impl Hits {
-    /// Notes them for `record`.
-    pub(crate) fn note(self, record: Record) {
-        let raw = record.as_ptr();
+    /// Writes them to the record of `inv`.
+    pub(crate) fn note(self, inv: Invalidation) {
+        let raw = inv.as_ptr();
         let first = self.first.map_or(core::ptr::null_mut(), Notifier::as_ptr);
-        // SAFETY: Valid by the type invariant of `Record`; only its owner writes here, before it
-        // calls anybody.
+        // SAFETY: Valid by the type invariant of `Invalidation`; only its owner writes here, before
+        // it calls anybody.
         unsafe {
             (*raw).first = first;
             (*raw).more = self.more;
         }
     }
 
-    /// What was noted for `record`, which is listed.
-    pub(crate) fn of(record: Record) -> Self {
-        let raw = record.as_ptr();
-        // SAFETY: Valid by the type invariant of `Record`; does not change while it is listed.
+    /// Reads them from the record of `inv`, which runs.
+    pub(crate) fn of(inv: Invalidation) -> Self {
+        let raw = inv.as_ptr();
+        // SAFETY: Valid by the type invariant of `Invalidation`; does not change while listed.
         let (first, more) = unsafe { ((*raw).first, (*raw).more) };
         // INVARIANT: Its unregistration waits for this invalidation.
         let first = NonNull::new(first).map(Notifier);

@@ -39,14 +39,14 @@ range_events! {
 }
 
 /// File page `index` is given to a consumer.
-pub(super) fn get_pfn(inode: &Inode, index: u64, pfn: &bindings::memfile_pfn) {
+pub(crate) fn get_pfn(inode: &Inode, index: u64, pfn: &bindings::memfile_pfn) {
     // SAFETY: The inode is valid by its type invariant.
     // CAST: Page offsets are as wide on 64 bits.
     unsafe { bindings::memfile_trace_get_pfn(inode.as_ptr(), index as usize, pfn) };
 }
 
 /// A consumer gives its reference back.
-pub(super) fn put_pfn(pfn: &bindings::memfile_pfn) {
+pub(crate) fn put_pfn(pfn: &bindings::memfile_pfn) {
     // SAFETY: Reads its argument only.
     unsafe { bindings::memfile_trace_put_pfn(pfn) };
 }

@@ -2,13 +2,14 @@
 
 //! Memfiles for drivers: bind pages of one, hear when they go away, get them.
 //!
-//! This is what `kernel::memfile` would be in the kernel's tree. It knows the interface that KVM
-//! uses, `include/linux/memfile.h`, and nothing of memfile.ko. A module takes it in with `#[path]`,
-//! beside `crate::bindings`, as `rust/test/memfile_test.rs` does.
+//! This is what `kernel::memfile` would be in the kernel's tree. It is no part of memfile.ko. It
+//! knows the interface that KVM uses, `include/linux/memfile.h`, and nothing of the module behind
+//! it. A module takes it in with `#[path]`, beside `crate::bindings`, as `rust/test/memfile_test.rs`
+//! does.
 //!
-//! A driver says in a [`Consumer`] what it does when pages go away, and registers it as
+//! A driver says in a [`Consumer`] what it does when pages go away, and binds pages as
 //!
-//! * a [`Mapper`], which has pages of its own and may ask for them, or as
+//! * a [`Mapper`], which has pages to itself and may ask for them, or as
 //! * an [`Observer`], which only listens.
 //!
 //! What protects a page that a driver has mapped is this protocol and nothing else (rule 13): a
@@ -86,19 +87,19 @@ impl Flags {
     }
 }
 
-/// Marks a registration that has pages to itself.
+/// Marks a binding that has its pages to itself.
 pub(crate) enum Maps {}
 
-/// Marks a registration that only listens.
+/// Marks a binding that only listens.
 pub(crate) enum Listens {}
 
-/// A registration whose pages no other mapper may bind, and which may ask for them.
-pub(crate) type Mapper<T> = Registration<T, Maps>;
+/// A binding whose pages no other mapper may bind, and which may ask for them.
+pub(crate) type Mapper<T> = Binding<T, Maps>;
 
-/// A registration that hears what happens to its pages and may overlap anything.
-pub(crate) type Observer<T> = Registration<T, Listens>;
+/// A binding that hears what happens to its pages and may overlap anything.
+pub(crate) type Observer<T> = Binding<T, Listens>;
 
-/// A consumer that is registered from its creation to its end.
+/// The binding of a consumer: the notifier is registered from its creation to its end.
 ///
 /// It holds the file open. When it is dropped, running callbacks are waited for, and none starts
 /// after that; dropping sleeps, and must not happen in a callback.
@@ -108,9 +109,9 @@ pub(crate) type Observer<T> = Registration<T, Listens>;
 ///
 /// # Invariants
 ///
-/// `notifier` is registered, and its ops are [`Registration::OPS`].
+/// `notifier` is registered, and its ops are [`Binding::OPS`].
 #[pin_data(PinnedDrop)]
-pub(crate) struct Registration<T: Consumer, M> {
+pub(crate) struct Binding<T: Consumer, M> {
     #[pin]
     consumer: T,
     #[pin]
@@ -119,9 +120,9 @@ pub(crate) struct Registration<T: Consumer, M> {
 }
 
 // SAFETY: The notifier does not care for the thread, nor does a `Consumer`.
-unsafe impl<T: Consumer, M> Send for Registration<T, M> {}
+unsafe impl<T: Consumer, M> Send for Binding<T, M> {}
 // SAFETY: What changes in the notifier is the core's, under its lock; a `Consumer` is `Sync`.
-unsafe impl<T: Consumer, M> Sync for Registration<T, M> {}
+unsafe impl<T: Consumer, M> Sync for Binding<T, M> {}
 
 impl<T: Consumer> Mapper<T> {
     /// Registers. Sleeps; an invalidation that began earlier on the same pages is waited for.
@@ -181,7 +182,7 @@ impl<T: Consumer> Observer<T> {
     }
 }
 
-impl<T: Consumer, M: 'static> Registration<T, M> {
+impl<T: Consumer, M: 'static> Binding<T, M> {
     const OPS: bindings::memfile_notifier_ops = bindings::memfile_notifier_ops {
         invalidate_start: Some(Self::invalidate_start),
         invalidate_end: Some(Self::invalidate_end),
@@ -231,7 +232,7 @@ impl<T: Consumer, M: 'static> Registration<T, M> {
     /// `notifier` must be that of a `Self` which lives as long as `'a`.
     unsafe fn from_notifier<'a>(notifier: *mut bindings::memfile_notifier) -> &'a T {
         let notifier = Opaque::cast_from(notifier).cast_mut();
-        // SAFETY: By the safety requirements. Only the consumer is looked at: the registration
+        // SAFETY: By the safety requirements. Only the consumer is looked at: the binding
         // around it may not be complete yet.
         unsafe { &(*container_of!(notifier, Self, notifier)).consumer }
     }
@@ -277,7 +278,7 @@ impl<T: Consumer, M: 'static> Registration<T, M> {
 }
 
 #[pinned_drop]
-impl<T: Consumer, M> PinnedDrop for Registration<T, M> {
+impl<T: Consumer, M> PinnedDrop for Binding<T, M> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariant it is registered. No callback runs after this.
         unsafe { bindings::memfile_unregister_notifier(self.notifier.get()) };

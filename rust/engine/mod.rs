@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a memfile does, in terms of [`crate::abi`] and by the rules of [`crate::policy`].
+//! What a memfile does, by the rules of [`crate::policy`], whatever [`crate::store`] its pages are
+//! in.
 
 pub(crate) mod node;
-pub(crate) mod shmem;
+pub(crate) mod pages;
 pub(crate) mod stats;
-pub(crate) mod store;

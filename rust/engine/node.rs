@@ -13,11 +13,11 @@
 //! 4. what consumers take in their callbacks; KVM: `mmu_lock`
 //! 5. [`Node::state`], a spinlock, held for one look or one change at a time
 //!
-//! The list of stores beside shmem (`abi::store`) has a mutex, which registration takes under 1 when
-//! a file is not shmem's. Nothing is taken under it.
+//! The list of the stores of other modules (`abi::foreign`) has a mutex, which registration takes
+//! under 1 when a file is of no store in the kernel. Nothing is taken under it.
 //!
-//! The list of files for debugfs (`abi::FILES`) has one as well, which whoever drops the last
-//! reference to a node takes, under a folio lock if that is a swap-out. Its holders take nothing and
+//! The list of files for debugfs ([`stats::Files`]) has one as well. Whoever drops the last reference
+//! to a node takes it, under a folio lock if that is a swap-out. Its holders take nothing and
 //! allocate nothing.
 //!
 //! Registration allocates and migrates under 1, where pages have to leave areas for movable memory.
@@ -55,25 +55,23 @@
 //! protocol (KVM: `mmu_invalidate_seq` under `mmu_lock`) orders callbacks against its faults.
 
 use super::stats;
-use crate::abi::inode::{
-    File,
-    Inode, //
+use crate::abi::file::File;
+use crate::abi::inode::Inode;
+use crate::abi::invalidation::{
+    Invalidation,
+    Invalidations, //
 };
 use crate::abi::notifier::{
     Hits,
     Notifier,
     Tree, //
 };
-use crate::abi::record::{
-    Record,
-    RecordList, //
-};
 use crate::abi::trace;
 use crate::policy::claim::Claim;
 use crate::policy::clock::{
     Clock,
     Life,
-    Running, //
+    Scope, //
 };
 use crate::policy::file::{
     self,
@@ -82,6 +80,7 @@ use crate::policy::file::{
 use crate::policy::flags::Flags;
 use crate::policy::range::Range;
 use crate::policy::Refusal;
+use crate::store::AnyStore;
 use kernel::prelude::*;
 use kernel::seq_file::SeqFile;
 use kernel::{
@@ -98,6 +97,8 @@ use kernel::{
 pub(crate) struct Node {
     /// The file.
     pub(crate) inode: Inode,
+    /// Where it has its pages.
+    pub(crate) store: AnyStore,
     /// What happened to it.
     pub(crate) counters: stats::Entry,
     #[pin]
@@ -114,7 +115,7 @@ struct State {
     bound: usize,
     /// Bindings that only listen.
     observers: Tree,
-    running: RecordList,
+    running: Invalidations,
     clock: Clock,
     flags: Flags,
     claim: Claim,
@@ -133,12 +134,12 @@ impl State {
         }
     }
 
-    /// The first notifier that hears of `running`, or the next one `after` one that did: it is
-    /// still in its tree, because its death waits for this invalidation.
-    fn listener(&self, running: Running, after: Option<Notifier>) -> Option<Notifier> {
+    /// The first notifier that hears of an invalidation of `scope`, or the next one `after` one that
+    /// did: it is still in its tree, because its death waits for this invalidation.
+    fn listener(&self, scope: Scope, after: Option<Notifier>) -> Option<Notifier> {
         let search = |tree: &Tree, mut at: Option<Notifier>| loop {
-            let notifier = tree.next(running.pages, at)?;
-            if tree.life(notifier).hears(running.seq) {
+            let notifier = tree.next(scope.pages, at)?;
+            if tree.life(notifier).hears(scope.seq) {
                 return Some(notifier);
             }
             at = Some(notifier);
@@ -152,9 +153,9 @@ impl State {
 
     /// Is `notifier` the first listener of its context, the one that is called for all of them? The
     /// first listener of all is; so the search is short unless many contexts share a range.
-    fn leads(&self, running: Running, notifier: Notifier) -> bool {
+    fn leads(&self, scope: Scope, notifier: Notifier) -> bool {
         let mut at = None;
-        while let Some(other) = self.listener(running, at) {
+        while let Some(other) = self.listener(scope, at) {
             if other == notifier {
                 return true;
             }
@@ -167,11 +168,11 @@ impl State {
     }
 
     /// The next listener of the same context.
-    fn peer(&self, running: Running, after: Notifier) -> Option<Notifier> {
+    fn peer(&self, scope: Scope, after: Notifier) -> Option<Notifier> {
         after.context()?;
         let mut at = after;
         loop {
-            at = self.listener(running, Some(at))?;
+            at = self.listener(scope, Some(at))?;
             if at.context() == after.context() {
                 return Some(at);
             }
@@ -182,9 +183,9 @@ impl State {
     ///
     /// An unbound file takes them from unmovable blocks although they may move: the usual next thing
     /// is a binding that pins them, and a pinned page must not sit in a movable block.
-    fn place(&mut self, inode: &Inode) {
+    fn place(&mut self, store: &AnyStore) {
         let movable = self.bound != 0 && !self.flags.unmovable();
-        inode.allocate_movable(movable);
+        store.allocate_movable(movable);
         if movable {
             self.in_movable_areas = true;
             self.allowances += 1;
@@ -194,17 +195,19 @@ impl State {
 
 impl Node {
     /// A node for a new, empty file, which one VM only may bind or all.
-    pub(crate) fn new(inode: Inode, one_vm: bool) -> Result<Arc<Self>> {
+    pub(crate) fn new(store: AnyStore, one_vm: bool) -> Result<Arc<Self>> {
+        let inode = store.inode();
         let counters = stats::Entry::new(inode.number())?;
         let node = Arc::pin_init(
             pin_init!(Self {
                 inode,
+                store,
                 counters,
                 state <- new_spinlock!(State {
                     exclusive: Tree::new(),
                     bound: 0,
                     observers: Tree::new(),
-                    running: RecordList::new(),
+                    running: Invalidations::new(),
                     clock: Clock::default(),
                     flags: Flags::CREATION,
                     claim: Claim::new(one_vm),
@@ -216,8 +219,8 @@ impl Node {
             GFP_KERNEL,
         )?;
         node.counters.create.count();
-        node.inode.apply(Flags::CREATION);
-        node.inode.allocate_movable(false);
+        node.store.set_flags(Flags::CREATION);
+        node.store.allocate_movable(false);
         Ok(node)
     }
 
@@ -228,13 +231,13 @@ impl Node {
 
     /// May the size change from `old` to `new` bytes? Under the inode lock.
     pub(crate) fn set_size(&self, old: u64, new: u64) -> Result {
-        Ok(file::set_size(old, new)?)
+        Ok(file::set_size(old, new, self.store.unit())?)
     }
 
     /// fallocate(2), in bytes. Sleeps, takes the inode lock.
     ///
-    /// shmem does the work. When it punches a hole it calls [`Self::invalidate_start`] and
-    /// [`Self::invalidate_end`] around it, once for the whole hole (rule 14). Allocation takes
+    /// The store does the work. When it punches a hole, it calls [`Self::invalidate_start`] and
+    /// [`Self::invalidate_end`] around that, once for the whole hole (rule 14). Allocation takes
     /// nothing away; when it fails, shmem undoes what is not uptodate, and all that a consumer ever
     /// got is (rule 16, rule 22).
     pub(crate) fn fallocate(&self, file: File, mode: i32, offset: i64, len: i64) -> Result {
@@ -244,7 +247,7 @@ impl Node {
         if let Space::Punch(_) = file::fallocate(mode as u32, bytes(offset)?, bytes(len)?, size)? {
             self.counters.punch.count();
         }
-        file.fallocate(mode, offset, len)
+        self.store.fallocate(file, mode, offset, len)
     }
 
     /// Binds `notifier` to the pages of `file` it names (rules 6 to 8). Sleeps, and may allocate and
@@ -257,7 +260,7 @@ impl Node {
         if exclusive && !file.writable() {
             return Err(EACCES);
         }
-        let pages = notifier.binding(self.inode.pages())?.pages();
+        let pages = notifier.span(self.inode.pages())?.pages();
 
         let mut state = self.state.lock();
         if exclusive {
@@ -277,13 +280,13 @@ impl Node {
 
                 // What will not move any more must not stay where others need room. Meanwhile all
                 // may change, so look again.
-                self.inode.allocate_movable(false);
+                self.store.allocate_movable(false);
                 let allowances = state.allowances;
                 drop(state);
-                let left = self.inode.leave_movable_areas();
+                let left = self.store.leave_movable_areas();
                 state = self.state.lock();
                 if let Err(err) = left {
-                    state.place(&self.inode);
+                    state.place(&self.store);
                     return Err(err);
                 }
                 if state.allowances == allowances {
@@ -293,8 +296,8 @@ impl Node {
             state.bound += 1;
             state.claim = state.claim.taken(notifier.context());
             state.flags = flags;
-            self.inode.apply(flags);
-            state.place(&self.inode);
+            self.store.set_flags(flags);
+            state.place(&self.store);
         }
 
         file.hold_for(notifier);
@@ -324,11 +327,11 @@ impl Node {
     /// waited for, only what is running now and calls this very notifier. What the pages were
     /// promised holds on (rule 8), so there is nothing to do for each of them. Sleeps.
     pub(crate) fn unbind(&self, notifier: Notifier) {
-        let Ok(binding) = notifier.binding(self.inode.pages()) else {
+        let Ok(span) = notifier.span(self.inode.pages()) else {
             // Not reached: bind() accepted it, and a file that is bound keeps its size.
             return;
         };
-        let pages = binding.pages();
+        let pages = span.pages();
 
         let mut state = self.state.lock();
         let death = state.clock.tick();
@@ -346,7 +349,7 @@ impl Node {
         state.tree(notifier).remove(notifier);
         if !notifier.observer() {
             state.bound -= 1;
-            state.place(&self.inode);
+            state.place(&self.store);
         }
         drop(state);
 
@@ -365,116 +368,122 @@ impl Node {
         }
     }
 
-    /// Takes consumers off `pages`, does `work`, and lets them come back (rule 14). Sleeps.
+    /// Lets consumers unmap `pages`, does `work`, and lets them map the pages again (rule 14). Sleeps.
     pub(crate) fn invalidate<R>(&self, pages: Range, work: impl FnOnce() -> R) -> R {
-        Record::with(self, |record| {
-            self.invalidate_start(record, pages);
+        Invalidation::with(self, |inv| {
+            self.invalidate_start(inv, pages);
             let result = work();
-            self.invalidate_end(record);
+            self.invalidate_end(inv);
             result
         })
     }
 
-    /// The first half of [`Self::invalidate`], for a caller who keeps `record`.
-    pub(crate) fn invalidate_start(&self, record: Record, pages: Range) {
+    /// The first half of [`Self::invalidate`], for a caller who keeps the record of `inv`.
+    pub(crate) fn invalidate_start(&self, inv: Invalidation, pages: Range) {
         self.counters.invalidate.count();
         trace::invalidate_start(&self.inode, pages);
-        self.begin(record, pages);
-        self.each_context(record, |notifier, frames| {
-            notifier.invalidate_start(record, frames);
+        self.begin(inv, pages);
+        self.each_context(inv, |notifier, frames| {
+            notifier.invalidate_start(inv, frames);
         });
     }
 
     /// The second half. When [`Self::end`] gives the lock up, the inode may go: nothing may touch it
     /// after that. (`self` stays, for the caller holds a reference to it.)
-    pub(crate) fn invalidate_end(&self, record: Record) {
-        self.each_context(record, |notifier, frames| {
-            notifier.invalidate_end(record, frames);
+    pub(crate) fn invalidate_end(&self, inv: Invalidation) {
+        self.each_context(inv, |notifier, frames| {
+            notifier.invalidate_end(inv, frames);
         });
-        if let Some(running) = record.running() {
-            trace::invalidate_end(&self.inode, running.pages);
+        if let Some(scope) = inv.scope() {
+            trace::invalidate_end(&self.inode, scope.pages);
         }
-        self.end(record);
+        self.end(inv);
     }
 
     /// Has a consumer used any of `pages` since the last time? Sleeps.
     pub(crate) fn test_clear_young(&self, pages: Range) -> bool {
-        Record::with(self, |record| {
+        Invalidation::with(self, |inv| {
             let mut young = false;
-            self.begin(record, pages);
-            self.each(record, |notifier, frames| {
+            self.begin(inv, pages);
+            self.each(inv, |notifier, frames| {
                 young |= notifier.test_clear_young(frames);
             });
-            self.end(record);
+            self.end(inv);
             young
         })
     }
 
-    /// From here on those who now have any of `pages` bound are there until [`Self::end`].
-    fn begin(&self, record: Record, pages: Range) {
+    /// Begins `inv`. From here on, the bindings that overlap `pages` stay until [`Self::end`].
+    fn begin(&self, inv: Invalidation, pages: Range) {
         let mut state = self.state.lock();
         let seq = state.clock.tick();
-        state.running.push(record, seq, pages);
-        // Who takes part is settled. Mostly it is one binding, and nobody has to look again.
-        let running = Running { seq, pages };
-        let first = state.listener(running, None);
-        let more = first.is_some_and(|first| state.listener(running, Some(first)).is_some());
-        Hits { first, more }.note(record);
+        state.running.push(inv, seq, pages);
+        // From now on it is settled who takes part. Mostly that is one binding, and the tree need
+        // not be searched again.
+        let scope = Scope { seq, pages };
+        let first = state.listener(scope, None);
+        let more = first.is_some_and(|first| state.listener(scope, Some(first)).is_some());
+        Hits { first, more }.note(inv);
     }
 
-    fn end(&self, record: Record) {
+    fn end(&self, inv: Invalidation) {
         let mut state = self.state.lock();
-        state.running.remove(record);
-        // Under the lock, so that who waits for the inode cannot go on before we are done.
+        state.running.remove(inv);
+        // This is done under the lock: whoever waits in order to free the inode cannot go on before
+        // this function has finished.
         self.ended.notify_all();
     }
 
-    /// Calls `call` for all that take part, each with those of its frames that are meant.
-    fn each(&self, record: Record, mut call: impl FnMut(Notifier, Range)) {
-        let (Some(running), Hits { first, more }) = (record.running(), Hits::of(record)) else {
+    /// Calls `call` for each notifier that takes part, with those of its frames that are in scope.
+    fn each(&self, inv: Invalidation, mut call: impl FnMut(Notifier, Range)) {
+        let (Some(scope), Hits { first, more }) = (inv.scope(), Hits::of(inv)) else {
             return;
         };
         let mut at = first;
         while let Some(notifier) = at {
-            if let Some(frames) = self.frames(running, notifier) {
+            if let Some(frames) = self.frames(scope, notifier) {
                 call(notifier, frames);
             }
             at = if more {
-                self.state.lock().listener(running, at)
+                self.state.lock().listener(scope, at)
             } else {
                 None
             };
         }
     }
 
-    /// Likewise, but once for each context. The consumer gets the other bindings of the context from
+    /// Does the same once for each context. The consumer gets the other bindings of the context from
     /// [`Self::next_range`], so that it can do all of them under one lock.
-    fn each_context(&self, record: Record, mut call: impl FnMut(Notifier, Range)) {
-        let (Some(running), Hits { first, .. }) = (record.running(), Hits::of(record)) else {
+    fn each_context(&self, inv: Invalidation, mut call: impl FnMut(Notifier, Range)) {
+        let (Some(scope), Hits { first, .. }) = (inv.scope(), Hits::of(inv)) else {
             return;
         };
-        self.each(record, |notifier, frames| {
-            if first == Some(notifier) || self.state.lock().leads(running, notifier) {
+        self.each(inv, |notifier, frames| {
+            if first == Some(notifier) || self.state.lock().leads(scope, notifier) {
                 call(notifier, frames);
             }
         });
     }
 
-    /// The next binding of the context of `after` that takes part, and those of its frames that are
-    /// meant. Takes a spinlock, and may be called under others.
-    pub(crate) fn next_range(&self, record: Record, after: Notifier) -> Option<(Notifier, Range)> {
-        let running = record.running()?;
-        if !Hits::of(record).more {
+    /// The next notifier of the context of `after` that takes part, and those of its frames that are
+    /// in scope. Takes a spinlock, and may be called under others.
+    pub(crate) fn next_range(
+        &self,
+        inv: Invalidation,
+        after: Notifier,
+    ) -> Option<(Notifier, Range)> {
+        let scope = inv.scope()?;
+        if !Hits::of(inv).more {
             return None;
         }
-        let notifier = self.state.lock().peer(running, after)?;
-        Some((notifier, self.frames(running, notifier)?))
+        let notifier = self.state.lock().peer(scope, after)?;
+        Some((notifier, self.frames(scope, notifier)?))
     }
 
-    /// Those frames of `notifier` that are meant.
-    fn frames(&self, running: Running, notifier: Notifier) -> Option<Range> {
-        let binding = notifier.binding(self.inode.pages()).ok()?;
-        binding.frames_of(running.pages)
+    /// The frames of `notifier` that are in scope.
+    fn frames(&self, scope: Scope, notifier: Notifier) -> Option<Range> {
+        let span = notifier.span(self.inode.pages()).ok()?;
+        span.frames_of(scope.pages)
     }
 
     /// Lines for `/proc/PID/fdinfo/FD`.
@@ -486,196 +495,5 @@ impl Node {
         seq_print!(seq, "memfile-flags:\t{:#x}\n", flags.bits());
         seq_print!(seq, "memfile-bindings:\t{}\n", bound);
         seq_print!(seq, "memfile-pages:\t{}\n", self.inode.resident());
-    }
-}
-
-#[cfg(CONFIG_KUNIT = "y")]
-#[kernel::macros::kunit_tests(memfile_node)]
-mod tests {
-    use crate::abi::kunit::{
-        Call::*,
-        Journal,
-        TestConsumer,
-        TestFile, //
-    };
-    use crate::policy::flags::Flags;
-    use crate::policy::range::Range;
-    use kernel::prelude::*;
-
-    const ALL: u64 = Flags::ALL as u64;
-
-    #[test]
-    fn exclusive_bindings_never_overlap() -> Result {
-        let journal = Journal::new();
-        let file = TestFile::new(16)?;
-        let a = TestConsumer::new(&journal, 'a', false, 0)?;
-        let b = TestConsumer::new(&journal, 'b', false, 0)?;
-        file.bind(a.as_ref(), ALL, 4, 4)?;
-        for (pgoff, pages) in [(4, 4), (0, 16), (0, 5), (7, 1), (7, 9), (5, 2)] {
-            assert_eq!(file.bind(b.as_ref(), ALL, pgoff, pages), Err(EEXIST));
-        }
-        for (pgoff, pages) in [(0, 4), (8, 8)] {
-            assert_eq!(file.bind(b.as_ref(), ALL, pgoff, pages), Ok(()));
-            b.unbind();
-        }
-        a.unbind();
-        assert_eq!(file.bind(b.as_ref(), ALL, 0, 16), Ok(()));
-        Ok(())
-    }
-
-    #[test]
-    fn observers_overlap_anything_and_do_not_decide() -> Result {
-        let journal = Journal::new();
-        let file = TestFile::new(16)?;
-        let a = TestConsumer::new(&journal, 'a', true, 0)?;
-        let b = TestConsumer::new(&journal, 'b', true, 0)?;
-        let c = TestConsumer::new(&journal, 'c', false, 0)?;
-        file.bind(a.as_ref(), 0, 0, 16)?;
-        file.bind(b.as_ref(), 0, 0, 16)?;
-        assert_eq!(file.node().flags(), Flags::CREATION);
-        assert_eq!(file.bind(c.as_ref(), ALL, 0, 16), Ok(()));
-        assert_eq!(u64::from(file.node().flags().bits()), ALL);
-        c.unbind();
-        assert_eq!(u64::from(file.node().flags().bits()), ALL);
-        Ok(())
-    }
-
-    #[test]
-    fn refused_bindings_leave_nothing_behind() -> Result {
-        let journal = Journal::new();
-        let file = TestFile::new(16)?;
-        let a = TestConsumer::new(&journal, 'a', false, 0)?;
-        let wraps = TestConsumer::new(&journal, 'w', false, u64::MAX)?;
-        for (pgoff, pages) in [(0, 0), (0, 17), (16, 1), (usize::MAX, 2)] {
-            assert_eq!(file.bind(a.as_ref(), ALL, pgoff, pages), Err(EINVAL));
-        }
-        assert_eq!(file.bind(wraps.as_ref(), ALL, 0, 2), Err(EINVAL));
-        assert_eq!(file.bind(a.as_ref(), ALL + 1, 0, 16), Err(EINVAL));
-        assert_eq!(file.node().flags(), Flags::CREATION);
-        assert_eq!(file.bind(a.as_ref(), ALL, 0, 16), Ok(()));
-        Ok(())
-    }
-
-    #[test]
-    fn a_consumer_without_all_callbacks_is_refused() -> Result {
-        let journal = Journal::new();
-        let file = TestFile::new(16)?;
-        let a = TestConsumer::incomplete(&journal)?;
-        assert_eq!(file.bind(a.as_ref(), ALL, 0, 16), Err(EINVAL));
-        Ok(())
-    }
-
-    #[test]
-    fn an_invalidation_calls_who_overlaps_with_what_is_theirs() -> Result {
-        let journal = Journal::new();
-        let file = TestFile::new(16)?;
-        let a = TestConsumer::new(&journal, 'a', false, 100)?;
-        let b = TestConsumer::new(&journal, 'b', false, 200)?;
-        let c = TestConsumer::new(&journal, 'c', true, 0)?;
-        file.bind(a.as_ref(), ALL, 0, 4)?;
-        file.bind(b.as_ref(), ALL, 4, 4)?;
-        file.bind(c.as_ref(), 0, 6, 10)?;
-
-        file.node().invalidate(Range::of(2, 7), || {
-            // All starts, before any page goes.
-            assert!(journal.take(&[
-                ('a', Start, 102, 104),
-                ('b', Start, 200, 203),
-                ('c', Start, 0, 1),
-            ]));
-        });
-        assert!(journal.take(&[('a', End, 102, 104), ('b', End, 200, 203), ('c', End, 0, 1),]));
-
-        file.node().invalidate(Range::of(16, 20), || ());
-        assert!(journal.take(&[]));
-        a.unbind();
-        b.unbind();
-        c.unbind();
-        file.node().invalidate(Range::of(0, 16), || ());
-        assert!(journal.take(&[]));
-        Ok(())
-    }
-
-    #[test]
-    fn bindings_of_one_context_are_called_together() -> Result {
-        let journal = Journal::new();
-        let file = TestFile::new(16)?;
-        let a = TestConsumer::of_context(&journal, 'a', 1, 0)?;
-        let b = TestConsumer::of_context(&journal, 'b', 2, 0)?;
-        let c = TestConsumer::of_context(&journal, 'c', 1, 100)?;
-        let d = TestConsumer::of_context(&journal, 'd', 2, 100)?;
-        for (pgoff, consumer) in [(0, &a), (4, &b), (8, &c), (12, &d)] {
-            file.bind(consumer.as_ref(), ALL, pgoff, 4)?;
-        }
-        let all = |call| {
-            [
-                ('a', call, 2, 4),
-                ('c', call, 100, 104),
-                ('b', call, 0, 4),
-                ('d', call, 100, 102),
-            ]
-        };
-        file.node().invalidate(Range::of(2, 14), || {
-            assert!(journal.take(&all(Start)));
-        });
-        assert!(journal.take(&all(End)));
-
-        // The first of a context need not be the first of all.
-        file.node().invalidate(Range::of(6, 9), || {
-            assert!(journal.take(&[('b', Start, 2, 4), ('c', Start, 100, 101)]));
-        });
-        assert!(journal.take(&[('b', End, 2, 4), ('c', End, 100, 101)]));
-        Ok(())
-    }
-
-    #[test]
-    fn who_comes_meanwhile_hears_no_end_without_a_start() -> Result {
-        let journal = Journal::new();
-        let file = TestFile::new(16)?;
-        let a = TestConsumer::new(&journal, 'a', true, 0)?;
-        let b = TestConsumer::new(&journal, 'b', true, 0)?;
-        file.bind(a.as_ref(), 0, 0, 16)?;
-        // It waits for invalidations of its own pages only: this one it does not overlap.
-        file.node().invalidate(Range::of(0, 8), || {
-            assert_eq!(file.bind(b.as_ref(), 0, 8, 8), Ok(()));
-            b.unbind();
-            assert_eq!(file.bind(b.as_ref(), 0, 8, 8), Ok(()));
-        });
-        assert!(journal.take(&[('a', Start, 0, 8), ('a', End, 0, 8)]));
-        Ok(())
-    }
-
-    #[test]
-    fn invalidations_inside_of_each_other_balance() -> Result {
-        let journal = Journal::new();
-        let file = TestFile::new(16)?;
-        let a = TestConsumer::new(&journal, 'a', false, 0)?;
-        let node = file.node();
-        file.bind(a.as_ref(), ALL, 0, 16)?;
-        node.invalidate(Range::of(0, 8), || node.invalidate(Range::of(4, 12), || ()));
-        assert!(journal.take(&[
-            ('a', Start, 0, 8),
-            ('a', Start, 4, 12),
-            ('a', End, 4, 12),
-            ('a', End, 0, 8),
-        ]));
-        Ok(())
-    }
-
-    #[test]
-    fn everybody_is_asked_whether_the_pages_are_in_use() -> Result {
-        let journal = Journal::new();
-        let file = TestFile::new(16)?;
-        let a = TestConsumer::new(&journal, 'a', false, 0)?;
-        let b = TestConsumer::new(&journal, 'b', true, 0)?;
-        file.bind(a.as_ref(), ALL, 0, 8)?;
-        file.bind(b.as_ref(), 0, 4, 8)?;
-        assert!(!file.node().test_clear_young(Range::of(2, 6)));
-        a.young.set(true);
-        assert!(file.node().test_clear_young(Range::of(2, 6)));
-        assert!(!file.node().test_clear_young(Range::of(8, 9)));
-        let both = [('a', Young, 2, 6), ('b', Young, 0, 2)];
-        assert!(journal.take(&[both[0], both[1], both[0], both[1], ('b', Young, 4, 5)]));
-        Ok(())
     }
 }

@@ -11,7 +11,7 @@
 //! up.
 
 use crate::abi::debugfs::Show;
-use crate::abi::FILES;
+use crate::abi::lock::module_mutex;
 use core::ops::Deref;
 use kernel::prelude::*;
 use kernel::rbtree::{
@@ -91,13 +91,18 @@ pub(crate) struct Files(Option<RBTree<i64, Arc<File>>>);
 
 impl Files {
     /// None.
-    pub(crate) const fn new() -> Self {
+    const fn new() -> Self {
         Self(None)
     }
 
     fn iter(&self) -> impl Iterator<Item = &File> {
         self.0.iter().flat_map(RBTree::values).map(Deref::deref)
     }
+}
+
+module_mutex! {
+    /// The files that there are.
+    static FILES: Files = Files::new();
 }
 
 /// A file's place among [`Files`], until it is dropped. Sleeps then.

@@ -1,33 +1,41 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The core's callbacks, as C calls them: pointers become references, errors become errnos.
+//! The core's callbacks.
 //!
 //! C header: [`include/linux/memfile.h`](srctree/include/linux/memfile.h), which says what each of
 //! them is for and what the caller holds.
 
-use super::folio::{
+use crate::abi::file::{
+    AnyFile,
+    File, //
+};
+use crate::abi::folio::{
     Found,
-    Locked, //
+    Locked,
+    Migration, //
 };
-use super::inode::{
-    File,
-    Inode, //
+use crate::abi::foreign::{
+    self,
+    ForeignStore, //
 };
-use super::notifier::Notifier;
-use super::record::Record;
-use super::{
-    store,
-    trace,
-    FILES, //
-};
+use crate::abi::invalidation::Invalidation;
+use crate::abi::notifier::Notifier;
+use crate::abi::shmem::ShmemInode;
+use crate::abi::trace;
 use crate::bindings;
-use crate::engine;
 use crate::engine::node::Node;
-use crate::engine::shmem;
-use crate::policy::range::{
-    Binding,
-    Range, //
+use crate::engine::{
+    pages,
+    stats, //
 };
+use crate::policy::range::Range;
+use crate::store::{
+    each_store,
+    AnyStore,
+    Page,
+    Store, //
+};
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 use kernel::error::{
     code::*,
@@ -52,10 +60,11 @@ pub(crate) struct Registration(());
 impl Registration {
     /// Registers, once in the module's life. Sleeps. `EBUSY` if another core is registered.
     pub(crate) fn new() -> Result<Self> {
+        // Every lock of the whole module (`module_mutex!`).
         // SAFETY: This is the only place, and nobody has used the lock before.
-        unsafe { FILES.init() };
+        unsafe { stats::FILES.init() };
         // SAFETY: As above.
-        unsafe { store::init() };
+        unsafe { foreign::STORES.init() };
         // SAFETY: The ops are static, and `drop()` unregisters them.
         to_result(unsafe { bindings::memfile_register_core(&OPS.0) })?;
         Ok(Self(()))
@@ -78,7 +87,7 @@ struct Ops(bindings::memfile_core_ops);
 unsafe impl Sync for Ops {}
 
 static OPS: Ops = Ops(bindings::memfile_core_ops {
-    owner: <crate::Memfile as kernel::ModuleMetadata>::THIS_MODULE.as_ptr(),
+    owner: bindings::THIS_MODULE,
     create: Some(create),
     destroy: Some(destroy),
     set_size: Some(set_size),
@@ -96,20 +105,24 @@ static OPS: Ops = Ops(bindings::memfile_core_ops {
     error_folio: Some(error_folio),
 });
 
-static SHMEM: bindings::memfile_backing_store = bindings::memfile_backing_store {
-    get_pfn: Some(get_pfn_of_shmem),
-    put_pfn: Some(put_pfn),
-};
+/// A store as consumers see it.
+struct BackingStore<S>(PhantomData<S>);
 
-static STORE: bindings::memfile_backing_store = bindings::memfile_backing_store {
-    get_pfn: Some(get_pfn_of_store),
-    put_pfn: Some(put_pfn),
-};
+impl<S: Store> BackingStore<S> {
+    const OPS: bindings::memfile_backing_store = bindings::memfile_backing_store {
+        get_pfn: Some(get_pfn::<S>),
+        put_pfn: Some(put_pfn),
+    };
+
+    fn of(_store: S) -> &'static bindings::memfile_backing_store {
+        &Self::OPS
+    }
+}
 
 /// # Safety
 ///
 /// `node` must come from [`give_node`] and not be destroyed as long as the returned value is used.
-unsafe fn borrow_node<'a>(node: *mut bindings::memfile_node) -> ArcBorrow<'a, Node> {
+pub(super) unsafe fn borrow_node<'a>(node: *mut bindings::memfile_node) -> ArcBorrow<'a, Node> {
     // SAFETY: It was made by `into_raw()`; `destroy()` has not run.
     unsafe { ArcBorrow::from_raw(node.cast_const().cast()) }
 }
@@ -131,15 +144,25 @@ pub(super) fn give_node(node: Result<Arc<Node>>) -> *mut bindings::memfile_node 
 ///
 /// # Safety
 ///
-/// `raw` must be null, or as [`Record::from_raw`] says. `node` must be valid.
-unsafe fn new_record(
+/// `raw` must be null, or as [`Invalidation::from_raw`] says. `node` must be valid.
+unsafe fn new_invalidation(
     raw: *mut bindings::memfile_invalidation,
     node: ArcBorrow<'_, Node>,
-) -> Option<Record> {
+) -> Option<Invalidation> {
     // SAFETY: By the safety requirements of this function.
-    let record = unsafe { Record::from_raw(NonNull::new(raw)?) };
-    record.set_node(node_into_raw(node.into()));
-    Some(record)
+    let inv = unsafe { Invalidation::from_raw(NonNull::new(raw)?) };
+    inv.set_node(node_into_raw(node.into()));
+    Some(inv)
+}
+
+/// `file` as a memfile of a store in the kernel.
+///
+/// # Safety
+///
+/// `file` must be null, or valid as long as the returned value is used.
+unsafe fn memfile(file: *mut bindings::file) -> Option<File> {
+    // SAFETY: By the safety requirements of this function.
+    unsafe { AnyFile::from_raw(file) }?.in_kernel_store()
 }
 
 /// # Safety
@@ -162,7 +185,8 @@ unsafe extern "C" fn create(
         return EINVAL.to_ptr();
     };
     // SAFETY: By the safety requirements of this function.
-    give_node(Node::new(unsafe { Inode::new(inode) }, one_vm))
+    let store = AnyStore::Shmem(unsafe { ShmemInode::new(inode) });
+    give_node(Node::new(store, one_vm))
 }
 
 /// # Safety
@@ -199,8 +223,7 @@ unsafe extern "C" fn fallocate(
 ) -> c_long {
     from_result(|| {
         // SAFETY: By the safety requirements of this function.
-        let file = NonNull::new(file).and_then(|file| unsafe { File::from_raw(file) });
-        let file = file.ok_or(EINVAL)?;
+        let file = unsafe { memfile(file) }.ok_or(EINVAL)?;
         // SAFETY: The node lives as long as its inode.
         unsafe { borrow_node(file.node_ptr()) }.fallocate(file, mode, offset, len)?;
         Ok(0)
@@ -214,7 +237,7 @@ unsafe extern "C" fn show_fdinfo(m: *mut bindings::seq_file, file: *mut bindings
     // SAFETY: By the safety requirements of this function.
     let seq = unsafe { SeqFile::from_raw(m) };
     // SAFETY: As above.
-    if let Some(file) = NonNull::new(file).and_then(|file| unsafe { File::from_raw(file) }) {
+    if let Some(file) = unsafe { memfile(file) } {
         // SAFETY: The node lives as long as its inode.
         unsafe { borrow_node(file.node_ptr()) }.show(seq);
     }
@@ -229,20 +252,17 @@ unsafe extern "C" fn register_notifier(
     notifier: *mut bindings::memfile_notifier,
 ) -> c_int {
     from_result(|| {
-        let file = NonNull::new(file).ok_or(EINVAL)?;
-        // SAFETY: By the safety requirements of this function, likewise the two below.
-        let file = unsafe { File::from_raw(file) }
-            .or_else(|| {
-                // SAFETY: See above.
-                unsafe { store::find(file) }
-            })
-            .ok_or(EINVAL)?;
-        // SAFETY: See above.
+        // SAFETY: By the safety requirements of this function.
+        let file = unsafe { AnyFile::from_raw(file) }.ok_or(EINVAL)?;
+        let file = file.in_kernel_store().or_else(|| ForeignStore::find(file));
+        let file = file.ok_or(EINVAL)?;
+        // SAFETY: As above.
         let notifier = unsafe { Notifier::from_raw(notifier) }.ok_or(EINVAL)?;
-        let store = if file.shmem() { &SHMEM } else { &STORE };
-        notifier.attach(file.node_ptr(), store);
         // SAFETY: The node lives as long as its inode.
-        unsafe { borrow_node(file.node_ptr()) }.bind(file, flags as u64, notifier)?;
+        let node = unsafe { borrow_node(file.node_ptr()) };
+        let store = each_store!(node.store, store => BackingStore::of(store));
+        notifier.attach(file.node_ptr(), store);
+        node.bind(file, flags as u64, notifier)?;
         Ok(0)
     })
 }
@@ -260,102 +280,106 @@ unsafe extern "C" fn unregister_notifier(notifier: *mut bindings::memfile_notifi
 
 /// # Safety
 ///
-/// `folio` must be locked and in the page cache of the file of `node`.
-unsafe extern "C" fn referenced(
+/// `folio` must be locked and in the page cache of the file of `node`, or wherever else its store
+/// has its folios, with the index that it has in the file.
+#[export_name = "memfile_node_referenced"]
+pub(super) unsafe extern "C" fn referenced(
     node: *mut bindings::memfile_node,
     folio: *mut bindings::folio,
 ) -> bool {
     // SAFETY: The locked folio pins the inode, and so the node.
     let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
-    pages.is_some_and(|pages| shmem::referenced(&node, pages))
+    pages.is_some_and(|pages| pages::referenced(&node, pages))
 }
 
 /// # Safety
 ///
 /// As for [`referenced`] and for [`invalidate_start`]: `folio` is what is invalidated.
-unsafe extern "C" fn writeout_start(
+#[export_name = "memfile_node_writeout_start"]
+pub(super) unsafe extern "C" fn writeout_start(
     node: *mut bindings::memfile_node,
-    record: *mut bindings::memfile_invalidation,
+    inv: *mut bindings::memfile_invalidation,
     folio: *mut bindings::folio,
 ) {
     // SAFETY: The locked folio pins the inode, and so the node.
     let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
     // SAFETY: By the safety requirements of this function.
-    let record = unsafe { new_record(record, node) };
-    if let Some((record, pages)) = record.zip(pages) {
-        shmem::writeout_start(&node, record, pages);
+    let inv = unsafe { new_invalidation(inv, node) };
+    if let Some((inv, pages)) = inv.zip(pages) {
+        pages::writeout_start(&node, inv, pages);
     }
 }
 
 /// # Safety
 ///
 /// As for [`referenced`].
-unsafe extern "C" fn writeout_undone(
+#[export_name = "memfile_node_writeout_undone"]
+pub(super) unsafe extern "C" fn writeout_undone(
     node: *mut bindings::memfile_node,
     folio: *mut bindings::folio,
 ) {
     // SAFETY: The locked folio pins the inode, and so the node.
     let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
     if let Some(pages) = pages {
-        shmem::writeout_undone(&node, pages);
+        pages::writeout_undone(&node, pages);
     }
 }
 
 /// # Safety
 ///
-/// `node` must be valid, `record` as [`Record`] says; [`invalidate_end`] follows.
+/// `node` must be valid, `inv` as [`Invalidation`] says; [`invalidate_end`] follows.
 #[export_name = "memfile_node_invalidate_start"]
 pub(super) unsafe extern "C" fn invalidate_start(
     node: *mut bindings::memfile_node,
-    record: *mut bindings::memfile_invalidation,
+    inv: *mut bindings::memfile_invalidation,
     start: c_ulong,
     end: c_ulong,
 ) {
     // SAFETY: By the safety requirements of this function.
     let node = unsafe { borrow_node(node) };
     // SAFETY: As above.
-    let record = unsafe { new_record(record, node) };
-    if let Some((record, pages)) = record.zip(Range::new(start as u64, end as u64)) {
-        node.invalidate_start(record, pages);
+    let inv = unsafe { new_invalidation(inv, node) };
+    if let Some((inv, pages)) = inv.zip(Range::new(start as u64, end as u64)) {
+        node.invalidate_start(inv, pages);
     }
 }
 
 /// # Safety
 ///
-/// `record` must have been started by [`invalidate_start`].
+/// `inv` must have been started by [`invalidate_start`].
 #[export_name = "memfile_node_invalidate_end"]
-pub(super) unsafe extern "C" fn invalidate_end(record: *mut bindings::memfile_invalidation) {
-    let Some(raw) = NonNull::new(record) else {
+pub(super) unsafe extern "C" fn invalidate_end(inv: *mut bindings::memfile_invalidation) {
+    let Some(raw) = NonNull::new(inv) else {
         return;
     };
     // SAFETY: By the safety requirements of this function.
-    let record = unsafe { Record::listed(raw) };
-    // SAFETY: The reference that `new_record()` took.
-    let node = unsafe { Arc::<Node>::from_raw(record.node_ptr().cast_const().cast()) };
-    if record.running().is_some() {
-        node.invalidate_end(record);
+    let inv = unsafe { Invalidation::listed(raw) };
+    // SAFETY: The reference that `new_invalidation()` took.
+    let node = unsafe { Arc::<Node>::from_raw(inv.node_ptr().cast_const().cast()) };
+    if inv.scope().is_some() {
+        node.invalidate_end(inv);
     }
 }
 
 /// # Safety
 ///
-/// For a consumer, while it is called back for `record`; `range` is what it got from there or here.
-pub(super) unsafe extern "C" fn next_range(
-    record: *mut bindings::memfile_invalidation,
+/// For a consumer, while it is called back for `inv`; `range` is what it got from there or here.
+pub(crate) unsafe extern "C" fn next_range(
+    inv: *mut bindings::memfile_invalidation,
     range: *mut bindings::memfile_range,
 ) -> bool {
-    let Some(raw) = NonNull::new(record) else {
+    let Some(raw) = NonNull::new(inv) else {
         return false;
     };
     // SAFETY: By the safety requirements of this function.
-    let record = unsafe { Record::listed(raw) };
+    let inv = unsafe { Invalidation::listed(raw) };
     // SAFETY: As above.
     let Some(after) = (unsafe { Notifier::from_raw((*range).notifier) }) else {
         return false;
     };
     // SAFETY: Whoever invalidates keeps the node. It need not be in an `Arc` of ours.
-    let node = unsafe { &*record.node_ptr().cast_const().cast::<Node>() };
-    let Some((notifier, frames)) = node.next_range(record, after) else {
+    let node = unsafe { &*inv.node_ptr().cast_const().cast::<Node>() };
+    let Some((notifier, frames)) = node.next_range(inv, after) else {
         return false;
     };
     // SAFETY: As above.
@@ -365,9 +389,10 @@ pub(super) unsafe extern "C" fn next_range(
 
 /// # Safety
 ///
-/// `dst` and `src` must be locked, and `src` in the page cache of the file of `node`, which is
-/// `mapping`.
-unsafe extern "C" fn migrate_folio(
+/// `dst` and `src` must be locked, and `src` be as for [`referenced`]; `mapping` is that of the file
+/// of `node`.
+#[export_name = "memfile_node_migrate_folio"]
+pub(super) unsafe extern "C" fn migrate_folio(
     node: *mut bindings::memfile_node,
     mapping: *mut bindings::address_space,
     dst: *mut bindings::folio,
@@ -377,10 +402,9 @@ unsafe extern "C" fn migrate_folio(
     from_result(|| {
         // SAFETY: The locked folio pins the inode, and so the node.
         let (node, pages) = unsafe { (borrow_node(node), pages_of(src)) };
-        shmem::migrate(&node, pages.ok_or(EINVAL)?, || {
-            // SAFETY: By the safety requirements of this function.
-            to_result(unsafe { bindings::migrate_folio(mapping, dst, src, mode) })
-        })?;
+        // SAFETY: By the safety requirements of this function.
+        let migration = unsafe { Migration::from_raw(mapping, dst, src, mode) };
+        pages::migrate(&node, pages.ok_or(EINVAL)?, &migration.ok_or(EINVAL)?)?;
         Ok(0)
     })
 }
@@ -388,32 +412,35 @@ unsafe extern "C" fn migrate_folio(
 /// # Safety
 ///
 /// As for [`referenced`].
-unsafe extern "C" fn error_folio(node: *mut bindings::memfile_node, folio: *mut bindings::folio) {
+#[export_name = "memfile_node_error_folio"]
+pub(super) unsafe extern "C" fn error_folio(
+    node: *mut bindings::memfile_node,
+    folio: *mut bindings::folio,
+) {
     // SAFETY: The locked folio pins the inode, and so the node.
     let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
     if let Some(pages) = pages {
-        shmem::poison(&node, pages);
+        pages::poison(&node, pages);
     }
 }
 
-/// Writes to `pfn` what `find` finds, with the page's index.
-///
 /// # Safety
 ///
-/// `notifier` must be registered, `pfn` writable.
-unsafe fn get_pfn(
+/// `notifier` must be registered for a file of store `S`, `pfn` writable.
+unsafe extern "C" fn get_pfn<S: Store>(
     notifier: *mut bindings::memfile_notifier,
+    frame: u64,
     pfn: *mut bindings::memfile_pfn,
-    find: impl FnOnce(&Node, Binding) -> Result<Found<(bindings::memfile_pfn, u64)>>,
 ) -> c_int {
     from_result(|| {
         // SAFETY: By the safety requirements of this function.
         let notifier = unsafe { Notifier::from_raw(notifier) }.ok_or(EINVAL)?;
         // SAFETY: The notifier holds the file, which holds the node.
         let node = unsafe { borrow_node(notifier.node_ptr()) };
-        let binding = notifier.binding(node.inode.pages())?;
-        let found = find(&node, binding).inspect_err(|_| node.counters.get_pfn_error.count())?;
-        let (found, index) = match found {
+        let span = notifier.span(node.inode.pages())?;
+        let found = pages::get_pfn::<S>(&node, span, frame)
+            .inspect_err(|_| node.counters.get_pfn_error.count())?;
+        let (page, index, order) = match found {
             Found::There(found) => found,
             Found::Coming(folio) => {
                 node.counters.get_pfn_wait.count();
@@ -422,44 +449,13 @@ unsafe fn get_pfn(
                 return Err(EAGAIN);
             }
         };
+        let found = page.into_pfn(index, order);
         node.counters.get_pfn.count();
         trace::get_pfn(&node.inode, index, &found);
         // SAFETY: By the safety requirements of this function.
         unsafe { pfn.write(found) };
         Ok(0)
     })
-}
-
-/// # Safety
-///
-/// As for [`get_pfn`].
-unsafe extern "C" fn get_pfn_of_shmem(
-    notifier: *mut bindings::memfile_notifier,
-    frame: u64,
-    pfn: *mut bindings::memfile_pfn,
-) -> c_int {
-    let find = |node: &Node, binding| {
-        let found = shmem::get_pfn(node, binding, frame)?;
-        Ok(found.map(|(folio, index, order)| (folio.into_pfn(index, order), index)))
-    };
-    // SAFETY: By the safety requirements of this function.
-    unsafe { get_pfn(notifier, pfn, find) }
-}
-
-/// # Safety
-///
-/// As for [`get_pfn`].
-unsafe extern "C" fn get_pfn_of_store(
-    notifier: *mut bindings::memfile_notifier,
-    frame: u64,
-    pfn: *mut bindings::memfile_pfn,
-) -> c_int {
-    let find = |node: &Node, binding| {
-        let (page, index, order) = engine::store::get_pfn(node, binding, frame)?;
-        Ok(Found::There((page.into_pfn(order), index)))
-    };
-    // SAFETY: By the safety requirements of this function.
-    unsafe { get_pfn(notifier, pfn, find) }
 }
 
 /// # Safety

@@ -24,13 +24,13 @@ const MUTANTS: &[(&str, &str, &str)] = &[
     ),
     (
         "the_newborn_hear_the_older",
-        "tree.life(notifier).hears(running.seq)",
-        "(running.seq < tree.life(notifier).death)",
+        "tree.life(notifier).hears(scope.seq)",
+        "(scope.seq < tree.life(notifier).death)",
     ),
     (
         "the_dying_hear_the_younger",
-        "tree.life(notifier).hears(running.seq)",
-        "(tree.life(notifier).birth < running.seq)",
+        "tree.life(notifier).hears(scope.seq)",
+        "(tree.life(notifier).birth < scope.seq)",
     ),
     ("nobody_is_woken", "self.ended.notify_all();", ""),
     (
@@ -40,18 +40,18 @@ const MUTANTS: &[(&str, &str, &str)] = &[
     ),
     (
         "starts_are_not_called",
-        "notifier.invalidate_start(record, frames);",
+        "notifier.invalidate_start(inv, frames);",
         "",
     ),
     (
         "ends_are_not_called",
-        "notifier.invalidate_end(record, frames);",
+        "notifier.invalidate_end(inv, frames);",
         "",
     ),
     (
         "nothing_is_clipped",
-        "binding.frames_of(running.pages)",
-        "binding.frames_of(binding.pages())",
+        "span.frames_of(scope.pages)",
+        "span.frames_of(span.pages())",
     ),
     (
         "exclusive_bindings_may_overlap",
@@ -60,13 +60,13 @@ const MUTANTS: &[(&str, &str, &str)] = &[
     ),
     (
         "each_binding_is_called_by_itself",
-        "first == Some(notifier) || self.state.lock().leads(running, notifier)",
+        "first == Some(notifier) || self.state.lock().leads(scope, notifier)",
         "true",
     ),
     (
         "peers_are_left_out",
-        "self.state.lock().peer(running, after)?",
-        "self.state.lock().peer(running, after).filter(|_| false)?",
+        "self.state.lock().peer(scope, after)?",
+        "self.state.lock().peer(scope, after).filter(|_| false)?",
     ),
 ];
 

@@ -1,18 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What KUnit's tests of the engine need: a node with pages of shmem under it that userspace does
-//! not know of, and consumers that write down what they hear.
+//! KUnit's tests of the engine, and what they need: a node with pages of shmem under it that
+//! userspace does not know of, and consumers that write down what they hear.
+//!
+//! They stand at the top because a consumer asks for further ranges where C does,
+//! [`crate::entry`]. The policy layer, which needs none of this, has its tests in its own files.
 //!
 //! A test that fails ends its thread where it stands and leaves all of this behind.
 
-use super::inode::{
-    File,
-    Inode, //
+mod node;
+mod pages;
+
+use crate::abi::file::{
+    AnyFile,
+    File, //
 };
-use super::notifier::Notifier;
+use crate::abi::notifier::Notifier;
+use crate::abi::shmem::ShmemInode;
 use crate::bindings;
 use crate::engine::node::Node;
+use crate::entry::ops;
 use crate::policy::range::PAGE_SHIFT;
+use crate::store::AnyStore;
 use core::cell::Cell;
 use core::ptr::NonNull;
 use kernel::container_of;
@@ -55,7 +64,8 @@ impl TestFile {
         // SAFETY: The file is valid, and has an inode.
         let inode = NonNull::new(unsafe { (*file.0.as_ptr()).f_inode }).ok_or(EINVAL)?;
         // SAFETY: It is one of shmem, and dropped after the node.
-        let node = Node::new(unsafe { Inode::new(inode) }, false)?;
+        let store = AnyStore::Shmem(unsafe { ShmemInode::new(inode) });
+        let node = Node::new(store, false)?;
         // INVARIANT: The file was just made.
         Ok(Self { node, file })
     }
@@ -82,8 +92,10 @@ impl TestFile {
         // SAFETY: The consumer is pinned, and unbinds when it is dropped.
         let notifier = unsafe { Notifier::from_raw(raw) }.ok_or(EINVAL)?;
         let node = NonNull::from(self.node());
-        // SAFETY: The file is valid by the type invariant, and shmem does not know it as a memfile.
-        let file = unsafe { File::of_store(self.file.0, node.cast()) };
+        // SAFETY: The file is valid by the type invariant.
+        let file = unsafe { AnyFile::from_raw(self.file.0.as_ptr()) }.ok_or(EINVAL)?;
+        // SAFETY: The node is for its inode, though shmem does not know that.
+        let file = unsafe { File::new(file, node.cast()) };
         self.node.bind(file, flags, notifier)?;
         consumer.bound.set(Some(node));
         Ok(())
@@ -264,7 +276,7 @@ impl<'a> TestConsumer<'a> {
             unsafe { Self::note(notifier, call, start, end) };
             // The core may not be registered, or not be this one: ask the node.
             // SAFETY: As above.
-            if !unsafe { super::ops::next_range(inv, range) } {
+            if !unsafe { ops::next_range(inv, range) } {
                 return;
             }
         }

@@ -8,9 +8,9 @@
 //! * an invalidation calls exactly those bindings that were born before its tick and die after it
 //!   ([`Life::hears`]). Ticks do not change, so its end calls whom its start called: balance.
 //! * a birth is complete when the overlapping invalidations of earlier ticks are over: they do not
-//!   call the newcomer, so it must not map what they are taking away ([`Running::holds_up_birth`]).
+//!   call the newcomer, so it must not map what they are taking away ([`Scope::holds_up_birth`]).
 //! * a death is complete when the overlapping invalidations that still call the binding are over:
-//!   no callback after that ([`Running::holds_up_death`]). Younger ones pass it by, so a stream of
+//!   no callback after that ([`Scope::holds_up_death`]). Younger ones pass it by, so a stream of
 //!   invalidations cannot keep a binding from dying.
 //!
 //! Nobody waits for anything younger than itself, hence no cycle among these waits.
@@ -51,16 +51,16 @@ impl Life {
     }
 }
 
-/// An invalidation that has begun and not ended.
+/// What decides who takes part in an invalidation, and who waits for its end.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Running {
+pub(crate) struct Scope {
     /// Tick of its beginning.
     pub(crate) seq: Tick,
     /// What it takes away.
     pub(crate) pages: Range,
 }
 
-impl Running {
+impl Scope {
     /// Must a binding of `pages`, born at `birth`, wait for this before it maps anything?
     pub(crate) fn holds_up_birth(self, birth: Tick, pages: Range) -> bool {
         self.seq < birth && self.pages.overlaps(pages)
@@ -97,38 +97,38 @@ mod tests {
 
     #[test]
     fn a_birth_waits_for_older_invalidations_of_its_pages_only() {
-        let running = Running {
+        let scope = Scope {
             seq: 5,
             pages: EIGHT,
         };
-        assert!(running.holds_up_birth(6, Range::of(7, 9)));
-        assert!(!running.holds_up_birth(6, Range::of(8, 9)));
-        assert!(!running.holds_up_birth(4, Range::of(7, 9)));
+        assert!(scope.holds_up_birth(6, Range::of(7, 9)));
+        assert!(!scope.holds_up_birth(6, Range::of(8, 9)));
+        assert!(!scope.holds_up_birth(4, Range::of(7, 9)));
     }
 
     #[test]
     fn a_death_waits_for_those_that_call_it_only() {
-        let running = Running {
+        let scope = Scope {
             seq: 5,
             pages: EIGHT,
         };
         let first = Range::of(0, 1);
-        assert!(running.holds_up_death(Life { birth: 4, death: 6 }, first));
-        assert!(!running.holds_up_death(Life { birth: 4, death: 6 }, Range::of(8, 9)));
-        assert!(!running.holds_up_death(Life { birth: 6, death: 7 }, first));
-        assert!(!running.holds_up_death(Life { birth: 1, death: 4 }, first));
+        assert!(scope.holds_up_death(Life { birth: 4, death: 6 }, first));
+        assert!(!scope.holds_up_death(Life { birth: 4, death: 6 }, Range::of(8, 9)));
+        assert!(!scope.holds_up_death(Life { birth: 6, death: 7 }, first));
+        assert!(!scope.holds_up_death(Life { birth: 1, death: 4 }, first));
     }
 
     #[test]
     fn nobody_waits_for_the_younger() {
         for seq in 1..6 {
-            let running = Running { seq, pages: EIGHT };
+            let scope = Scope { seq, pages: EIGHT };
             for other in 1..6 {
                 let life = Life {
                     birth: 0,
                     death: other,
                 };
-                if running.holds_up_birth(other, EIGHT) || running.holds_up_death(life, EIGHT) {
+                if scope.holds_up_birth(other, EIGHT) || scope.holds_up_death(life, EIGHT) {
                     assert!(seq < other);
                 }
             }

@@ -68,16 +68,16 @@ impl Range {
     }
 }
 
-/// A binding's geometry: file page `pgoff + i` is the consumer's frame `frame + i`.
+/// Where a binding lies: file page `pgoff + i` is the consumer's frame `frame + i`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Binding {
+pub(crate) struct Span {
     pages: Range,
     frame: u64,
 }
 
-impl Binding {
-    /// Binds `nr_pages` from file page `pgoff` on to the frames from `frame` on; neither may wrap,
-    /// and the pages must lie in a file of `file_pages`.
+impl Span {
+    /// The span of a binding of `nr_pages`, from file page `pgoff` on, to the frames from `frame` on.
+    /// Neither may wrap, and the pages must lie in a file of `file_pages`.
     pub(crate) fn new(
         pgoff: u64,
         nr_pages: u64,
@@ -139,8 +139,8 @@ impl Binding {
 mod tests {
     use super::*;
 
-    fn bind(pgoff: u64, nr_pages: u64, frame: u64) -> Binding {
-        Binding {
+    fn bind(pgoff: u64, nr_pages: u64, frame: u64) -> Span {
+        Span {
             pages: Range::of(pgoff, pgoff + nr_pages),
             frame,
         }
@@ -176,46 +176,43 @@ mod tests {
 
     #[test]
     fn bindings_lie_in_the_file_and_do_not_wrap() {
-        assert!(Binding::new(0, 4, 100, 4).is_ok());
-        assert_eq!(Binding::new(1, 4, 100, 4), Err(Refusal::Invalid));
-        assert_eq!(Binding::new(0, 0, 100, 4), Err(Refusal::Invalid));
-        assert_eq!(
-            Binding::new(u64::MAX, 2, 0, u64::MAX),
-            Err(Refusal::Invalid)
-        );
-        assert_eq!(Binding::new(0, 2, u64::MAX, 4), Err(Refusal::Invalid));
+        assert!(Span::new(0, 4, 100, 4).is_ok());
+        assert_eq!(Span::new(1, 4, 100, 4), Err(Refusal::Invalid));
+        assert_eq!(Span::new(0, 0, 100, 4), Err(Refusal::Invalid));
+        assert_eq!(Span::new(u64::MAX, 2, 0, u64::MAX), Err(Refusal::Invalid));
+        assert_eq!(Span::new(0, 2, u64::MAX, 4), Err(Refusal::Invalid));
     }
 
     #[test]
     fn invalidations_below_above_and_astride_the_binding_are_clipped() {
         // Frames below, at and above the file offset.
         for frame in [0, 10, 1000] {
-            let binding = bind(10, 10, frame);
+            let span = bind(10, 10, frame);
             let frames = |start, end| Some(Range::of(frame + start, frame + end));
-            assert_eq!(binding.frames_of(Range::of(0, 10)), None);
-            assert_eq!(binding.frames_of(Range::of(20, 30)), None);
-            assert_eq!(binding.frames_of(Range::of(0, 11)), frames(0, 1));
-            assert_eq!(binding.frames_of(Range::of(19, 99)), frames(9, 10));
-            assert_eq!(binding.frames_of(Range::of(0, 99)), frames(0, 10));
-            assert_eq!(binding.frames_of(Range::of(12, 14)), frames(2, 4));
+            assert_eq!(span.frames_of(Range::of(0, 10)), None);
+            assert_eq!(span.frames_of(Range::of(20, 30)), None);
+            assert_eq!(span.frames_of(Range::of(0, 11)), frames(0, 1));
+            assert_eq!(span.frames_of(Range::of(19, 99)), frames(9, 10));
+            assert_eq!(span.frames_of(Range::of(0, 99)), frames(0, 10));
+            assert_eq!(span.frames_of(Range::of(12, 14)), frames(2, 4));
         }
     }
 
     #[test]
     fn frames_outside_of_the_binding_have_no_page() {
-        let binding = bind(10, 10, 100);
-        assert_eq!(binding.page_of(99), None);
-        assert_eq!(binding.page_of(100), Some(10));
-        assert_eq!(binding.page_of(109), Some(19));
-        assert_eq!(binding.page_of(110), None);
-        assert_eq!(binding.page_of(u64::MAX), None);
+        let span = bind(10, 10, 100);
+        assert_eq!(span.page_of(99), None);
+        assert_eq!(span.page_of(100), Some(10));
+        assert_eq!(span.page_of(109), Some(19));
+        assert_eq!(span.page_of(110), None);
+        assert_eq!(span.page_of(u64::MAX), None);
     }
 
     #[test]
     fn huge_only_where_offset_and_frame_are_congruent() {
-        let binding = bind(512, 1536, 0x100000);
-        assert_eq!(binding.order_at(0x100058, 9), 9);
-        assert_eq!(binding.order_at(0x100058, 4), 4);
+        let span = bind(512, 1536, 0x100000);
+        assert_eq!(span.order_at(0x100058, 9), 9);
+        assert_eq!(span.order_at(0x100058, 4), 4);
         let skewed = bind(512, 1536, 0x100001);
         assert_eq!(skewed.order_at(0x100058, 9), 0);
         let half = bind(512, 1536, 0x100100);
@@ -224,9 +221,9 @@ mod tests {
 
     #[test]
     fn huge_only_where_the_binding_has_all_of_it() {
-        let binding = bind(513, 1023, 0x100001);
-        assert_eq!(binding.order_at(0x1001ff, 9), 8);
-        assert_eq!(binding.order_at(0x100200, 9), 9);
+        let span = bind(513, 1023, 0x100001);
+        assert_eq!(span.order_at(0x1001ff, 9), 8);
+        assert_eq!(span.order_at(0x100200, 9), 9);
         let short = bind(512, 511, 0x100000);
         assert_eq!(short.order_at(0x100000, 9), 8);
         assert_eq!(short.order_at(0x1001fe, 9), 0);

@@ -10,8 +10,9 @@
 mod abi;
 #[path = "../bindings.rs"]
 mod bindings;
+#[path = "store/memory.rs"]
+mod memory;
 
-use core::ops::Range;
 use kernel::fs::file::{
     flags::O_CLOEXEC,
     File,
@@ -23,11 +24,7 @@ use kernel::miscdevice::{
     MiscDeviceOptions,
     MiscDeviceRegistration, //
 };
-use kernel::new_mutex;
-use kernel::page::Page;
 use kernel::prelude::*;
-use kernel::rbtree::RBTree;
-use kernel::sync::Mutex;
 
 module! {
     type: Module,
@@ -89,44 +86,5 @@ impl MiscDevice for Device {
             _ => return Err(ENOTTY),
         }
         Ok(0)
-    }
-}
-
-/// The pages of a file.
-#[pin_data]
-struct Memory {
-    /// Not held while consumers are called: they may not wait for an allocation.
-    #[pin]
-    pages: Mutex<RBTree<usize, Page>>,
-}
-
-impl Memory {
-    /// Has none yet.
-    fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            pages <- new_mutex!(RBTree::new()),
-        })
-    }
-
-    /// Does `f` with the page at `index`, a new one if there is none: then does `account`. Sleeps.
-    fn with_page<R>(
-        &self,
-        index: usize,
-        account: impl FnOnce(),
-        f: impl FnOnce(&Page) -> R,
-    ) -> Result<R> {
-        let mut pages = self.pages.lock();
-        if pages.get(&index).is_none() {
-            let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?;
-            pages.try_create_and_insert(index, page, GFP_KERNEL)?;
-            account();
-        }
-        pages.get(&index).map(f).ok_or(ENOMEM)
-    }
-
-    /// Gives up the pages in `hole`, and counts them. Sleeps.
-    fn punch(&self, hole: Range<usize>) -> usize {
-        let mut pages = self.pages.lock();
-        hole.filter(|index| pages.remove(index).is_some()).count()
     }
 }

@@ -11,7 +11,7 @@
 #[path = "../bindings.rs"]
 mod bindings;
 mod example;
-#[path = "../abi/consumer.rs"]
+#[path = "../consumer/memfile.rs"]
 mod memfile;
 mod recorder;
 

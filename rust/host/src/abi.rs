@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The border to C, as the engine sees it, without any C: what stands in for `rust/abi`.
+//! C's objects as the engine sees them, without any C: what stands in for `rust/abi`.
 //!
 //! It is stricter than C: using what was freed, or looking for the next in a tree from one that is
 //! not in it, panics.
@@ -22,30 +22,43 @@ impl From<Refusal> for Error {
 /// Forgets all notifiers and records of this thread.
 pub(crate) fn reset() {
     notifier::BODIES.take();
-    record::RECORDS.take();
+    invalidation::RECORDS.take();
 }
 
 pub(crate) mod inode {
-    use super::notifier::Notifier;
     use crate::kernel::prelude::*;
     use crate::policy::flags::Flags;
     use crate::policy::range::PAGE_SHIFT;
     use std::cell::Cell;
+    use std::ops::Deref;
+    use std::rc::Rc;
 
-    /// An inode of so many bytes.
+    /// What the tests set, and what they look at.
     #[derive(Default)]
-    pub(crate) struct Inode {
+    pub(crate) struct Body {
         pub(crate) bytes: Cell<u64>,
         /// It has pages.
         pub(crate) has_pages: Cell<bool>,
-        /// What [`Self::apply`] was told last.
-        pub(crate) applied: Cell<Option<Flags>>,
-        /// What [`Self::allocate_movable`] was told last.
+        /// What the store's `set_flags()` was told last.
+        pub(crate) flags: Cell<Option<Flags>>,
+        /// What the store's `allocate_movable()` was told last.
         pub(crate) movable: Cell<Option<bool>>,
-        /// What [`Self::leave_movable_areas`] answers.
+        /// What the store's `leave_movable_areas()` answers.
         pub(crate) stuck: Cell<Option<Error>>,
         /// How often that was called.
         pub(crate) left: Cell<u32>,
+    }
+
+    /// An inode of so many bytes.
+    #[derive(Clone, Default)]
+    pub(crate) struct Inode(Rc<Body>);
+
+    impl Deref for Inode {
+        type Target = Body;
+
+        fn deref(&self) -> &Body {
+            &self.0
+        }
     }
 
     impl Inode {
@@ -74,27 +87,11 @@ pub(crate) mod inode {
         pub(crate) fn has_pages(&self) -> bool {
             self.has_pages.get()
         }
-
-        pub(crate) fn apply(&self, flags: Flags) {
-            self.applied.set(Some(flags));
-        }
-
-        pub(crate) fn allocate_movable(&self, movable: bool) {
-            self.movable.set(Some(movable));
-        }
-
-        pub(crate) fn leave_movable_areas(&self) -> Result {
-            let movable = self.movable.get();
-            assert_eq!(movable, Some(false), "new pages take the place of the old");
-            self.left.set(self.left.get() + 1);
-            self.stuck.get().map_or(Ok(()), Err)
-        }
     }
+}
 
-    thread_local! {
-        /// The last call that reached shmem.
-        pub(crate) static FALLOCATED: Cell<Option<(i32, i64, i64)>> = const { Cell::new(None) };
-    }
+pub(crate) mod file {
+    use super::notifier::Notifier;
 
     /// An open file.
     #[derive(Clone, Copy)]
@@ -107,11 +104,6 @@ pub(crate) mod inode {
             self.writable
         }
 
-        pub(crate) fn fallocate(self, mode: i32, offset: i64, len: i64) -> Result {
-            FALLOCATED.set(Some((mode, offset, len)));
-            Ok(())
-        }
-
         pub(crate) fn hold_for(self, notifier: Notifier) {
             assert!(!notifier.body().file_held.replace(true), "held twice");
         }
@@ -119,9 +111,9 @@ pub(crate) mod inode {
 }
 
 pub(crate) mod notifier {
-    use super::record::Record;
+    use super::invalidation::Invalidation;
     use crate::policy::clock::Life;
-    use crate::policy::range::{Binding, Range};
+    use crate::policy::range::{Range, Span};
     use crate::policy::Refusal;
     use std::cell::{Cell, RefCell};
     use std::num::NonZeroU64;
@@ -137,7 +129,7 @@ pub(crate) mod notifier {
 
     /// The bindings of one context that take part in an invalidation.
     pub(crate) struct Ranges {
-        record: Record,
+        inv: Invalidation,
         next: Option<(Notifier, Range)>,
     }
 
@@ -147,7 +139,7 @@ pub(crate) mod notifier {
         fn next(&mut self) -> Option<Self::Item> {
             let (notifier, frames) = self.next.take()?;
             if notifier.context().is_some() {
-                self.next = self.record.next_range(notifier);
+                self.next = self.inv.next_range(notifier);
             }
             Some((notifier, frames))
         }
@@ -217,9 +209,9 @@ pub(crate) mod notifier {
             NonZeroU64::new(self.body().context)
         }
 
-        pub(crate) fn binding(self, file_pages: u64) -> Result<Binding, Refusal> {
+        pub(crate) fn span(self, file_pages: u64) -> Result<Span, Refusal> {
             let body = self.body();
-            Binding::new(body.pgoff, body.nr_pages, body.frame, file_pages)
+            Span::new(body.pgoff, body.nr_pages, body.frame, file_pages)
         }
 
         pub(crate) fn has_ops(self) -> bool {
@@ -230,14 +222,14 @@ pub(crate) mod notifier {
             assert!(self.body().file_held.replace(false), "released twice");
         }
 
-        pub(crate) fn invalidate_start(self, record: Record, frames: Range) {
+        pub(crate) fn invalidate_start(self, inv: Invalidation, frames: Range) {
             let next = Some((self, frames));
-            self.consumer().invalidate_start(Ranges { record, next });
+            self.consumer().invalidate_start(Ranges { inv, next });
         }
 
-        pub(crate) fn invalidate_end(self, record: Record, frames: Range) {
+        pub(crate) fn invalidate_end(self, inv: Invalidation, frames: Range) {
             let next = Some((self, frames));
-            self.consumer().invalidate_end(Ranges { record, next });
+            self.consumer().invalidate_end(Ranges { inv, next });
         }
 
         pub(crate) fn test_clear_young(self, frames: Range) -> bool {
@@ -253,12 +245,12 @@ pub(crate) mod notifier {
     }
 
     impl Hits {
-        pub(crate) fn note(self, record: Record) {
-            record.set_hits((self.first, self.more));
+        pub(crate) fn note(self, inv: Invalidation) {
+            inv.set_hits((self.first, self.more));
         }
 
-        pub(crate) fn of(record: Record) -> Self {
-            let (first, more) = record.hits();
+        pub(crate) fn of(inv: Invalidation) -> Self {
+            let (first, more) = inv.hits();
             Self { first, more }
         }
     }
@@ -304,35 +296,35 @@ pub(crate) mod notifier {
     }
 }
 
-pub(crate) mod record {
+pub(crate) mod invalidation {
     use super::notifier::Notifier;
-    use crate::policy::clock::{Running, Tick};
+    use crate::policy::clock::{Scope, Tick};
     use crate::policy::range::Range;
     use std::cell::RefCell;
     use std::rc::Rc;
 
     /// The node's `next_range()`, which C finds by the record's pointer to it.
-    pub(crate) type NextRange = Rc<dyn Fn(Record, Notifier) -> Option<(Notifier, Range)>>;
+    pub(crate) type NextRange = Rc<dyn Fn(Invalidation, Notifier) -> Option<(Notifier, Range)>>;
 
     thread_local! {
         pub(super) static RECORDS: RefCell<Vec<Body>> = const { RefCell::new(Vec::new()) };
     }
 
     pub(super) struct Body {
-        running: Option<Running>,
+        scope: Option<Scope>,
         next_range: Option<NextRange>,
         hits: (Option<Notifier>, bool),
     }
 
     /// One running invalidation; the number says which.
     #[derive(Clone, Copy, PartialEq, Eq)]
-    pub(crate) struct Record(usize);
+    pub(crate) struct Invalidation(usize);
 
-    impl Record {
+    impl Invalidation {
         pub(crate) fn new(next_range: Option<NextRange>) -> Self {
             RECORDS.with_borrow_mut(|records| {
                 records.push(Body {
-                    running: None,
+                    scope: None,
                     next_range,
                     hits: (None, false),
                 });
@@ -340,8 +332,8 @@ pub(crate) mod record {
             })
         }
 
-        fn set(self, running: Option<Running>) {
-            RECORDS.with_borrow_mut(|records| records[self.0].running = running);
+        fn set(self, scope: Option<Scope>) {
+            RECORDS.with_borrow_mut(|records| records[self.0].scope = scope);
         }
 
         pub(super) fn set_hits(self, hits: (Option<Notifier>, bool)) {
@@ -357,21 +349,21 @@ pub(crate) mod record {
             next_range.expect("the test uses contexts")(self, after)
         }
 
-        pub(crate) fn with<N, R>(_: &N, f: impl FnOnce(Record) -> R) -> R {
-            let record = Self::new(None);
-            let result = f(record);
-            assert!(record.running().is_none(), "an invalidation did not end");
+        pub(crate) fn with<N, R>(_: &N, f: impl FnOnce(Invalidation) -> R) -> R {
+            let inv = Self::new(None);
+            let result = f(inv);
+            assert!(inv.scope().is_none(), "an invalidation did not end");
             result
         }
 
-        pub(crate) fn running(self) -> Option<Running> {
-            RECORDS.with_borrow(|records| records[self.0].running)
+        pub(crate) fn scope(self) -> Option<Scope> {
+            RECORDS.with_borrow(|records| records[self.0].scope)
         }
     }
 
-    pub(crate) struct RecordList(Vec<Record>);
+    pub(crate) struct Invalidations(Vec<Invalidation>);
 
-    impl RecordList {
+    impl Invalidations {
         pub(crate) const fn new() -> Self {
             Self(Vec::new())
         }
@@ -380,20 +372,18 @@ pub(crate) mod record {
             self.0.is_empty()
         }
 
-        pub(crate) fn push(&mut self, record: Record, seq: Tick, pages: Range) {
-            record.set(Some(Running { seq, pages }));
-            self.0.push(record);
+        pub(crate) fn push(&mut self, inv: Invalidation, seq: Tick, pages: Range) {
+            inv.set(Some(Scope { seq, pages }));
+            self.0.push(inv);
         }
 
-        pub(crate) fn remove(&mut self, record: Record) {
-            self.0.retain(|&other| other != record);
-            record.set(None);
+        pub(crate) fn remove(&mut self, inv: Invalidation) {
+            self.0.retain(|&other| other != inv);
+            inv.set(None);
         }
 
-        pub(crate) fn any(&self, hold: impl Fn(Running) -> bool) -> bool {
-            self.0
-                .iter()
-                .any(|record| record.running().is_some_and(&hold))
+        pub(crate) fn any(&self, hold: impl Fn(Scope) -> bool) -> bool {
+            self.0.iter().any(|inv| inv.scope().is_some_and(&hold))
         }
     }
 }

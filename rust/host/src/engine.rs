@@ -4,54 +4,18 @@
 
 #![allow(unsafe_code, reason = "expanded from pin_init!")]
 
-use crate::abi::inode::{File, Inode};
+use crate::abi::file::File;
+use crate::abi::invalidation::Invalidation;
 use crate::abi::notifier::Notifier;
-use crate::abi::record::Record;
 use crate::kernel::prelude::*;
 use crate::kernel::sync::Arc;
 use crate::policy::range::Range;
+use crate::store::AnyStore;
 
 #[path = "../../engine/node.rs"]
 pub(crate) mod node;
 
-/// Counters that nobody reads.
-pub(crate) mod stats {
-    use crate::kernel::prelude::*;
-
-    pub(crate) struct Counter;
-
-    impl Counter {
-        pub(crate) fn count(&self) {}
-    }
-
-    macro_rules! counters {
-        ($($name:ident)*) => {
-            pub(crate) struct Counters {
-                $(pub(crate) $name: Counter,)*
-            }
-
-            pub(crate) static COUNTERS: Counters = Counters { $($name: Counter,)* };
-        };
-    }
-    counters! { create destroy bind unbind invalidate punch }
-
-    /// A file's own.
-    pub(crate) struct Entry;
-
-    impl Entry {
-        pub(crate) fn new(_ino: u64) -> Result<Self> {
-            Ok(Self)
-        }
-    }
-
-    impl std::ops::Deref for Entry {
-        type Target = Counters;
-
-        fn deref(&self) -> &Counters {
-            &COUNTERS
-        }
-    }
-}
+pub(crate) mod stats;
 
 #[allow(warnings, reason = "they are wrong")]
 pub(crate) mod mutants {
@@ -61,21 +25,21 @@ pub(crate) mod mutants {
 
 /// What the checker needs of a node.
 pub(crate) trait Protocol: Sized + 'static {
-    fn new(inode: Inode) -> Arc<Self>;
+    fn new(store: AnyStore) -> Arc<Self>;
     fn bind(&self, file: File, flags: u64, notifier: Notifier) -> Result;
     fn unbind(&self, notifier: Notifier);
     fn drain(&self);
-    fn invalidate_start(&self, record: Record, pages: Range);
-    fn invalidate_end(&self, record: Record);
-    fn next_range(&self, record: Record, after: Notifier) -> Option<(Notifier, Range)>;
+    fn invalidate_start(&self, inv: Invalidation, pages: Range);
+    fn invalidate_end(&self, inv: Invalidation);
+    fn next_range(&self, inv: Invalidation, after: Notifier) -> Option<(Notifier, Range)>;
 }
 
 macro_rules! protocol {
     ($($path:path,)*) => {
         $(
             impl Protocol for $path {
-                fn new(inode: Inode) -> Arc<Self> {
-                    <$path>::new(inode, false).expect("memory is there")
+                fn new(store: AnyStore) -> Arc<Self> {
+                    <$path>::new(store, false).expect("memory is there")
                 }
 
                 fn bind(&self, file: File, flags: u64, notifier: Notifier) -> Result {
@@ -90,17 +54,17 @@ macro_rules! protocol {
                     <$path>::drain(self);
                 }
 
-                fn invalidate_start(&self, record: Record, pages: Range) {
-                    <$path>::invalidate_start(self, record, pages);
+                fn invalidate_start(&self, inv: Invalidation, pages: Range) {
+                    <$path>::invalidate_start(self, inv, pages);
                 }
 
-                fn invalidate_end(&self, record: Record) {
-                    <$path>::invalidate_end(self, record);
+                fn invalidate_end(&self, inv: Invalidation) {
+                    <$path>::invalidate_end(self, inv);
                 }
 
-                fn next_range(&self, record: Record, after: Notifier)
+                fn next_range(&self, inv: Invalidation, after: Notifier)
                     -> Option<(Notifier, Range)> {
-                    <$path>::next_range(self, record, after)
+                    <$path>::next_range(self, inv, after)
                 }
             }
         )*

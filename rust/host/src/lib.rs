@@ -29,3 +29,5 @@ mod properties;
 mod protocol;
 #[cfg(test)]
 mod sequence;
+#[cfg(test)]
+mod store;

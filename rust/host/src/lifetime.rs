@@ -9,42 +9,42 @@
 #![allow(unsafe_code, reason = "the node is held as C holds it")]
 
 use crate::abi;
-use crate::abi::inode::Inode;
-use crate::abi::record::Record;
+use crate::abi::invalidation::Invalidation;
 use crate::engine::node::Node;
 use crate::policy::range::Range;
 use crate::stand_in::sync::{after_unlock, Arc};
+use crate::store::AnyStore;
 use std::cell::Cell;
 use std::rc::Rc;
 
 /// A file in the middle of an invalidation. Its end lets C go on to destroy the node.
-fn last_invalidation() -> (*const Node, Record, Rc<Cell<bool>>) {
+fn last_invalidation() -> (*const Node, Invalidation, Rc<Cell<bool>>) {
     abi::reset();
-    let node = Node::new(Inode::with_pages(8), false).expect("memory is there");
-    let record = Record::new(None);
-    node.invalidate_start(record, Range::of(0, 8));
+    let node = Node::new(AnyStore::with_pages(8), false).expect("memory is there");
+    let inv = Invalidation::new(None);
+    node.invalidate_start(inv, Range::of(0, 8));
     let node = Arc::into_raw(node);
     let destroyed = Rc::new(Cell::new(false));
     after_unlock(Some(Rc::new({
         let destroyed = destroyed.clone();
         move || {
-            if record.running().is_none() && !destroyed.replace(true) {
+            if inv.scope().is_none() && !destroyed.replace(true) {
                 // SAFETY: It came from `into_raw()`, and this is its end for C.
                 unsafe { Arc::from_raw(node) }.drain();
             }
         }
     })));
-    (node, record, destroyed)
+    (node, inv, destroyed)
 }
 
 #[test]
 fn node_stays_for_who_ends_the_last_invalidation() {
-    let (node, record, destroyed) = last_invalidation();
+    let (node, inv, destroyed) = last_invalidation();
     // SAFETY: C has it still, so it is valid.
     unsafe { Arc::increment_strong_count(node) };
     // SAFETY: The reference that the record has taken.
     let node = unsafe { Arc::from_raw(node) };
-    node.invalidate_end(record);
+    node.invalidate_end(inv);
     after_unlock(None);
     assert!(destroyed.get());
 }
@@ -54,9 +54,9 @@ fn node_stays_for_who_ends_the_last_invalidation() {
 #[test]
 #[ignore = "undefined behaviour, for Miri"]
 fn node_goes_while_it_is_borrowed() {
-    let (node, record, destroyed) = last_invalidation();
+    let (node, inv, destroyed) = last_invalidation();
     // SAFETY: No: it is valid when this begins, and gone before it returns.
-    unsafe { &*node }.invalidate_end(record);
+    unsafe { &*node }.invalidate_end(inv);
     after_unlock(None);
     assert!(destroyed.get());
 }

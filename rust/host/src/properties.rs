@@ -3,7 +3,7 @@
 //! The policy layer against models that are too slow and too simple to be wrong.
 
 use crate::policy::flags::Flags;
-use crate::policy::range::{Binding, Range};
+use crate::policy::range::{Range, Span};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -19,30 +19,30 @@ prop_compose! {
 prop_compose! {
     /// A binding, and the same as a map from page to frame.
     fn small_binding()(pgoff in 0..SMALL, pages in 1..SMALL, frame in 0..SMALL)
-        -> (Binding, BTreeMap<u64, u64>) {
-        let binding = Binding::new(pgoff, pages, frame, 4 * SMALL).unwrap();
-        (binding, (0..pages).map(|i| (pgoff + i, frame + i)).collect())
+        -> (Span, BTreeMap<u64, u64>) {
+        let span = Span::new(pgoff, pages, frame, 4 * SMALL).unwrap();
+        (span, (0..pages).map(|i| (pgoff + i, frame + i)).collect())
     }
 }
 
 proptest! {
     #[test]
-    fn frames_of_is_the_image_of_the_bound_pages((binding, model) in small_binding(),
+    fn frames_of_is_the_image_of_the_bound_pages((span, model) in small_binding(),
                                                  (start, end) in small_range()) {
         let image: Vec<u64> = model.range(start..end).map(|(_, &frame)| frame).collect();
-        let frames = binding.frames_of(Range::new(start, end).unwrap());
+        let frames = span.frames_of(Range::new(start, end).unwrap());
         let got: Vec<u64> = frames.map_or(vec![], |r| (r.start()..r.end()).collect());
         prop_assert_eq!(got, image);
     }
 
     #[test]
-    fn page_of_inverts_the_map((binding, model) in small_binding(), frame in 0..4 * SMALL) {
+    fn page_of_inverts_the_map((span, model) in small_binding(), frame in 0..4 * SMALL) {
         let page = model.iter().find(|&(_, &f)| f == frame).map(|(&p, _)| p);
-        prop_assert_eq!(binding.page_of(frame), page);
+        prop_assert_eq!(span.page_of(frame), page);
     }
 
     #[test]
-    fn order_at_is_the_largest_aligned_block_that_is_bound((binding, model) in small_binding(),
+    fn order_at_is_the_largest_aligned_block_that_is_bound((span, model) in small_binding(),
                                                            frame in 0..4 * SMALL,
                                                            folio_order in 0u32..7) {
         let fits = |order: u32| {
@@ -58,7 +58,7 @@ proptest! {
         } else {
             0
         };
-        prop_assert_eq!(binding.order_at(frame, folio_order), want);
+        prop_assert_eq!(span.order_at(frame, folio_order), want);
     }
 
     #[test]
@@ -73,9 +73,9 @@ proptest! {
     #[test]
     fn nothing_panics_at_the_edges_of_u64(pgoff: u64, pages: u64, frame: u64, size: u64,
                                           at: u64, order in 0u32..64) {
-        if let Ok(binding) = Binding::new(pgoff, pages, frame, size) {
-            prop_assert!(binding.order_at(at, order) <= order);
-            if let Some(page) = binding.page_of(at) {
+        if let Ok(span) = Span::new(pgoff, pages, frame, size) {
+            prop_assert!(span.order_at(at, order) <= order);
+            if let Some(page) = span.page_of(at) {
                 prop_assert!(page - pgoff < pages);
             }
         }

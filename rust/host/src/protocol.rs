@@ -19,15 +19,16 @@
 //! the fault is found.
 
 use crate::abi;
-use crate::abi::inode::{File, Inode};
+use crate::abi::file::File;
+use crate::abi::invalidation::Invalidation;
 use crate::abi::notifier::{Consumer, Notifier, Ranges};
-use crate::abi::record::Record;
 use crate::engine::node::Node;
 use crate::engine::{mutants, Protocol};
 use crate::kernel::prelude::*;
 use crate::policy::range::Range;
 use crate::stand_in::sync::{lie_in, Arc, Memory, SpinLock};
 use crate::stand_in::together;
+use crate::store::AnyStore;
 use loom::thread::{spawn, JoinHandle};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -76,7 +77,7 @@ impl<N: Protocol> World<N> {
     fn new() -> Rc<Self> {
         let node_memory = Rc::new(Memory::new());
         lie_in(&node_memory);
-        let node = N::new(Inode::with_pages(PAGES));
+        let node = N::new(AnyStore::with_pages(PAGES));
         lie_in(&Rc::new(Memory::new()));
         Rc::new(Self {
             node,
@@ -162,21 +163,21 @@ impl<N: Protocol> World<N> {
 
     /// Takes pages away.
     fn punch(&self, start: u64, end: u64) {
-        let (pages, record) = self.start_punch(start, end);
-        self.end_punch(pages, record);
+        let (pages, inv) = self.start_punch(start, end);
+        self.end_punch(pages, inv);
     }
 
-    fn start_punch(&self, start: u64, end: u64) -> (Range, Record) {
+    fn start_punch(&self, start: u64, end: u64) -> (Range, Invalidation) {
         let pages = Range::of(start, end);
         let node = self.node.clone();
-        let next_range = move |record, after| node.next_range(record, after);
-        let record = Record::new(Some(Rc::new(next_range)));
+        let next_range = move |inv, after| node.next_range(inv, after);
+        let inv = Invalidation::new(Some(Rc::new(next_range)));
         self.holes.borrow_mut().push(pages);
-        self.node.invalidate_start(record, pages);
-        (pages, record)
+        self.node.invalidate_start(inv, pages);
+        (pages, inv)
     }
 
-    fn end_punch(&self, pages: Range, record: Record) {
+    fn end_punch(&self, pages: Range, inv: Invalidation) {
         let mut generations = self.generations.lock();
         for page in pages.start()..pages.end() {
             generations[page as usize] += 1;
@@ -191,7 +192,7 @@ impl<N: Protocol> World<N> {
                 assert!(gone, "a page that is mapped has left the file");
             }
         }
-        self.node.invalidate_end(record);
+        self.node.invalidate_end(inv);
     }
 
     /// The host takes the shared page at `frame` of `vm` away, as an mmu_notifier does it: it looks
@@ -410,8 +411,8 @@ fn observer_leaves_in_a_hole<N: Protocol>() {
 /// Reclaim has taken the last page and is not done when the inode goes.
 fn swap_out_ends_while_the_file_goes<N: Protocol>() {
     let world = World::<N>::new();
-    let (pages, record) = world.start_punch(0, 1);
-    let swap = go(&world, move |world| world.end_punch(pages, record));
+    let (pages, inv) = world.start_punch(0, 1);
+    let swap = go(&world, move |world| world.end_punch(pages, inv));
     world.free();
     join([swap]);
 }
@@ -495,11 +496,11 @@ fn shared_pages_go_during_a_punch<N: Protocol>(flush: Flush) {
         move |world| world.take_shared(&vm, frame)
     });
     let before = vm.mmu.lock().flushes;
-    let (pages, record) = world.start_punch(3, 6);
+    let (pages, inv) = world.start_punch(3, 6);
     let flushes = vm.mmu.lock().flushes - before;
     // One of them may be the host's.
     assert!((1..=2).contains(&flushes), "{flushes} flushes for a hole");
-    world.end_punch(pages, record);
+    world.end_punch(pages, inv);
     join([host]);
     world.unbind(&left);
     world.unbind(&right);
@@ -519,12 +520,12 @@ fn vms_take_turns_in_a_file<N: Protocol>() {
         let late = world.bound(0, 8, true);
         world.unbind(&late);
     });
-    let (pages, record) = world.start_punch(1, 8);
+    let (pages, inv) = world.start_punch(1, 8);
     for vm in &vms {
         let (flushes, open) = vm.mmu.peek(|mmu| (mmu.flushes, mmu.open.len()));
         assert_eq!((flushes, open), (1, 2), "flushes, slots");
     }
-    world.end_punch(pages, record);
+    world.end_punch(pages, inv);
     join([birth]);
     for slot in slots {
         world.unbind(&slot);

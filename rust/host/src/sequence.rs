@@ -9,14 +9,15 @@
 //! `MEMFILE_OPS=N` makes it at least N operations, `MEMFILE_SEED=N` repeats a run.
 
 use crate::abi;
-use crate::abi::inode::{File, Inode, FALLOCATED};
+use crate::abi::file::File;
+use crate::abi::invalidation::Invalidation;
 use crate::abi::notifier::{Consumer, Notifier, Ranges};
-use crate::abi::record::Record;
 use crate::engine::node::Node;
 use crate::kernel::prelude::*;
 use crate::kernel::seq_file::SeqFile;
 use crate::policy::range::Range;
 use crate::stand_in::sync::{while_waiting, Arc};
+use crate::store::{AnyStore, FALLOCATED};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use std::cell::{Cell, RefCell};
@@ -134,7 +135,7 @@ impl Ear {
         for (notifier, frames) in ranges {
             let ids = self.ids.borrow();
             let found = ids.iter().find(|(other, _)| *other == notifier);
-            self.note(call, found.expect("a binding that nobody made").1, frames);
+            self.note(call, found.expect("a span that nobody made").1, frames);
         }
     }
 }
@@ -169,7 +170,7 @@ struct Bound {
 /// What the model knows of an invalidation.
 struct Running {
     id: usize,
-    record: Record,
+    inv: Invalidation,
     pages: std::ops::Range<u64>,
     called: Vec<(usize, Vec<u64>)>,
     /// How many contexts these are.
@@ -300,7 +301,7 @@ impl Driver {
     fn new(one_vm: bool) -> Rc<Self> {
         abi::reset();
         let driver = Rc::new(Self {
-            node: Node::new(Inode::with_pages(PAGES), one_vm).expect("memory is there"),
+            node: Node::new(AnyStore::with_pages(PAGES), one_vm).expect("memory is there"),
             model: RefCell::new(Model {
                 one_vm,
                 ..Model::default()
@@ -341,13 +342,13 @@ impl Driver {
         }
         let pages = start..start + len;
         let node = self.node.clone();
-        let next_range = move |record, after| node.next_range(record, after);
-        let record = Record::new(Some(Rc::new(next_range)));
+        let next_range = move |inv, after| node.next_range(inv, after);
+        let inv = Invalidation::new(Some(Rc::new(next_range)));
         let mut called = self.model.borrow().hearers(&pages);
         called.sort();
         let contexts = self.model.borrow().contexts(&called);
         self.node
-            .invalidate_start(record, Range::of(pages.start, pages.end));
+            .invalidate_start(inv, Range::of(pages.start, pages.end));
 
         let heard = self.take_heard();
         let starts: Vec<_> = heard
@@ -365,7 +366,7 @@ impl Driver {
         let id = model.id();
         model.running.push(Running {
             id,
-            record,
+            inv,
             pages,
             called,
             contexts,
@@ -380,14 +381,14 @@ impl Driver {
         let which = which % model.running.len();
         let Running {
             id,
-            record,
+            inv,
             called,
             contexts,
             ..
         } = model.running.remove(which);
         model.awaited.retain(|&other| other != id);
         drop(model);
-        self.node.invalidate_end(record);
+        self.node.invalidate_end(inv);
         let heard = self.take_heard();
         assert!(
             heard.iter().all(|(call, ..)| *call == Call::End),
@@ -562,7 +563,7 @@ impl Driver {
         let want = format!("memfile-flags:\t{flags:#x}\nmemfile-bindings:\t{count}\n");
         let shown = seq.0.take();
         assert!(shown.starts_with(&want), "{shown} instead of {want}");
-        let applied = self.node.inode.applied.get().expect("told at creation");
+        let applied = self.node.inode.flags.get().expect("told at creation");
         assert_eq!(u64::from(applied.bits()), flags, "what mm was told");
         let movable = self.node.inode.movable.get();
         assert_eq!(

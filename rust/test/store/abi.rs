@@ -3,9 +3,12 @@
 //! `rust/store.h` in Rust: files whose pages are in a [`Memory`], and their store.
 //!
 //! Each file has an inode of its own. It cannot be opened anew, so the inode ends with the file.
+//!
+//! The memory management does not know the pages. What it would do with those of a page cache, user
+//! space asks for with an ioctl of the file: that a page migrates, goes to swap, or breaks.
 
 use crate::bindings;
-use crate::Memory;
+use crate::memory::Memory;
 use core::ops::Range;
 use core::ptr::NonNull;
 use kernel::error::{
@@ -18,9 +21,17 @@ use kernel::ffi::{
     c_long, //
 };
 use kernel::fs::File;
-use kernel::page::PAGE_SIZE;
+use kernel::ioctl::_IO;
+use kernel::page::{
+    Page,
+    PAGE_SIZE, //
+};
 use kernel::prelude::*;
 use kernel::sync::aref::ARef;
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
+};
 use kernel::types::ForeignOwnable;
 
 /// The store's registration, from the module's load to its unload, save for what [`register`] and
@@ -58,6 +69,11 @@ pub(crate) fn unregister() -> Result {
 static STORE: bindings::memfile_store = bindings::memfile_store {
     lookup: Some(lookup),
     get_page: Some(get_page),
+    fallocate: Some(punch),
+    set_flags: Some(set_flags),
+    allocate_movable: Some(allocate_movable),
+    leave_movable_areas: Some(leave_movable_areas),
+    migrate_folio: Some(migrate_folio),
 };
 
 #[repr(transparent)]
@@ -68,9 +84,11 @@ unsafe impl Sync for Operations {}
 
 /// A file with these is one of ours.
 static OPERATIONS: Operations = Operations(bindings::file_operations {
-    owner: <crate::Module as kernel::ModuleMetadata>::THIS_MODULE.as_ptr(),
+    owner: bindings::THIS_MODULE,
     release: Some(release),
     fallocate: Some(fallocate),
+    show_fdinfo: Some(show_fdinfo),
+    unlocked_ioctl: Some(ioctl),
     ..pin_init::zeroed()
 });
 
@@ -80,6 +98,11 @@ struct Body {
     node: Node,
     /// The size of the file in pages.
     end: usize,
+    /// What consumers want, as the store has heard: flags, whether new pages may come from areas for
+    /// movable memory, and how often pages had to leave these.
+    flags: Atomic<u64>,
+    movable: Atomic<u64>,
+    left: Atomic<u64>,
     #[pin]
     memory: Memory,
 }
@@ -108,6 +131,110 @@ impl Node {
         work();
         // SAFETY: It was started.
         unsafe { bindings::memfile_node_invalidate_end(raw) };
+    }
+}
+
+/// A page of ours as the core wants to see it: a folio that is locked and knows its place.
+///
+/// # Invariants
+///
+/// `self` owns the lock of the folio and a reference to it.
+struct Locked(NonNull<bindings::folio>);
+
+impl Locked {
+    /// Waits for the lock.
+    ///
+    /// # Safety
+    ///
+    /// `page` must be valid, and the caller hands a reference to it over.
+    unsafe fn new(page: *mut bindings::page, index: usize) -> Result<Self> {
+        // SAFETY: By the safety requirements.
+        let folio = unsafe { bindings::memfile_store_lock(page, index) };
+        // INVARIANT: It was just locked, and the reference is ours.
+        Ok(Self(NonNull::new(folio).ok_or(EINVAL)?))
+    }
+
+    fn as_ptr(&self) -> *mut bindings::folio {
+        self.0.as_ptr()
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant both are ours.
+        unsafe { bindings::memfile_store_unlock(self.as_ptr()) };
+    }
+}
+
+/// A new reference to a page.
+fn get(page: &Page) -> *mut bindings::page {
+    // SAFETY: The page is valid.
+    unsafe { bindings::memfile_store_get_page(page.as_ptr()) };
+    page.as_ptr()
+}
+
+impl Body {
+    /// The page at `index`, locked. Sleeps.
+    fn lock(&self, index: usize) -> Result<Locked> {
+        let page = self.memory.with_existing(index, get)?;
+        // SAFETY: `get()` has made the reference.
+        unsafe { Locked::new(page, index) }
+    }
+
+    /// The page at `index` is to migrate. Sleeps.
+    fn migrate(&self, mapping: *mut bindings::address_space, index: usize) -> Result {
+        let (src, dst) = self
+            .memory
+            .prepare(index, |src, dst| (get(src), get(dst)))?;
+        // SAFETY: `get()` has made the references.
+        let (src, dst) = unsafe { (Locked::new(src, index), Locked::new(dst, index)) };
+        let (src, dst) = (src?, dst?);
+        // SAFETY: Both are locked; the mapping is that of the inode, by which `migrate_folio()` finds
+        // us.
+        let result = to_result(unsafe {
+            bindings::memfile_node_migrate_folio(
+                self.node.0.as_ptr(),
+                mapping,
+                dst.as_ptr(),
+                src.as_ptr(),
+                bindings::migrate_mode::SYNC,
+            )
+        });
+        self.memory.stay(index);
+        result
+    }
+
+    /// Have consumers used the page at `index` since the last time? Sleeps.
+    fn referenced(&self, index: usize) -> Result<bool> {
+        let folio = self.lock(index)?;
+        // SAFETY: The node is valid, and the folio locked.
+        Ok(unsafe { bindings::memfile_node_referenced(self.node.0.as_ptr(), folio.as_ptr()) })
+    }
+
+    /// The page at `index` goes to swap, or is `refused` there; the next who wants it gets it back.
+    /// Sleeps.
+    fn write_out(&self, index: usize, refused: bool) -> Result {
+        let folio = self.lock(index)?;
+        let mut inv = bindings::memfile_invalidation::default();
+        let (node, raw) = (self.node.0.as_ptr(), &raw mut inv);
+        // SAFETY: The node is valid, the folio locked, and `inv` stays where it is.
+        unsafe { bindings::memfile_node_writeout_start(node, raw, folio.as_ptr()) };
+        // SAFETY: It was started.
+        unsafe { bindings::memfile_node_invalidate_end(raw) };
+        if refused {
+            // SAFETY: As above.
+            unsafe { bindings::memfile_node_writeout_undone(node, folio.as_ptr()) };
+        }
+        Ok(())
+    }
+
+    /// The page at `index` breaks. Sleeps.
+    fn break_page(&self, index: usize) -> Result {
+        let folio = self.lock(index)?;
+        self.memory.break_page(index)?;
+        // SAFETY: The node is valid, and the folio locked.
+        unsafe { bindings::memfile_node_error_folio(self.node.0.as_ptr(), folio.as_ptr()) };
+        Ok(())
     }
 }
 
@@ -146,6 +273,9 @@ pub(crate) fn create(pages: usize) -> Result<ARef<File>> {
         pin_init!(Body {
             node,
             end: pages,
+            flags: Atomic::new(0),
+            movable: Atomic::new(0),
+            left: Atomic::new(0),
             memory <- Memory::new(),
         }),
         GFP_KERNEL,
@@ -185,11 +315,7 @@ unsafe extern "C" fn get_page(inode: *mut bindings::inode, index: usize) -> *mut
     let memory = &unsafe { body(inode) }.memory;
     // SAFETY: The inode is valid by the safety requirements.
     let account = || unsafe { bindings::inode_add_bytes(inode, PAGE_SIZE as i64) };
-    let page = memory.with_page(index, account, |page| {
-        // SAFETY: The page is valid.
-        unsafe { bindings::memfile_store_get_page(page.as_ptr()) };
-        page.as_ptr()
-    });
+    let page = memory.with_page(index, account, get);
     page.unwrap_or_else(|err| err.to_ptr())
 }
 
@@ -206,6 +332,9 @@ unsafe extern "C" fn release(inode: *mut bindings::inode, _file: *mut bindings::
     0
 }
 
+/// The other ioctls of this number are those of the device.
+const MAGIC: u32 = b'M' as u32;
+
 /// `FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE`
 const PUNCH: c_int = 3;
 
@@ -213,6 +342,135 @@ const PUNCH: c_int = 3;
 ///
 /// For C: `file` must be ours and stay for the duration of the call.
 unsafe extern "C" fn fallocate(
+    file: *mut bindings::file,
+    mode: c_int,
+    offset: i64,
+    len: i64,
+) -> c_long {
+    // SAFETY: By the safety requirements of this function.
+    let node = unsafe { body((*file).f_inode) }.node.0.as_ptr();
+    // SAFETY: The node is that of the file's inode.
+    unsafe { bindings::memfile_node_fallocate(node, file, mode, offset, len) }
+}
+
+/// # Safety
+///
+/// For C: `m` must be valid and used by nobody else, `file` as for [`fallocate`].
+unsafe extern "C" fn show_fdinfo(m: *mut bindings::seq_file, file: *mut bindings::file) {
+    // SAFETY: By the safety requirements of this function.
+    let node = unsafe { body((*file).f_inode) }.node.0.as_ptr();
+    // SAFETY: As above; the file keeps the node.
+    unsafe { bindings::memfile_node_show_fdinfo(node, m) };
+}
+
+/// The page at this index migrates.
+const MIGRATE: u32 = _IO(MAGIC, 4);
+/// Has a consumer used the page at this index since the last time? 0 or 1.
+const REFERENCED: u32 = _IO(MAGIC, 5);
+/// The page at this index goes to swap.
+const WRITE_OUT: u32 = _IO(MAGIC, 6);
+/// Likewise, but swap refuses it.
+const WRITE_OUT_REFUSED: u32 = _IO(MAGIC, 7);
+/// The page at this index breaks.
+const BREAK: u32 = _IO(MAGIC, 8);
+/// What consumers want: flags, 256 if new pages may come from areas for movable memory, and 512 for
+/// each time that pages had to leave these.
+const WANTED: u32 = _IO(MAGIC, 9);
+
+/// # Safety
+///
+/// For C: `file` must be ours and stay for the duration of the call.
+unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: u32, arg: usize) -> c_long {
+    from_result(|| {
+        // SAFETY: By the safety requirements of this function.
+        let (body, mapping) = unsafe { (body((*file).f_inode), (*file).f_mapping) };
+        match cmd {
+            MIGRATE => body.migrate(mapping, arg)?,
+            REFERENCED => return Ok(c_long::from(body.referenced(arg)?)),
+            WRITE_OUT | WRITE_OUT_REFUSED => body.write_out(arg, cmd == WRITE_OUT_REFUSED)?,
+            BREAK => body.break_page(arg)?,
+            WANTED => {
+                let flags = body.flags.load(Relaxed);
+                let rest = (body.movable.load(Relaxed) << 8) + (body.left.load(Relaxed) << 9);
+                // CAST: Small numbers.
+                return Ok((flags + rest) as c_long);
+            }
+            _ => return Err(ENOTTY),
+        }
+        Ok(0)
+    })
+}
+
+/// Does `note` with the body of `inode`, if it has one yet.
+///
+/// # Safety
+///
+/// `inode` must be one of ours.
+unsafe fn note(inode: *mut bindings::inode, note: impl FnOnce(&Body)) {
+    // SAFETY: By the safety requirements. The core speaks to us before `create()` is done, too.
+    if unsafe { !(*inode).i_private.is_null() } {
+        // SAFETY: It has one.
+        note(unsafe { body(inode) }.get_ref());
+    }
+}
+
+/// # Safety
+///
+/// For C, as for [`note`].
+unsafe extern "C" fn set_flags(inode: *mut bindings::inode, flags: usize) {
+    // SAFETY: By the safety requirements of this function.
+    unsafe { note(inode, |body| body.flags.store(flags as u64, Relaxed)) };
+}
+
+/// # Safety
+///
+/// For C, as for [`note`].
+unsafe extern "C" fn allocate_movable(inode: *mut bindings::inode, movable: bool) {
+    // SAFETY: By the safety requirements of this function.
+    unsafe { note(inode, |body| body.movable.store(movable.into(), Relaxed)) };
+}
+
+/// None of our pages are there, so there is nothing to do but to count.
+///
+/// # Safety
+///
+/// For C, as for [`note`].
+unsafe extern "C" fn leave_movable_areas(inode: *mut bindings::inode) -> c_int {
+    let count = |body: &Body| {
+        body.left.fetch_add(1, Relaxed);
+    };
+    // SAFETY: By the safety requirements of this function.
+    unsafe { note(inode, count) };
+    0
+}
+
+/// # Safety
+///
+/// For C: `mapping` must be that of one of our files, `dst` and `src` be from [`Body::migrate`].
+unsafe extern "C" fn migrate_folio(
+    mapping: *mut bindings::address_space,
+    dst: *mut bindings::folio,
+    src: *mut bindings::folio,
+    _mode: bindings::migrate_mode,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: By the safety requirements of this function.
+        let (body, index) = unsafe { (body((*mapping).host), bindings::memfile_store_index(src)) };
+        // A folio of one page is where its page is.
+        let is_it = |from: &Page, to: &Page| {
+            core::ptr::addr_eq(from.as_ptr(), src) && core::ptr::addr_eq(to.as_ptr(), dst)
+        };
+        // SAFETY: By the safety requirements of this function.
+        let copy = || unsafe { bindings::memfile_store_copy(dst, src) };
+        body.memory.succeed(index, is_it, copy)?;
+        Ok(0)
+    })
+}
+
+/// # Safety
+///
+/// For C: `file` must be ours and stay for the duration of the call.
+unsafe extern "C" fn punch(
     file: *mut bindings::file,
     mode: c_int,
     offset: i64,

@@ -8,5 +8,9 @@
 
 void memfile_store_set_size(struct inode *inode, loff_t size);
 void memfile_store_get_page(struct page *page);
+struct folio *memfile_store_lock(struct page *page, pgoff_t index);
+void memfile_store_unlock(struct folio *folio);
+pgoff_t memfile_store_index(struct folio *folio);
+void memfile_store_copy(struct folio *dst, struct folio *src);
 
 #endif /* _MEMFILE_STORE_SHIM_H */

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Open files, for the duration of a call.
+//!
+//! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
+
+use super::notifier::Notifier;
+use crate::bindings;
+use core::ptr::NonNull;
+
+/// An open file, of which nobody knows yet whether it is a memfile.
+///
+/// # Invariants
+///
+/// Points to a `struct file` to which the caller of the current operation holds a reference.
+#[derive(Clone, Copy)]
+pub(crate) struct AnyFile(NonNull<bindings::file>);
+
+impl AnyFile {
+    /// # Safety
+    ///
+    /// `file` must be null, or valid as long as the returned value is used.
+    ///
+    /// Returns [`None`] if it is null.
+    pub(crate) unsafe fn from_raw(file: *mut bindings::file) -> Option<Self> {
+        // INVARIANT: By the safety requirements of this function.
+        NonNull::new(file).map(Self)
+    }
+
+    pub(super) fn as_ptr(self) -> *mut bindings::file {
+        self.0.as_ptr()
+    }
+
+    /// As a memfile of a store in the kernel, if it is one.
+    pub(crate) fn in_kernel_store(self) -> Option<File> {
+        // SAFETY: The file is valid by the type invariant.
+        let node = NonNull::new(unsafe { bindings::memfile_node(self.as_ptr()) })?;
+        // SAFETY: The file keeps its inode, which keeps the node.
+        Some(unsafe { File::new(self, node) })
+    }
+}
+
+/// An open memfile.
+///
+/// # Invariants
+///
+/// `raw` is as [`AnyFile`] says. `node` is that of its inode, which the file keeps.
+#[derive(Clone, Copy)]
+pub(crate) struct File {
+    raw: AnyFile,
+    node: NonNull<bindings::memfile_node>,
+}
+
+impl File {
+    /// # Safety
+    ///
+    /// `node` must be that of the inode of `file`, and `file` must keep it.
+    pub(crate) unsafe fn new(file: AnyFile, node: NonNull<bindings::memfile_node>) -> Self {
+        // INVARIANT: By the safety requirements of this function.
+        Self { raw: file, node }
+    }
+
+    pub(super) fn as_ptr(self) -> *mut bindings::file {
+        self.raw.as_ptr()
+    }
+
+    pub(crate) fn node_ptr(self) -> *mut bindings::memfile_node {
+        self.node.as_ptr()
+    }
+
+    /// The inode, only to be compared.
+    pub(super) fn inode_ptr(self) -> *mut bindings::inode {
+        // SAFETY: The file is valid by the type invariant, and its inode does not change.
+        unsafe { (*self.as_ptr()).f_inode }
+    }
+
+    /// Is it open for writing?
+    pub(crate) fn writable(self) -> bool {
+        // SAFETY: The file is valid by the type invariant.
+        unsafe { bindings::memfile_writable(self.as_ptr()) }
+    }
+
+    /// Holds the file open for `notifier`, until [`Notifier::release_file`].
+    pub(crate) fn hold_for(self, notifier: Notifier) {
+        // SAFETY: The file is valid by the type invariant.
+        unsafe { bindings::memfile_get_file(self.as_ptr()) };
+        notifier.set_file(self.as_ptr());
+    }
+}

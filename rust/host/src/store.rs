@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The store under a file, without any pages: what stands in for `rust/store`.
+
+use crate::abi::file::File;
+use crate::abi::inode::Inode;
+use crate::kernel::prelude::*;
+use crate::policy::flags::Flags;
+use crate::policy::range::PAGE_SIZE;
+use std::cell::Cell;
+
+thread_local! {
+    /// The last call that reached the store.
+    pub(crate) static FALLOCATED: Cell<Option<(i32, i64, i64)>> = const { Cell::new(None) };
+}
+
+/// The store of a file.
+#[derive(Clone)]
+pub(crate) struct AnyStore(Inode);
+
+impl AnyStore {
+    pub(crate) fn with_pages(pages: u64) -> Self {
+        Self(Inode::with_pages(pages))
+    }
+
+    pub(crate) fn inode(&self) -> Inode {
+        self.0.clone()
+    }
+
+    pub(crate) fn unit(&self) -> u64 {
+        PAGE_SIZE
+    }
+
+    pub(crate) fn fallocate(&self, _file: File, mode: i32, offset: i64, len: i64) -> Result {
+        FALLOCATED.set(Some((mode, offset, len)));
+        Ok(())
+    }
+
+    pub(crate) fn set_flags(&self, flags: Flags) {
+        self.0.flags.set(Some(flags));
+    }
+
+    pub(crate) fn allocate_movable(&self, movable: bool) {
+        self.0.movable.set(Some(movable));
+    }
+
+    pub(crate) fn leave_movable_areas(&self) -> Result {
+        let movable = self.0.movable.get();
+        assert_eq!(movable, Some(false), "new pages take the place of the old");
+        self.0.left.set(self.0.left.get() + 1);
+        self.0.stuck.get().map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Stores of other modules: `rust/store.h` is this trait in C.
+
+use super::{
+    AnyStore,
+    Page,
+    Store, //
+};
+use crate::abi::file::File;
+use crate::abi::folio::{
+    Found,
+    Given,
+    Migration,
+    Pfn, //
+};
+use crate::abi::foreign::ForeignInode;
+use crate::abi::inode::Inode;
+use crate::policy::flags::Flags;
+use kernel::prelude::*;
+
+impl Page for Given {
+    fn order(&self) -> u32 {
+        Given::order(self)
+    }
+
+    fn poisoned(&self) -> bool {
+        Given::poisoned(self)
+    }
+
+    fn page_poisoned(&self, _index: u64) -> bool {
+        Given::page_poisoned(self)
+    }
+
+    /// Where else a page has its content is the store's business.
+    fn mark_dirty(&self) {}
+
+    fn into_pfn(self, _index: u64, order: u32) -> Pfn {
+        Given::into_pfn(self, order)
+    }
+}
+
+impl Store for ForeignInode {
+    type Page = Given;
+
+    fn of(any: &AnyStore) -> Option<Self> {
+        match any {
+            AnyStore::Foreign(store) => Some(*store),
+            _ => None,
+        }
+    }
+
+    fn inode(self) -> Inode {
+        ForeignInode::inode(self)
+    }
+
+    fn find(self, index: u64) -> Result<Found<Given>> {
+        self.page(index).map(Found::There)
+    }
+
+    fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
+        ForeignInode::fallocate(self, file, mode, offset, len)
+    }
+
+    fn migrate(self, migration: &Migration) -> Result {
+        ForeignInode::migrate(self, migration)
+    }
+
+    /// The pages that it has in its page cache are as those of others.
+    fn set_flags(self, flags: Flags) {
+        self.inode().set_flags(flags);
+        self.tell_flags(flags);
+    }
+
+    fn allocate_movable(self, movable: bool) {
+        self.inode().allocate_movable(movable);
+        self.tell_movable(movable);
+    }
+
+    fn leave_movable_areas(self) -> Result {
+        self.ask_to_leave_movable_areas()
+            .unwrap_or_else(|| self.inode().leave_movable_areas())
+    }
+}

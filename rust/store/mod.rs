@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Stores: where the files have their pages. [`Store`] is all that the engine knows of them.
+//!
+//! A store in the kernel is one type that implements [`Store`], in a file of its own, and one line
+//! in [`AnyStore`] and [`each_store`]; stores of other modules share a type.
+//!
+//! # Who calls whom
+//!
+//! The engine calls a store through the trait. In the other direction a store tells the core what
+//! happens to its pages: shmem by the callbacks of `struct memfile_core_ops`, the store of another
+//! module by the exports of `store.h`. These are the same functions ([`crate::entry`]).
+
+mod foreign;
+mod shmem;
+
+use crate::abi::file::File;
+use crate::abi::folio::{
+    Found,
+    Migration,
+    Pfn, //
+};
+use crate::abi::foreign::ForeignInode;
+use crate::abi::inode::Inode;
+use crate::abi::shmem::ShmemInode;
+use crate::policy::flags::Flags;
+use crate::policy::range::PAGE_SIZE;
+use kernel::prelude::*;
+
+/// A page that a store has found for a consumer. It stays where it is until it is handed on.
+///
+/// Dropping it gives it back.
+pub(crate) trait Page: Sized {
+    /// The order of its folio.
+    fn order(&self) -> u32;
+
+    /// Does any page of its folio have a memory error?
+    fn poisoned(&self) -> bool;
+
+    /// Does page `index` of the file have one? It must be one of the folio's.
+    fn page_poisoned(&self, index: u64) -> bool;
+
+    /// There is no other copy of what a consumer will write to it.
+    fn mark_dirty(&self);
+
+    /// Hands it on as page `index` of the file, to a consumer that may map it at `order`.
+    fn into_pfn(self, index: u64, order: u32) -> Pfn;
+}
+
+/// The store of one file.
+pub(crate) trait Store: Copy + Send + Sync {
+    /// What [`Self::find`] finds.
+    type Page: Page;
+
+    /// This store, if `any` is one.
+    fn of(any: &AnyStore) -> Option<Self>;
+
+    /// The file's inode.
+    fn inode(self) -> Inode;
+
+    /// In what the size of a file is counted, in bytes: a power of two, and whole pages.
+    fn unit(self) -> u64 {
+        PAGE_SIZE
+    }
+
+    /// The page at `index` of the file, zeroed and uptodate. The store allocates it if there is
+    /// none, and knows which of its pages have a memory error. Sleeps.
+    fn find(self, index: u64) -> Result<Found<Self::Page>>;
+
+    /// fallocate(2) on `file`, which is one of this inode, after the engine has looked at it.
+    /// `offset` and `len` are bytes. The store announces what it takes away (rule 14). Sleeps.
+    fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result;
+
+    /// Moves a folio of the file. The engine has announced it. Sleeps.
+    fn migrate(self, migration: &Migration) -> Result;
+
+    /// What consumers want of the pages from now on. Does not sleep; the caller serialises.
+    fn set_flags(self, flags: Flags) {
+        self.inode().set_flags(flags);
+    }
+
+    /// Do new pages come from areas for movable memory? Does not sleep; the caller serialises.
+    fn allocate_movable(self, movable: bool) {
+        self.inode().allocate_movable(movable);
+    }
+
+    /// Migrates the pages out of areas for movable memory. Sleeps, allocates, takes folio locks.
+    ///
+    /// Errors: `ENOMEM`, `EBUSY` if somebody else holds a page.
+    fn leave_movable_areas(self) -> Result {
+        self.inode().leave_movable_areas()
+    }
+}
+
+/// The store of one file, whichever it is.
+///
+/// What is called for each page does not come by here: see [`Store::of`].
+#[derive(Clone, Copy)]
+pub(crate) enum AnyStore {
+    /// shmem.
+    Shmem(ShmemInode),
+    /// A store of another module.
+    Foreign(ForeignInode),
+}
+
+/// `each_store!(any, store => expression)`: the expression for the [`Store`] that `any` is.
+macro_rules! each_store {
+    ($any:expr, $store:ident => $do:expr) => {
+        match $any {
+            $crate::store::AnyStore::Shmem($store) => $do,
+            $crate::store::AnyStore::Foreign($store) => $do,
+        }
+    };
+}
+
+pub(crate) use each_store;
+
+impl AnyStore {
+    /// As [`Store::inode`].
+    pub(crate) fn inode(self) -> Inode {
+        each_store!(self, store => Store::inode(store))
+    }
+
+    /// As [`Store::unit`].
+    pub(crate) fn unit(self) -> u64 {
+        each_store!(self, store => Store::unit(store))
+    }
+
+    /// As [`Store::fallocate`].
+    pub(crate) fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
+        each_store!(self, store => Store::fallocate(store, file, mode, offset, len))
+    }
+
+    /// As [`Store::migrate`].
+    pub(crate) fn migrate(self, migration: &Migration) -> Result {
+        each_store!(self, store => Store::migrate(store, migration))
+    }
+
+    /// As [`Store::set_flags`].
+    pub(crate) fn set_flags(self, flags: Flags) {
+        each_store!(self, store => Store::set_flags(store, flags));
+    }
+
+    /// As [`Store::allocate_movable`].
+    pub(crate) fn allocate_movable(self, movable: bool) {
+        each_store!(self, store => Store::allocate_movable(store, movable));
+    }
+
+    /// As [`Store::leave_movable_areas`].
+    pub(crate) fn leave_movable_areas(self) -> Result {
+        each_store!(self, store => Store::leave_movable_areas(store))
+    }
+}
