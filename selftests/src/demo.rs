@@ -5,6 +5,7 @@
 //! was asked for.
 
 mod backing;
+mod missing;
 mod page;
 mod plot;
 mod story;
@@ -14,22 +15,20 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::guest::MAX_VCPUS;
-use crate::ktap::Skip;
 use crate::mem;
 use crate::pattern::Pattern;
 use crate::sys;
 use crate::vm::Vm;
 use crate::{GIB, MIB};
 
-use backing::Memory;
 pub use backing::{Backing, KINDS};
+use backing::{GPA, Memory};
+pub use missing::Missing;
+use missing::unless_missing;
 pub use page::html;
 pub use plot::svg;
 pub use story::Story;
 pub use table::{csv, story_csv, text};
-
-/// Where the guest's memory under test begins.
-const GPA: u64 = 4 * GIB;
 
 /// How a row is made.
 #[derive(Clone, Copy, Debug)]
@@ -79,13 +78,6 @@ pub struct Row {
     pub kvm_pages_2m: u64,
 }
 
-/// A row that could not be made, and why.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Missing {
-    pub name: String,
-    pub reason: String,
-}
-
 /// What the demo found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
@@ -103,22 +95,6 @@ impl Report {
     pub fn is_right(&self) -> bool {
         self.rows.iter().all(|row| row.hole_reads_zeros && row.own_data_elsewhere)
             && self.story.courses.iter().all(|course| course.own_data)
-    }
-}
-
-/// The value, or nothing and an entry in `missing` if the kernel lacks something.
-fn unless_missing<T>(
-    result: Result<T>,
-    name: &str,
-    missing: &mut Vec<Missing>,
-) -> Result<Option<T>> {
-    let Err(error) = result else { return result.map(Some) };
-    match error.chain().find_map(|e| e.downcast_ref::<Skip>()) {
-        Some(Skip(reason)) => {
-            missing.push(Missing { name: name.into(), reason: reason.clone() });
-            Ok(None)
-        }
-        None => Err(error.context(name.to_owned())),
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::ktap::skip;
+use crate::skip::skip;
 use crate::sys::require_root;
 
 /// The trimmed content of a file of procfs, sysfs or debugfs; SKIP if there is no such file.

@@ -9,7 +9,7 @@
 //!
 //! The runner has one thread; only children start others.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::knobs::Knobs;
+pub use crate::skip::{REQUIRE, Skip, missing_memfile, skip};
 use crate::sys::{self, Errno, check};
 
 /// What a case returns: nothing to say, or an error; a [`Skip`] inside it is not a failure.
@@ -60,35 +61,6 @@ macro_rules! suite {
         }
     };
 }
-
-/// The error that says: this machine cannot show it.
-#[derive(Debug)]
-pub struct Skip(pub String);
-
-impl fmt::Display for Skip {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "skipped: {}", self.0)
-    }
-}
-
-impl std::error::Error for Skip {}
-
-/// End the case as skipped.
-pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
-    Err(Skip(reason.into()).into())
-}
-
-/// End the case because the kernel lacks what memfile needs: skipped, or failed if
-/// `--require-memfile` says that it must be there.
-pub fn missing_memfile<T>(reason: &str) -> Result<T> {
-    if std::env::var_os(REQUIRE).is_some() {
-        anyhow::bail!("memfile is required, but {reason}");
-    }
-    skip(reason)
-}
-
-/// Environment variable by which a child knows that `--require-memfile` was given.
-pub const REQUIRE: &str = "MEMFILE_REQUIRE";
 
 /// How to run.
 #[derive(Debug, Default)]

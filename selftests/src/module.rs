@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::ktap::{missing_memfile, skip};
+use crate::skip::{missing_memfile, skip};
 use crate::sys::*;
 
 /// Where the boot script puts them; `MEMFILE_KO` names another memfile.ko, and its folder.

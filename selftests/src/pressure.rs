@@ -22,7 +22,7 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::knobs::raw_write;
-use crate::ktap::skip;
+use crate::skip::skip;
 use crate::sys::{Mapping, check, require_root};
 use crate::{HUGE, PAGE, mem};
 
@@ -36,6 +36,9 @@ pub use swap::Swap;
 pub use trace::{Event, Frame, Isolation, Trace, frames, moved};
 
 const MEMFILE_COUNTERS: &str = "/sys/kernel/debug/memfile/counters";
+
+/// What grows when a page of a memfile has moved.
+pub const MOVED: [&str; 3] = ["memfile.migrate", "memfile.invalidate", "pgmigrate_success"];
 
 /// Which huge pages files get that are not in a mounted file system: memfds, and so memfiles.
 pub fn shmem_huge(policy: &str) -> Result<Setting> {
@@ -56,6 +59,11 @@ pub fn base_pages() -> Result<Option<Setting>> {
 pub fn compact() -> Result<()> {
     require_root()?;
     write("/proc/sys/vm/compact_memory", "1")
+}
+
+/// The other implementation of page ageing.
+pub fn generations() -> Result<Setting> {
+    Setting::set("/sys/kernel/mm/lru_gen/enabled", "y")
 }
 
 /// Drop whatever is clean.

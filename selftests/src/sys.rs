@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use libc::{c_int, c_long, c_void};
 
 use crate::PAGE;
-use crate::ktap::{missing_memfile, skip};
-use crate::uapi::{MFD_CLOEXEC, MFD_INACCESSIBLE};
+use crate::skip::{missing_memfile, skip};
+use crate::uapi::{F_SEAL_AUTO_ALLOCATE, MFD_CLOEXEC, MFD_INACCESSIBLE};
 
 /// An errno.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -210,6 +210,15 @@ pub fn get_seals(fd: impl AsFd) -> SysResult<u32> {
 pub fn add_seals(fd: impl AsFd, seals: u32) -> SysResult<()> {
     // SAFETY: Takes no pointer.
     check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_ADD_SEALS, seals) }).map(drop)
+}
+
+/// Add `F_SEAL_AUTO_ALLOCATE`; SKIP if the kernel does not know it.
+pub fn seal(fd: &OwnedFd) -> Result<()> {
+    match add_seals(fd, F_SEAL_AUTO_ALLOCATE) {
+        Ok(()) => Ok(()),
+        Err(Errno::EINVAL) => missing_memfile("the kernel does not know F_SEAL_AUTO_ALLOCATE"),
+        Err(errno) => bail!("F_ADD_SEALS: {errno}"),
+    }
 }
 
 /// `open(2)`; a file that is created gets mode 0600.

@@ -17,7 +17,7 @@ use kvm_ioctls::{Kvm, VmFd};
 
 use crate::PAGE;
 use crate::guest;
-use crate::ktap::{missing_memfile, skip};
+use crate::skip::{missing_memfile, skip};
 use crate::sys::{self, Errno, Mapping, SysResult};
 use crate::uapi::*;
 
@@ -174,11 +174,6 @@ impl Vm {
     /// The memory of the system slot.
     pub fn system(&self) -> &Mapping {
         &self.system
-    }
-
-    /// vCPU number `id`, below [`guest::MAX_VCPUS`].
-    pub fn vcpu(&self, id: u64) -> Result<Vcpu> {
-        Vcpu::new(self, id)
     }
 
     /// Add a slot without private memory.

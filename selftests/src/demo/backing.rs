@@ -5,9 +5,13 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 
+use crate::GIB;
 use crate::mem;
 use crate::sys::{self, Mapping};
 use crate::vm::{Private, Slot, Vm, VmType, small_pages};
+
+/// Where the guest's memory under test begins.
+pub const GPA: u64 = 4 * GIB;
 
 /// What is behind the guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,12 +8,13 @@
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Backing, GPA, Memory, Missing, unless_missing};
+use super::backing::{Backing, GPA, Memory};
+use super::missing::{Missing, unless_missing};
 use crate::guest::MAX_VCPUS;
-use crate::ktap::missing_memfile;
 use crate::mem;
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Counts, Setting, Swap};
+use crate::skip::missing_memfile;
 use crate::sys::Errno;
 use crate::uapi::{KVM_CAP_MEMFILE, MEMFILE_F_ALL, MEMFILE_F_UNMOVABLE, MEMFILE_F_UNRECLAIMABLE};
 use crate::vm::{Vcpu, Vm};

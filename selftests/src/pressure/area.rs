@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use super::{raw_write, read_number};
-use crate::ktap::skip;
+use crate::skip::skip;
 use crate::sys::{Errno, SysResult, require_root};
 
 /// The first area that the kernel has.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{raw_write, read};
 use crate::PAGE;
-use crate::ktap::skip;
+use crate::skip::skip;
 use crate::sys::{Alarm, Errno, SysResult, require_root};
 
 const ROOT: &str = "/sys/devices/system/memory";

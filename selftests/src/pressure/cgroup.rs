@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use super::{Setting, raw_write, read, read_number, write};
-use crate::ktap::skip;
+use crate::skip::skip;
 use crate::sys::{Errno, SysResult, require_root};
 
 const ROOT: &str = "/sys/fs/cgroup";

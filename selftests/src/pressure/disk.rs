@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::MIB;
 use crate::knobs::{raw_write, read, write};
-use crate::ktap::skip;
+use crate::skip::skip;
 use crate::sys::{Errno, check, require_root};
 
 const CONFIGFS: &CStr = c"/sys/kernel/config";

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result};
 
 use super::drop_caches;
-use crate::ktap::skip;
+use crate::skip::skip;
 use crate::sys::require_root;
 
 const BITMAP: &str = "/sys/kernel/mm/page_idle/bitmap";

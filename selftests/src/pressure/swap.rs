@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Disk, Setting, raw_write, read_number, write};
 use crate::PAGE;
-use crate::ktap::skip;
+use crate::skip::skip;
 use crate::sys::{Errno, check, require_root};
 
 /// A device with swap on it, until it is dropped. Others may have swap as well.

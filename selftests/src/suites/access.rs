@@ -10,8 +10,8 @@ use std::ptr::null_mut;
 use anyhow::{Context, Result, bail, ensure};
 use libc::{c_int, c_void, iovec, loff_t};
 
-use super::uring;
 use crate::ktap::{CaseResult, Suite, skip};
+use crate::support::uring;
 use crate::sys::*;
 use crate::{MIB, PAGE, suite};
 
@@ -441,7 +441,7 @@ fn readahead_and_fadvise_change_nothing() -> CaseResult {
 
 /// What is clean may be dropped; nothing that a guest wrote may be clean.
 fn fadvise_drops_no_content() -> CaseResult {
-    use super::setup::{GUEST, Setup};
+    use crate::support::setup::{GUEST, Setup};
     let mut s = Setup::new(crate::vm::Private::Memfile, MIB)?;
     s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
     let held = allocated(&s.fd)?;

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{GUEST, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::mem;
 use crate::pressure::{self, Cgroup};
+use crate::support::setup::{GUEST, Setup};
 use crate::sys::*;
 use crate::vm::{Private, Slot, Vcpu, Vm};
 use crate::{MIB, suite};

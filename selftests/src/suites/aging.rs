@@ -7,9 +7,9 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{BOTH, GUEST, PINNED, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::pressure::{self, Frame, Idle, Trace, frames};
+use crate::support::setup::{BOTH, GUEST, PINNED, Setup};
 use crate::sys::*;
 use crate::{HUGE, MIB, PAGE, suite};
 

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{BOTH, GUEST, LAYOUTS, PINNED, Setup};
-use super::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{self, Cgroup, Counts, MovableZone, Setting, Swap};
+use crate::support::setup::{BOTH, GUEST, LAYOUTS, PINNED, Setup};
+use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::sys::*;
 use crate::vm::{DOORS, Door, Private, Slot, Stats, Vcpu, Vm};
 use crate::{GIB, MIB, PAGE, suite};
@@ -333,7 +333,7 @@ fn merged_pages_come_apart_beside_holes() -> CaseResult {
         println!("round {round}: {} holes", holes.with_context(|| format!("round {round}"))?);
         for page in 0..COUNT {
             let wanted = if page % 2 == 0 { own } else { same };
-            super::setup::check_view(&s.slot, page * PAGE, PAGE, wanted)?;
+            crate::support::setup::check_view(&s.slot, page * PAGE, PAGE, wanted)?;
         }
     }
     Ok(())

@@ -7,12 +7,14 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::ktap::{CaseResult, Suite, missing_memfile};
 use crate::pressure::{Cgroup, Swap};
+use crate::support::setup::{
+    BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup, expect_as_vm_types_say,
+};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{Private, Vm, VmType, open_kvm, supports};
+use crate::vm::{Private, Vm, VmType};
 use crate::{GIB, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
@@ -56,15 +58,6 @@ fn flags_of(fd: impl AsFd) -> Result<String> {
 fn check_on_the_device() -> CaseResult {
     drop(protected()?);
     expect_as_vm_types_say()
-}
-
-/// The device has the flags if it can make a VM that has them, else none. See `cap_without`.
-pub fn expect_as_vm_types_say() -> CaseResult {
-    let kvm = open_kvm()?;
-    let wanted = if supports(&kvm, VmType::Protected) { MEMFILE_F_ALL as i32 } else { 0 };
-    let mask = kvm.check_extension_raw(KVM_CAP_MEMFILE.into());
-    ensure!(mask == wanted, "KVM_CHECK_EXTENSION on the device gives {mask:#x}, not {wanted:#x}");
-    Ok(())
 }
 
 fn check_on_a_vm() -> CaseResult {

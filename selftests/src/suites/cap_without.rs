@@ -8,11 +8,11 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, ensure};
 
-use super::cap::expect_as_vm_types_say;
-use super::setup::GUEST;
 use crate::consumer::{Consumer, MAPPER, Span};
 use crate::ktap::{Case, CaseResult, Suite, TIME_LIMIT, skip};
 use crate::pressure::read;
+use crate::support::setup::GUEST;
+use crate::support::setup::expect_as_vm_types_say;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Vm, VmType, open_kvm, region, small_pages, supports};

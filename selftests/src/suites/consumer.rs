@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{GUEST, Setup};
 use crate::consumer::{Consumer, DEVICE_FRAMES, Event, MAPPER, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::base_pages;
+use crate::support::setup::{GUEST, Setup};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Vm};

@@ -11,15 +11,15 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, ensure};
 
-use super::migrate::MOVED;
-use super::setup::{BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup};
-use super::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
+use crate::pressure::MOVED;
 use crate::pressure::{
     Accounts, Area, Cgroup, Counts, Failing, Frame, Setting, Trace, Victim, frames, moved,
     shmem_huge,
 };
+use crate::support::setup::{BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup};
+use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::sys::*;
 use crate::uapi::KVM_CAP_MEMFILE;
 use crate::vm::{Private, Vm, region, small_pages};

@@ -8,10 +8,7 @@ use anyhow::{Context, bail};
 use crate::knobs::Setting;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::suite;
-
-/// What the cases of [`KNOB`] change, and to what.
-pub const KNOB_PATH: &str = "/proc/sys/vm/swappiness";
-pub const KNOB_VALUE: &str = "7";
+use crate::support::{KNOB_PATH, KNOB_VALUE};
 
 pub static SUITE: Suite =
     suite!("control", [pass, fail, skipped, panic, crash, hang: 2], hidden = true);

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{GUEST, SHARED, Setup, fill_view};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pressure::{Cgroup, anonymous_huge, shmem_huge};
+use crate::support::setup::{GUEST, SHARED, Setup, fill_view};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{DOORS, Door, Exit, Private, Vm, VmType};

@@ -9,10 +9,10 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
 use crate::guest::Command;
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
+use crate::support::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
 use crate::sys::{Errno, Mapping};
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::{Exit, Private, Vcpu, Vm, small_pages};

@@ -11,13 +11,13 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::inject::{Injector, SHORTAGES, Shortage};
-use super::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::mem::{self, counter};
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{Cgroup, Setting, base_pages, shmem_huge};
+use crate::support::inject::{Injector, SHORTAGES, Shortage};
+use crate::support::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{DOORS, Exit, Private, Slot, Vm, region, small_pages};

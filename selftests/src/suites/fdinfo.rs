@@ -5,9 +5,9 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{GUEST, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::pressure::base_pages;
+use crate::support::setup::{GUEST, Setup};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::Private;

@@ -3,11 +3,11 @@
 
 use anyhow::{Context, ensure};
 
-use super::setup::{
-    GUEST, LAYOUTS, SHARED, SLOT, Setup, check_view, convert_by_hypercall, fill_view,
-};
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
+use crate::support::setup::{
+    GUEST, LAYOUTS, SHARED, SLOT, Setup, check_view, convert_by_hypercall, fill_view,
+};
 use crate::vm::{Door, Exit, Private, Vm};
 use crate::{GIB, HUGE, MIB, PAGE, private_suites};
 

@@ -6,13 +6,13 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{
-    BOTH, GUEST, LAYOUTS, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, Setup,
-};
-use super::setup::{check_view, fill_view};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{self, Cgroup, Counts, Failing, MovableZone, Setting, Swap, frames};
+use crate::support::setup::{
+    BOTH, GUEST, LAYOUTS, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, Setup,
+};
+use crate::support::setup::{check_view, fill_view};
 use crate::sys::*;
 use crate::vm::{DOORS, Private, Vm, region};
 use crate::{GIB, HUGE, MIB, PAGE, suite};

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Idle, Setting, Swap, Trace, frames};
+use crate::support::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::sys::*;
 use crate::{HUGE, MIB, PAGE, suite};
 
@@ -99,7 +99,7 @@ fn what_the_bitmap_found_counts_in_reclaim() -> CaseResult {
 }
 
 fn what_the_bitmap_found_counts_with_the_multi_generational_lru() -> CaseResult {
-    let _generations = super::reclaim::generations()?;
+    let _generations = pressure::generations()?;
     bitmap_found()
 }
 
@@ -188,6 +188,6 @@ fn damon_reclaims_what_the_guest_does_not_use() -> CaseResult {
 }
 
 fn damon_reclaims_likewise_with_the_multi_generational_lru() -> CaseResult {
-    let _generations = super::reclaim::generations()?;
+    let _generations = pressure::generations()?;
     damon_reclaims()
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 
-use super::control::{KNOB_PATH, KNOB_VALUE};
 use crate::guest::{self, Command};
 use crate::knobs::{self, Setting};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
+use crate::support::{KNOB_PATH, KNOB_VALUE};
 use crate::sys::{Errno, Mapping, memfd};
 use crate::uapi::*;
 use crate::vm::{Exit, Vm, VmType, small_pages};

@@ -7,12 +7,14 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::setup::{BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, SHARED, SLOT, Setup, fill_view};
 use crate::guest::{self, Command};
 use crate::knobs::Setting;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Counts, MovableZone, Swap};
+use crate::support::setup::{
+    BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, PORT, SHARED, SLOT, Setup, check_view,
+};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Exit, Private, Vcpu, Vm, VmType};
@@ -50,8 +52,6 @@ pub static SUITE: Suite = suite!(
 const SIZE: u64 = MIB;
 /// As much as takes a second or so: each half word that is sent is an exit.
 const FEW: u64 = 8 * PAGE;
-/// A port that no device has.
-pub(super) const PORT: u64 = 0x6d67;
 /// A guest physical address without memory.
 const MMIO: u64 = 400 * GIB;
 /// No port is sent more at once: the page that KVM has for it.
@@ -59,18 +59,6 @@ const MOST: u64 = PAGE;
 
 const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
 const MSR_KVM_STEAL_TIME: u32 = 0x4b56_4d03;
-
-/// A guest whose memory KVM uses or, with `access` off, does not.
-pub(super) fn guest(flags: u64, access: bool, size: u64) -> Result<Setup> {
-    drop(memfile_unsized()?);
-    let vm = Vm::protected()?;
-    vm.raw_enable_cap(KVM_CAP_MEMFILE, flags).context("KVM_CAP_MEMFILE")?;
-    vm.raw_enable_cap(KVM_CAP_MEMFILE_ACCESS, access.into()).context("KVM_CAP_MEMFILE_ACCESS")?;
-    let fd = memfile(size)?;
-    let s = Setup::on_file(vm, Private::Memfile, fd, size, LAYOUTS[0])?;
-    fill_view(&s.slot, SHARED);
-    Ok(s)
-}
 
 /// Let KVM emulate what the guest program marks.
 fn emulation() -> Result<Setting> {
@@ -112,7 +100,7 @@ fn input(vcpu: &mut Vcpu, start: u64, content: &[u8]) -> CaseResult {
 }
 
 fn it_is_chosen_before_the_first_private_slot() -> CaseResult {
-    let s = guest(PINNED, true, SIZE)?;
+    let s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let choose = |arg| s.vm.raw_enable_cap(KVM_CAP_MEMFILE_ACCESS, arg);
     ensure!(s.vm.check_extension(KVM_CAP_MEMFILE_ACCESS) == 1);
     expect_errno("with a private slot", choose(0), &[Errno::EBUSY])?;
@@ -137,7 +125,7 @@ const STRINGS: [(u64, u64); 5] =
     [(0, 8), (PAGE - 16, 32), (3 * PAGE + 8, 2 * PAGE), (0x100, 0x80), (5 * PAGE, MOST)];
 
 fn string_output_sends_private_memory() -> CaseResult {
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     s.vcpu.fill(s.slot.gpa, SIZE, GUEST)?;
     for (offset, len) in STRINGS {
         let start = s.slot.gpa + offset;
@@ -148,7 +136,7 @@ fn string_output_sends_private_memory() -> CaseResult {
 }
 
 fn string_input_lands_in_private_memory() -> CaseResult {
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     for (offset, len) in STRINGS {
         s.vcpu.fill(s.slot.gpa, SIZE, Pattern::ZERO)?;
         let start = s.slot.gpa + offset;
@@ -157,11 +145,11 @@ fn string_input_lands_in_private_memory() -> CaseResult {
         s.vcpu.verify(s.slot.gpa, offset, Pattern::ZERO)?;
         s.vcpu.verify(start + len, SIZE - offset - len, Pattern::ZERO)?;
     }
-    super::setup::check_view(&s.slot, 0, SIZE, SHARED)
+    check_view(&s.slot, 0, SIZE, SHARED)
 }
 
 fn copy_reaches_private_memory_and_mmio() -> CaseResult {
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let gpa = s.slot.gpa;
     s.vcpu.fill(gpa, SIZE, GUEST)?;
     let mut exit = s.vcpu.start(Command::Copy, &[MMIO, gpa + PAGE - 8, 2])?;
@@ -194,7 +182,7 @@ fn run_from_private_memory(s: &mut Setup) -> CaseResult {
 }
 
 fn code_in_private_memory_can_do_mmio() -> CaseResult {
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     run_from_private_memory(&mut s)?;
     let exit = s.vcpu.start(Command::Load, &[MMIO])?;
     ensure!(exit == Exit::Mmio { gpa: MMIO, write: false }, "{exit:x?}");
@@ -210,7 +198,7 @@ fn code_in_private_memory_can_do_mmio() -> CaseResult {
 }
 
 fn each_access_goes_where_the_attribute_says() -> CaseResult {
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let gpa = s.slot.gpa;
     s.vcpu.fill(gpa, SIZE, GUEST)?;
     for page in (0..8).step_by(2) {
@@ -229,7 +217,7 @@ fn each_access_goes_where_the_attribute_says() -> CaseResult {
 
 fn access_allocates_what_it_needs() -> CaseResult {
     let _pages = pressure::base_pages()?;
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let sent = output(&mut s.vcpu, s.slot.gpa + 3 * PAGE, 8)?;
     ensure!(sent == [0; 8], "a new page reads {sent:x?}");
     expect_allocated(&s.fd, PAGE, "KVM has read a page")
@@ -237,7 +225,7 @@ fn access_allocates_what_it_needs() -> CaseResult {
 
 fn access_to_a_poisoned_page_is_an_error() -> CaseResult {
     let _pages = pressure::base_pages()?;
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let gpa = s.slot.gpa;
     s.vcpu.fill(gpa, SIZE, GUEST)?;
     let trace = pressure::frames(&s.vcpu, &s.slot, &s.fd)?;
@@ -255,7 +243,7 @@ fn access_to_a_poisoned_page_is_an_error() -> CaseResult {
 fn locked_instruction_is_atomic() -> CaseResult {
     const ROUNDS: u64 = 3000;
     let _emulation = emulation()?;
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let mut second = s.vm.vcpu(1)?;
     let gpa = s.slot.gpa;
     let changed = thread::scope(|scope| -> Result<u64> {
@@ -288,7 +276,7 @@ fn private_page_tables(s: &mut Setup) -> Result<u64> {
 
 fn page_walk_sets_accessed_and_dirty_bits() -> CaseResult {
     let _emulation = emulation()?;
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     // Memory that only KVM touches, each in a GiB of its own.
     let (read, written) = (40 * GIB, 41 * GIB);
     let other = memfile(PAGE)?;
@@ -329,11 +317,11 @@ fn set_clock(vcpu: &mut Vcpu, gpa: u64) -> CaseResult {
 }
 
 fn clock_is_in_private_memory() -> CaseResult {
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let gpa = s.slot.gpa + 0x40;
     set_clock(&mut s.vcpu, gpa)?;
     expect_clock(&mut s.vcpu, gpa, "first")?;
-    super::setup::check_view(&s.slot, 0, SIZE, SHARED)
+    check_view(&s.slot, 0, SIZE, SHARED)
 }
 
 /// When the page goes, and when it is elsewhere.
@@ -342,7 +330,7 @@ fn clock_follows_its_page() -> CaseResult {
     let zone = MovableZone::make(2)?;
     let _swap = Swap::on(64 * MIB)?;
     let cgroup = Cgroup::enter()?;
-    let mut s = guest(BOTH, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(BOTH, true, SIZE)?;
     let gpa = s.slot.gpa;
     set_clock(&mut s.vcpu, gpa)?;
     expect_clock(&mut s.vcpu, gpa, "first")?;
@@ -378,7 +366,7 @@ fn clock_follows_its_page() -> CaseResult {
 }
 
 fn clock_follows_a_conversion() -> CaseResult {
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let gpa = s.slot.gpa;
     set_clock(&mut s.vcpu, gpa)?;
     expect_clock(&mut s.vcpu, gpa, "private")?;
@@ -403,7 +391,7 @@ fn clock_follows_a_conversion() -> CaseResult {
 
 /// Version is in the second word's lower half, after the time itself.
 fn steal_time_is_in_private_memory() -> CaseResult {
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let gpa = s.slot.gpa + 0x80;
     s.vcpu.set_msr(MSR_KVM_STEAL_TIME, gpa | 1)?;
     let version = s.vcpu.load(gpa + 8)? as u32;
@@ -412,12 +400,12 @@ fn steal_time_is_in_private_memory() -> CaseResult {
     s.vcpu.set_msr(MSR_KVM_STEAL_TIME, gpa | 1)?;
     let version = s.vcpu.load(gpa + 8)? as u32;
     ensure!(version != 0 && version % 2 == 0, "version {version} in a new page");
-    super::setup::check_view(&s.slot, 0, SIZE, SHARED)
+    check_view(&s.slot, 0, SIZE, SHARED)
 }
 
 /// Nobody would take the map away when the page goes.
 fn nested_guest_is_refused() -> CaseResult {
-    let mut s = guest(PINNED, true, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     if !s.vcpu.is_amd() {
         return crate::ktap::skip("VMRUN is AMD's");
     }
@@ -468,7 +456,7 @@ fn access_is_right_while(s: &mut Setup, act: impl Fn(u64) -> CaseResult + Sync) 
 fn access_is_right_while_pages_move() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let zone = MovableZone::make(2)?;
-    let mut s = guest(MOVABLE, true, FEW)?;
+    let mut s = Setup::used_by_kvm(MOVABLE, true, FEW)?;
     let counts = Counts::now()?;
     access_is_right_while(&mut s, |_| zone.shuffle())?;
     counts.expect_grown(&["memfile.migrate"], FEW / PAGE)
@@ -478,7 +466,7 @@ fn access_is_right_while_pages_are_swapped() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let _swap = Swap::on(64 * MIB)?;
     let cgroup = Cgroup::enter()?;
-    let mut s = guest(BOTH, true, FEW)?;
+    let mut s = Setup::used_by_kvm(BOTH, true, FEW)?;
     let counts = Counts::now()?;
     access_is_right_while(&mut s, |_| cgroup.reclaim(FEW).map(drop))?;
     counts.expect_grown(&["memfile.swap_out"], FEW / PAGE)
@@ -487,7 +475,7 @@ fn access_is_right_while_pages_are_swapped() -> CaseResult {
 /// Pages beside: what is there must not get into them, nor be lost with them.
 fn access_is_right_while_pages_are_punched() -> CaseResult {
     let _pages = pressure::base_pages()?;
-    let mut s = guest(PINNED, true, 2 * FEW)?;
+    let mut s = Setup::used_by_kvm(PINNED, true, 2 * FEW)?;
     let fd = s.fd.try_clone()?;
     s.slot.size = FEW;
     access_is_right_while(&mut s, |n| Ok(punch(&fd, FEW + n % (FEW / PAGE) * PAGE, PAGE)?))?;
@@ -522,14 +510,14 @@ fn access_is_right_while_pages_are_punched() -> CaseResult {
 const INTERNAL_ERROR: Exit = Exit::Other(kvm_bindings::KVM_EXIT_INTERNAL_ERROR);
 
 fn nothing_is_sent_without_it() -> CaseResult {
-    let mut s = guest(PINNED, false, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
     let gpa = s.slot.gpa;
     s.vcpu.fill(gpa, SIZE, GUEST)?;
     let exit = s.vcpu.start(Command::Output, &[gpa, 2, PORT])?;
     ensure!(exit == INTERNAL_ERROR, "{exit:x?}");
 
     // Input comes too late to be refused by then; it must not land on the other side.
-    let mut s = guest(PINNED, false, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
     let exit = s.vcpu.start(Command::Input, &[gpa, 2, PORT])?;
     if exit == (Exit::Port { port: PORT as u16, write: false }) {
         s.vcpu.port_data().fill(0xff);
@@ -538,25 +526,25 @@ fn nothing_is_sent_without_it() -> CaseResult {
     } else {
         ensure!(exit == INTERNAL_ERROR, "{exit:x?}");
     }
-    super::setup::check_view(&s.slot, 0, SIZE, SHARED)
+    check_view(&s.slot, 0, SIZE, SHARED)
 }
 
 fn private_memory_is_no_mmio_without_it() -> CaseResult {
     for (to, from) in [(MMIO, LAYOUTS[0].gpa), (LAYOUTS[0].gpa, MMIO)] {
-        let mut s = guest(PINNED, false, SIZE)?;
+        let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
         s.vcpu.fill(s.slot.gpa, SIZE, GUEST)?;
         let mut exit = s.vcpu.start(Command::Copy, &[to, from, 1])?;
         if exit == (Exit::Mmio { gpa: MMIO, write: false }) {
             exit = s.vcpu.run()?;
         }
         ensure!(exit == INTERNAL_ERROR, "from {from:#x} to {to:#x}: {exit:x?}");
-        super::setup::check_view(&s.slot, 0, SIZE, SHARED)?;
+        check_view(&s.slot, 0, SIZE, SHARED)?;
     }
     Ok(())
 }
 
 fn private_code_is_not_decoded_without_it() -> CaseResult {
-    let mut s = guest(PINNED, false, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
     run_from_private_memory(&mut s)?;
     let exit = s.vcpu.start(Command::Load, &[MMIO])?;
     ensure!(exit == INTERNAL_ERROR, "{exit:x?}");
@@ -565,7 +553,7 @@ fn private_code_is_not_decoded_without_it() -> CaseResult {
 
 fn page_tables_are_not_walked_without_it() -> CaseResult {
     let _emulation = emulation()?;
-    let mut s = guest(PINNED, false, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
     private_page_tables(&mut s)?;
     // The CPU walks them, KVM does not: to it no address is mapped.
     s.vcpu.fill(s.slot.gpa + 4 * PAGE, PAGE, GUEST)?;
@@ -576,12 +564,12 @@ fn page_tables_are_not_walked_without_it() -> CaseResult {
 }
 
 fn clock_stays_away_without_it() -> CaseResult {
-    let mut s = guest(PINNED, false, SIZE)?;
+    let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
     let gpa = s.slot.gpa;
     // Whether the register is refused or the clock just does not go.
     let _ = set_clock(&mut s.vcpu, gpa);
     s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
-    super::setup::check_view(&s.slot, 0, SIZE, SHARED)?;
+    check_view(&s.slot, 0, SIZE, SHARED)?;
     s.vm.set_shared(gpa, PAGE)?;
     set_clock(&mut s.vcpu, gpa)?;
     expect_clock(&mut s.vcpu, gpa, "shared")?;

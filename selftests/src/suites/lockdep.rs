@@ -10,9 +10,9 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{BOTH, GUEST, SLOT, Setup};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pressure::{self, Cgroup, Swap};
+use crate::support::setup::{BOTH, GUEST, SLOT, Setup};
 use crate::sys::{lock_own_memory, punch};
 use crate::vm::Private;
 use crate::{GIB, MIB, PAGE, suite};

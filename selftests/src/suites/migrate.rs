@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{BOTH, GUEST, MOVABLE, SLOT, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Counts, Failing, Frame, MovableZone, Trace, frames, moved};
+use crate::support::setup::{BOTH, GUEST, MOVABLE, SLOT, Setup};
 use crate::sys::*;
 use crate::{MIB, PAGE, suite};
 
@@ -29,8 +29,6 @@ pub static SUITE: Suite = suite!(
 );
 
 const SIZE: u64 = 4 * MIB;
-/// What grows when a page of a memfile has moved.
-pub const MOVED: [&str; 3] = ["memfile.migrate", "memfile.invalidate", "pgmigrate_success"];
 
 /// A guest with content whose pages lie in blocks that can be taken away.
 fn movable_guest(flags: u64, zone: &MovableZone) -> Result<(Setup, BTreeMap<u64, Frame>)> {
@@ -71,7 +69,7 @@ fn offlining_moves(flags: u64) -> CaseResult {
         }
         s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST).with_context(|| format!("round {round}"))?;
     }
-    counts.expect_grown(&MOVED, folios)?;
+    counts.expect_grown(&pressure::MOVED, folios)?;
     let next = Pattern::Generation(7);
     s.vcpu.fill(s.slot.gpa, s.slot.size, next)?;
     zone.shuffle()?;
@@ -103,7 +101,7 @@ fn compaction_moves_pages_and_keeps_content() -> CaseResult {
         }
         let (counts, free) = (Counts::now()?, pressure::free_huge_blocks()?);
         pressure::compact()?;
-        counts.expect_grown(&MOVED, size / stride / 4)?;
+        counts.expect_grown(&pressure::MOVED, size / stride / 4)?;
         let now = pressure::free_huge_blocks()?;
         // Not all of it shows at once: CPUs keep freed pages for a while.
         println!("{free} free blocks of 2 MiB before, {now} after");

@@ -16,10 +16,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use anyhow::{Context, Result, ensure};
 
 use self::file::File;
-use super::setup::{LAYOUTS, SLOT};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::{Rng, mix, seed};
 use crate::pressure::base_pages;
+use crate::support::setup::{LAYOUTS, SLOT};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Door, Private, Slot, Vcpu, Vm};
@@ -497,7 +497,7 @@ fn tmpfs_file_is_as_ever() -> CaseResult {
 /// The seal comes at some time in the life of a file, with whatever is mapped and allocated then.
 fn sealed_memfd_gets_memory_by_fallocate_only() -> CaseResult {
     let _pages = base_pages()?;
-    super::seal::seal(&sealable_memfd()?.0)?;
+    seal(&sealable_memfd()?.0)?;
     run(16, sealable_memfd, F_SEAL_AUTO_ALLOCATE)
 }
 

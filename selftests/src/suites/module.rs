@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::setup::{GUEST, Setup};
 use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
 use crate::pressure::Setting;
 use crate::store::Store;
+use crate::support::setup::{GUEST, Setup};
 use crate::sys::*;
 use crate::trace::TRACEFS;
 use crate::uapi::*;

@@ -2,16 +2,16 @@
 //! A guest checks every word it reads while the host compacts, reclaims, takes memory blocks away,
 //! punches and converts: for each choice of flags, page size and number of vCPUs (rules 14 to 19).
 //!
-//! How a wrong word is found is said in [`super::stress`]; its controls stand for these cases too.
+//! How a wrong word is found is said in [`crate::support::stress`]; its controls stand for these cases too.
 
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::setup::{BOTH, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, Setup};
-use super::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::ktap::{Case, CaseResult, Suite};
 use crate::pressure::{self, Cgroup, Counts, MovableZone, Swap};
+use crate::support::setup::{BOTH, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, Setup};
+use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::sys::lock_own_memory;
 use crate::{MIB, PAGE};
 

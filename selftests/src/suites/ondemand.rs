@@ -3,11 +3,11 @@
 
 use anyhow::{Context, ensure};
 
-use super::setup::{GUEST, LAYOUTS, SLOT, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::mem;
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{base_pages, drop_caches, shmem_huge};
+use crate::support::setup::{GUEST, LAYOUTS, SLOT, Setup};
 use crate::sys::*;
 use crate::vm::{Private, Vm};
 use crate::{GIB, HUGE, MIB, PAGE, suite};

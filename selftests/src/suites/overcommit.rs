@@ -6,13 +6,13 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{BOTH, GUEST, PINNED, Setup};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{
     Accounts, Cgroup, Counts, Failing, Setting, SmallMachine, Swap, base_pages, shmem_huge,
 };
+use crate::support::setup::{BOTH, GUEST, PINNED, Setup};
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::Exit;

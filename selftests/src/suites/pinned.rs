@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::pressure::{
     self, Block, Cgroup, Counts, Frame, Isolation, MovableZone, Swap, Trace, frames, moved,
 };
+use crate::support::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::sys::*;
 use crate::{HUGE, MIB, PAGE, mem, suite};
 
@@ -245,7 +245,7 @@ fn scanned_once() -> CaseResult {
 
 fn page_older_than_its_binding_is_scanned_once() -> CaseResult {
     scanned_once()?;
-    let _generations = super::reclaim::generations()?;
+    let _generations = pressure::generations()?;
     scanned_once()
 }
 

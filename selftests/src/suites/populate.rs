@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::setup::{BOTH, GUEST, PINNED, SHARED, SLOT, fill_view_part};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Disk, Swap};
+use crate::support::setup::{BOTH, GUEST, PINNED, SHARED, SLOT, check_view, fill_view_part};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Slot, Vm, VmType, small_pages};
@@ -102,7 +102,7 @@ fn guest_finds_the_content() -> CaseResult {
         vcpu.verify(GPA, PAGE, Pattern::ZERO)?;
         vcpu.verify(GPA + PAGE, 5 * PAGE, CONTENT)?;
         vcpu.verify(GPA + 6 * PAGE, SIZE - 6 * PAGE, Pattern::ZERO)?;
-        super::setup::check_view(&f.slot, 0, SIZE, SHARED)?;
+        check_view(&f.slot, 0, SIZE, SHARED)?;
     }
     Ok(())
 }

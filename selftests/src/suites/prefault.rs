@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::setup::{GUEST, LAYOUTS, SHARED, SLOT, Setup, fill_view};
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
 use crate::pressure::base_pages;
+use crate::support::setup::{GUEST, LAYOUTS, SHARED, SLOT, Setup, fill_view};
 use crate::sys::*;
 use crate::vm::Private;
 use crate::{HUGE, MIB, PAGE, private_suites};

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{GUEST, LAYOUTS, SHARED, Setup, check_view};
 use crate::guest::Command;
 use crate::ktap::CaseResult;
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::base_pages;
+use crate::support::setup::{GUEST, LAYOUTS, SHARED, Setup, check_view};
 use crate::sys::{allocate, expect_allocated, punch};
 use crate::vm::Private;
 use crate::{HUGE, MIB, PAGE, private_suites};

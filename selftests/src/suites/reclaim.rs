@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::setup::{BOTH, GUEST, RECLAIMABLE, SLOT, Setup};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Accounts, Cgroup, Counts, Disk, Failing, Setting, Swap, Trace};
+use crate::support::setup::{BOTH, GUEST, RECLAIMABLE, SLOT, Setup};
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::Exit;
@@ -148,13 +148,8 @@ fn swapped_huge_pages_come_back_as_they_were() -> CaseResult {
     Ok(())
 }
 
-/// The other implementation of page ageing.
-pub fn generations() -> Result<Setting> {
-    Setting::set("/sys/kernel/mm/lru_gen/enabled", "y")
-}
-
 fn multi_generational_lru_reclaims_as_well() -> CaseResult {
-    let _generations = generations()?;
+    let _generations = pressure::generations()?;
     goes_and_comes_back()
 }
 
@@ -322,7 +317,7 @@ fn working_set_stays_while_cold_memory_goes() -> CaseResult {
 
 fn working_set_stays_with_the_multi_generational_lru() -> CaseResult {
     let _pages = pressure::base_pages()?;
-    let _generations = generations()?;
+    let _generations = pressure::generations()?;
     working_set_stays()
 }
 

@@ -25,10 +25,10 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::setup::{check_view, convert_by_hypercall, fill_view_part};
 use crate::guest::Command;
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
+use crate::support::setup::{check_view, convert_by_hypercall, fill_view_part};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Door, Exit, Private, Slot, Vcpu, Vm, region, sequence, small_pages};
@@ -316,7 +316,7 @@ impl Area<'_> {
 fn sealed_memfd() -> Result<OwnedFd> {
     let file = memfd_create(MFD_CLOEXEC | MFD_ALLOW_SEALING).context("memfd_create")?;
     ftruncate(&file, SIZE).context("ftruncate")?;
-    super::seal::seal(&file)?;
+    seal(&file)?;
     Ok(file)
 }
 

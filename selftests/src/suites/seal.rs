@@ -6,13 +6,13 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use libc::{c_int, iovec};
 
-use super::uffd::Userfault;
-use super::uring;
-use crate::ktap::{CaseResult, Suite, missing_memfile, skip};
+use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::{Rng, seed};
+use crate::support::uffd::Userfault;
+use crate::support::uring;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::{HUGE, PAGE, pressure, suite};
@@ -51,15 +51,6 @@ fn sealable(size: u64) -> Result<OwnedFd> {
     let fd = memfd_create(MFD_CLOEXEC | MFD_ALLOW_SEALING).context("memfd_create")?;
     ftruncate(&fd, size).context("ftruncate")?;
     Ok(fd)
-}
-
-/// Add the seal; SKIP if the kernel does not know it.
-pub(super) fn seal(fd: &OwnedFd) -> Result<()> {
-    match add_seals(fd, F_SEAL_AUTO_ALLOCATE) {
-        Ok(()) => Ok(()),
-        Err(Errno::EINVAL) => missing_memfile("the kernel does not know F_SEAL_AUTO_ALLOCATE"),
-        Err(errno) => bail!("F_ADD_SEALS: {errno}"),
-    }
 }
 
 /// A sealed memfd whose pages 2 and 3 exist and hold [`BYTE`]; the rest is a hole.

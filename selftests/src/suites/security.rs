@@ -8,10 +8,10 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{BOTH, GUEST, LAYOUTS, PINNED, RECLAIMABLE, Setup};
 use crate::consumer::{Consumer, MAPPER, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pressure::{self, Cgroup, Swap, frames};
+use crate::support::setup::{BOTH, GUEST, LAYOUTS, PINNED, RECLAIMABLE, Setup};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Vm, region, small_pages};

@@ -5,9 +5,9 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::setup::{GUEST, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
+use crate::support::setup::{GUEST, Setup};
 use crate::sys::*;
 use crate::vm::{Private, Vm};
 use crate::{GIB, MIB, PAGE, suite};

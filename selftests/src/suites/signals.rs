@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::setup::{GUEST, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
+use crate::support::setup::{GUEST, Setup};
 use crate::sys::*;
 use crate::vm::{Private, Vm};
 use crate::{MIB, mem, suite};

@@ -11,9 +11,9 @@ use std::thread;
 
 use anyhow::{Result, anyhow, bail, ensure};
 
-use super::setup::{BOTH, GUEST, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::pressure::{Cgroup, Counts, Swap, base_pages};
+use crate::support::setup::{BOTH, GUEST, Setup};
 use crate::sys::lock_own_memory;
 use crate::{MIB, PAGE, suite};
 

@@ -11,13 +11,13 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::setup::{GUEST, LAYOUTS, SLOT, Setup};
 use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
 use crate::module::Module;
 use crate::pattern::Pattern;
 use crate::pressure::base_pages;
 use crate::store::Store;
+use crate::support::setup::{GUEST, LAYOUTS, SLOT, Setup};
 use crate::sys::*;
 use crate::vm::{Private, Vm, region, small_pages};
 use crate::{GIB, MIB, PAGE, mem, suite};

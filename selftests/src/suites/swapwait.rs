@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::kvmaccess;
-use super::setup::{BOTH, GUEST, SLOT, Setup};
 use crate::consumer::{Consumer, Mode, Span};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Counts, Disk, Setting, Swap};
+use crate::support::setup::{BOTH, GUEST, PORT, SLOT, Setup};
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::{Exit, Vm, small_pages};
@@ -305,13 +304,13 @@ fn slot_is_made_while_a_vcpu_waits() -> CaseResult {
 
 /// KVM wants the page for itself, to send what is in it.
 fn slot_is_made_while_kvm_waits() -> CaseResult {
-    let (host, mut s) = (Host::new(SLOW)?, kvmaccess::guest(BOTH, true, SIZE)?);
+    let (host, mut s) = (Host::new(SLOW)?, Setup::used_by_kvm(BOTH, true, SIZE)?);
     let gpa = s.slot.gpa;
     s.vcpu.fill(gpa, SIZE, GUEST)?;
     in_time(|| {
         host.swap_out(&s)?;
         let Setup { vm, vcpu, .. } = &mut s;
-        vcpu.post(Command::Output, &[gpa, 1, kvmaccess::PORT])?;
+        vcpu.post(Command::Output, &[gpa, 1, PORT])?;
         let (exit, in_time) = meanwhile(
             || vcpu.run(),
             || Ok(host.reads()? > 0),
@@ -322,7 +321,7 @@ fn slot_is_made_while_kvm_waits() -> CaseResult {
             },
         )?;
         let exit = exit?;
-        ensure!(exit == Exit::Port { port: kvmaccess::PORT as u16, write: true }, "{exit:x?}");
+        ensure!(exit == Exit::Port { port: PORT as u16, write: true }, "{exit:x?}");
         ensure!(vcpu.port_data() == &GUEST.word(gpa).to_le_bytes()[..4], "wrong bytes are sent");
         let exit = vcpu.run()?;
         ensure!(exit == Exit::Done, "{exit:x?}");

@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail};
 
-use super::setup::Setup;
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
 use crate::pressure::frames;
+use crate::support::setup::Setup;
 use crate::sys::{allocate, punch};
 use crate::vm::Private;
 use crate::{MIB, PAGE, private_suites};

@@ -3,10 +3,10 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{BOTH, GUEST, Setup};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Counts, Setting, Swap};
+use crate::support::setup::{BOTH, GUEST, Setup};
 use crate::sys::*;
 use crate::{MIB, PAGE, mem, suite};
 

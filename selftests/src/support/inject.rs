@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::ktap::skip;
 use crate::pressure::Setting;
+use crate::skip::skip;
 use crate::sys::{Errno, SysResult, require_root};
 
 /// More tries than any call needs.

@@ -8,9 +8,11 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::pattern::Pattern;
 use crate::sys;
 use crate::uapi::*;
-use crate::vm::{Door, Exit, Private, Slot, Vcpu, Vm, region};
+use crate::vm::{Door, Exit, Private, Slot, Vcpu, Vm, VmType, open_kvm, region, supports};
 use crate::{GIB, HUGE, MIB, PAGE};
 
+/// A port that no device has.
+pub const PORT: u64 = 0x6d67;
 /// The slot number that [`Setup`] uses.
 pub const SLOT: u32 = 1;
 /// The pattern that [`Setup::fill_both`] puts into the shared side.
@@ -70,6 +72,17 @@ impl Setup {
         Setup::in_vm(vm_with_flags(flags)?, Private::Memfile, size, LAYOUTS[0])
     }
 
+    /// The same with memory that KVM itself uses or, with `access` off, does not. The shared side
+    /// has [`SHARED`] in it.
+    pub fn used_by_kvm(flags: u64, access: bool, size: u64) -> Result<Setup> {
+        let vm = vm_with_flags(flags)?;
+        vm.raw_enable_cap(KVM_CAP_MEMFILE_ACCESS, access.into())
+            .context("KVM_CAP_MEMFILE_ACCESS")?;
+        let s = Setup::in_vm(vm, Private::Memfile, size, LAYOUTS[0])?;
+        fill_view(&s.slot, SHARED);
+        Ok(s)
+    }
+
     /// The same with a file whose pages were allocated before it was bound.
     pub fn allocated_first(flags: u64, size: u64) -> Result<Setup> {
         let vm = vm_with_flags(flags)?;
@@ -118,6 +131,15 @@ impl Setup {
         fill_view(&self.slot, SHARED);
         self.vcpu.fill(self.slot.gpa, self.slot.size, GUEST)
     }
+}
+
+/// The device has the flags if it can make a VM that has them, else none. See the suites `cap_without_*`.
+pub fn expect_as_vm_types_say() -> Result<()> {
+    let kvm = open_kvm()?;
+    let wanted = if supports(&kvm, VmType::Protected) { MEMFILE_F_ALL as i32 } else { 0 };
+    let mask = kvm.check_extension_raw(KVM_CAP_MEMFILE.into());
+    ensure!(mask == wanted, "KVM_CHECK_EXTENSION on the device gives {mask:#x}, not {wanted:#x}");
+    Ok(())
 }
 
 /// A VM that has chosen these flags for its memfiles.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use anyhow::{Context, Result, bail};
 
 use crate::PAGE;
-use crate::ktap::skip;
+use crate::skip::skip;
 use crate::sys::{Errno, Mapping, SysResult, check, ioctl_mut};
 
 const UFFD_USER_MODE_ONLY: libc::c_int = 1;

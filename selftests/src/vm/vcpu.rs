@@ -93,8 +93,15 @@ impl Stopper {
     }
 }
 
+impl Vm {
+    /// vCPU number `id`, below [`guest::MAX_VCPUS`].
+    pub fn vcpu(&self, id: u64) -> Result<Vcpu> {
+        Vcpu::new(self, id)
+    }
+}
+
 impl Vcpu {
-    pub(super) fn new(vm: &Vm, id: u64) -> Result<Vcpu> {
+    fn new(vm: &Vm, id: u64) -> Result<Vcpu> {
         ensure!(id < guest::MAX_VCPUS, "no mailbox for vCPU {id}");
         let fd = vm.fd.create_vcpu(id).context("KVM_CREATE_VCPU")?;
         fd.set_cpuid2(&vm.cpuid).context("KVM_SET_CPUID2")?;

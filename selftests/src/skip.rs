@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0
+//! How a case says that this machine cannot show what it promises.
+
+use std::fmt;
+
+use anyhow::Result;
+
+/// The error that says: this machine cannot show it.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "skipped: {}", self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// End the case as skipped.
+pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
+    Err(Skip(reason.into()).into())
+}
+
+/// End the case because the kernel lacks what memfile needs: skipped, or failed if
+/// `--require-memfile` says that it must be there.
+pub fn missing_memfile<T>(reason: &str) -> Result<T> {
+    if std::env::var_os(REQUIRE).is_some() {
+        anyhow::bail!("memfile is required, but {reason}");
+    }
+    skip(reason)
+}
+
+/// Environment variable by which a child knows that `--require-memfile` was given.
+pub const REQUIRE: &str = "MEMFILE_REQUIRE";

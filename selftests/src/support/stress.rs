@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Guest vCPUs access memory while the host converts, punches, allocates and pre-faults it.
+//!
+//! What each page must hold is in a table that host and guest share, with an epoch that is odd
+//! while the page is being changed; see `program.s`. A vCPU judges a word only if the epoch did not
+//! change around its load, and then it must be exactly the word of the table: a stale mapping is
+//! caught by content. Each vCPU also has a word of its own in each page, which must survive as long
+//! as the epoch does.
+//!
+//! The file is longer than the slot: in its tail another consumer and another VM come and go.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::consumer::{Consumer, MAPPER, Mode, Span};
+use crate::guest::{Command, SCRATCH, STRESS_ENTRY, STRESS_NOTE, STRESS_WORDS};
+use crate::ktap::CaseResult;
+use crate::module::Module;
+use crate::pattern::{Pattern, Rng, mix, seed};
+use crate::pressure::{self, Cgroup};
+use crate::support::setup::{GUEST, Layout, SLOT, Setup, fill_view};
+use crate::sys::*;
+use crate::vm::{Door, Private, RunCounters, Vm};
+use crate::{GIB, HUGE, PAGE};
+
+/// How long a stress lasts: on guest_memfd, where it shows that the stress itself is right, less.
+const DURATION: Duration = Duration::from_secs(3);
+const DURATION_GMEM: Duration = Duration::from_millis(1500);
+/// A huge page and one more.
+pub const PAGES: u64 = HUGE / PAGE + 1;
+/// Room for the table, then for each vCPU's notes, all in the shared system slot.
+pub const TABLE: u64 = SCRATCH;
+const NOTES: u64 = SCRATCH + 0x8000;
+const NOTES_SIZE: u64 = 0x4000;
+
+const _: () = assert!(PAGES * STRESS_ENTRY <= NOTES - TABLE && PAGES * STRESS_NOTE <= NOTES_SIZE);
+
+/// When a stress is over.
+#[derive(Clone, Copy, Debug)]
+pub enum Length {
+    /// After that time.
+    Time(Duration),
+    /// After so many actions, and when each vCPU has checked a word of each page, on average.
+    Actions(u64),
+}
+
+/// What the host does to the pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Share,
+    Privatise,
+    Punch,
+    Refill,
+    Allocate,
+    PreFault,
+    ReplaceSlot,
+    /// Gives shared pages back to the host: they are zeros again.
+    Discard,
+    // These need a [`Host`].
+    Compact,
+    Reclaim,
+    Take,
+}
+
+/// What needs nothing but the guest and its file.
+pub const EVERYTHING: [Action; 6] = [
+    Action::Share,
+    Action::Privatise,
+    Action::Punch,
+    Action::Refill,
+    Action::Allocate,
+    Action::PreFault,
+];
+
+/// One round of what others do with the file meanwhile.
+pub type Other = Box<dyn FnMut() -> Result<()> + Send>;
+
+/// What takes pages away that may be taken.
+pub struct Host {
+    pub cgroup: Cgroup,
+    /// Takes the memory away that the guest's pages lie in, and gives it back.
+    pub take: Box<dyn Fn() -> Result<()>>,
+}
+
+/// One page, as the host knows it.
+#[derive(Clone, Copy)]
+struct Page {
+    private: bool,
+    private_content: Pattern,
+    shared_content: Pattern,
+}
+
+/// The host's side of a stress.
+pub struct Bench {
+    pub s: Setup,
+    layout: Layout,
+    host: Option<Host>,
+    length: Length,
+    doors: &'static [Door],
+    rng: Rng,
+    pages: Vec<Page>,
+    generation: u64,
+}
+
+impl Bench {
+    /// All pages private, with known content on both sides.
+    pub fn new(kind: Private, layout: Layout) -> Result<Bench> {
+        let duration = match kind {
+            Private::Memfile => DURATION,
+            Private::GuestMemfd => DURATION_GMEM,
+        };
+        Bench::of(Setup::at(kind, PAGES * PAGE, layout)?, layout, None, Length::Time(duration))
+    }
+
+    /// The same with a given guest, which has a slot of [`PAGES`] pages at `layout`, and a host.
+    pub fn of(mut s: Setup, layout: Layout, host: Option<Host>, length: Length) -> Result<Bench> {
+        let rng = Rng::new(seed());
+        let doors = s.vm.doors();
+        let (private_content, shared_content) = (Pattern::Generation(1), Pattern::Generation(2));
+        s.vcpu.fill(s.slot.gpa, s.slot.size, private_content)?;
+        fill_view(&s.slot, shared_content);
+        let page = Page { private: true, private_content, shared_content };
+        let pages = vec![page; PAGES as usize];
+        let mut bench = Bench { s, layout, host, length, doors, rng, pages, generation: 2 };
+        bench.begin(0, PAGES);
+        bench.end(0, PAGES);
+        Ok(bench)
+    }
+
+    fn epoch(&self, page: u64) -> &std::sync::atomic::AtomicU64 {
+        self.s.vm.system().word(TABLE + page * STRESS_ENTRY)
+    }
+
+    /// From here on nobody judges these pages.
+    fn begin(&mut self, first: u64, count: u64) {
+        for page in first..first + count {
+            self.epoch(page).fetch_add(1, Ordering::SeqCst);
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// From here on they must hold what `self.pages` says.
+    fn end(&mut self, first: u64, count: u64) {
+        for page in first..first + count {
+            let Page { private, private_content, shared_content } = self.pages[page as usize];
+            let content = if private { private_content } else { shared_content };
+            let entry = TABLE + page * STRESS_ENTRY;
+            let system = self.s.vm.system();
+            system.store(entry + 8, content.word(self.s.slot.gpa + page * PAGE));
+            system.store(entry + 16, content.step(8));
+        }
+        fence(Ordering::SeqCst);
+        for page in first..first + count {
+            self.epoch(page).fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn next_generation(&mut self) -> Pattern {
+        self.generation += 1;
+        Pattern::Generation(self.generation)
+    }
+
+    /// Do one thing to some pages.
+    fn act(&mut self, action: Action) -> Result<()> {
+        let longest = if self.rng.below(4) == 0 { PAGES } else { 16 };
+        let first = self.rng.below(PAGES);
+        let count = 1 + self.rng.below(longest.min(PAGES - first));
+        let (gpa, len) = (self.s.slot.gpa + first * PAGE, count * PAGE);
+        let offset = self.layout.offset + first * PAGE;
+        let door = self.doors[self.rng.below(self.doors.len() as u64) as usize];
+        match action {
+            // These change nothing that a guest can see.
+            Action::Compact => pressure::compact()?,
+            Action::Reclaim => {
+                self.host()?.cgroup.reclaim(len)?;
+            }
+            Action::Take => (self.host()?.take)()?,
+            Action::Allocate => allocate(&self.s.fd, offset, len).context("fallocate")?,
+            Action::PreFault => match self.s.vcpu.raw_pre_fault(gpa, len).0 {
+                Ok(()) | Err(Errno::EAGAIN) => {}
+                Err(errno) => return Err(errno).context("pre-fault"),
+            },
+            Action::Share => {
+                let content = self.next_generation();
+                let punched = self.rng.below(2) == 0;
+                self.begin(first, count);
+                self.write_view(first, count, content);
+                self.s.vm.convert(door, gpa, len, false)?;
+                if punched {
+                    punch(&self.s.fd, offset, len).context("punch")?;
+                }
+                for page in &mut self.pages[first as usize..(first + count) as usize] {
+                    page.private = false;
+                    page.shared_content = content;
+                    if punched {
+                        page.private_content = Pattern::ZERO;
+                    }
+                }
+                // Again: a vCPU may have written its own word late, but nothing else.
+                self.write_view(first, count, content);
+                self.end(first, count);
+            }
+            Action::Privatise => {
+                self.begin(first, count);
+                self.s.vm.convert(door, gpa, len, true)?;
+                for page in &mut self.pages[first as usize..(first + count) as usize] {
+                    page.private = true;
+                }
+                self.end(first, count);
+            }
+            Action::Discard => {
+                self.begin(first, count);
+                let view = &self.s.slot.view;
+                view.madvise(first * PAGE, len, libc::MADV_DONTNEED).context("MADV_DONTNEED")?;
+                for page in &mut self.pages[first as usize..(first + count) as usize] {
+                    page.shared_content = Pattern::ZERO;
+                }
+                self.end(first, count);
+            }
+            Action::Punch => {
+                self.begin(first, count);
+                punch(&self.s.fd, offset, len).context("punch")?;
+                for page in &mut self.pages[first as usize..(first + count) as usize] {
+                    page.private_content = Pattern::ZERO;
+                }
+                self.end(first, count);
+            }
+            Action::Refill => {
+                let content = self.next_generation();
+                self.begin(first, count);
+                for page in first..first + count {
+                    let gpa = self.s.slot.gpa + page * PAGE;
+                    self.s.vcpu.fill(gpa, STRESS_WORDS * 8, content)?;
+                    let page = &mut self.pages[page as usize];
+                    if page.private {
+                        page.private_content = content;
+                    } else {
+                        page.shared_content = content;
+                    }
+                }
+                self.end(first, count);
+            }
+            Action::ReplaceSlot => {
+                self.begin(0, PAGES);
+                self.s.vm.raw_delete(SLOT).context("delete the slot")?;
+                self.s.bind_again()?;
+                self.end(0, PAGES);
+            }
+        }
+        Ok(())
+    }
+
+    /// What this stress was given to take pages away with.
+    pub fn host(&self) -> Result<&Host> {
+        self.host.as_ref().context("this stress has no host")
+    }
+
+    fn write_view(&self, first: u64, count: u64, content: Pattern) {
+        for page in first..first + count {
+            for word in 0..STRESS_WORDS {
+                let offset = page * PAGE + word * 8;
+                self.s.slot.view.store(offset, content.word(self.s.slot.gpa + offset));
+            }
+        }
+    }
+
+    /// What the stress command needs to know, for vCPU `id`.
+    pub fn arguments(&self, id: u64) -> [u64; 6] {
+        let own = STRESS_WORDS * 8 + id * 8;
+        let random = mix(id ^ self.generation) | 1;
+        [self.s.slot.gpa, PAGES, TABLE, random, own, NOTES + id * NOTES_SIZE]
+    }
+
+    /// Let `vcpus` access the pages while the host picks from `actions`.
+    pub fn run(self, vcpus: u64, actions: &[Action]) -> CaseResult {
+        self.run_beside(vcpus, actions, Vec::new())
+    }
+
+    /// The same while `others` do what they do, each again and again in a thread of its own.
+    pub fn run_beside(mut self, vcpus: u64, actions: &[Action], others: Vec<Other>) -> CaseResult {
+        let mut workers = Vec::new();
+        for id in 1..=vcpus {
+            let mut vcpu = self.s.vm.vcpu(id)?;
+            vcpu.post(Command::Stress, &self.arguments(id))?;
+            workers.push(vcpu);
+        }
+        let stoppers: Vec<_> = workers.iter().map(|vcpu| vcpu.stopper()).collect();
+        let mut done = vec![0u64; actions.len()];
+        let over = AtomicBool::new(false);
+        let (result, counters, rounds) = thread::scope(|scope| {
+            let running: Vec<_> =
+                workers.iter_mut().map(|vcpu| scope.spawn(|| vcpu.finish_stress())).collect();
+            let others: Vec<_> =
+                others.into_iter().map(|other| scope.spawn(|| repeat(other, &over))).collect();
+            let ended = || {
+                running.iter().any(|r| r.is_finished()) || others.iter().any(|o| o.is_finished())
+            };
+            let checked = || stoppers.iter().all(|vcpu| vcpu.rounds() >= PAGES);
+            let result = self.act_for_a_while(actions, &mut done, ended, checked);
+            over.store(true, Ordering::Relaxed);
+            let rounds: Vec<Result<u64>> = others
+                .into_iter()
+                .map(|o| o.join().unwrap_or_else(|_| bail!("a thread panicked")))
+                .collect();
+            for stopper in &stoppers {
+                stopper.stop();
+            }
+            let counters: Vec<Result<RunCounters>> = running
+                .into_iter()
+                .map(|r| r.join().unwrap_or_else(|_| bail!("the vCPU thread panicked")))
+                .collect();
+            (result, counters, rounds)
+        });
+        for (action, times) in actions.iter().zip(&done) {
+            println!("{action:?}: {times} times");
+        }
+        for rounds in rounds {
+            println!("others: {} rounds", rounds?);
+        }
+        for counters in counters {
+            let counters = counters?;
+            println!("{counters:?}");
+            // On average each page was.
+            ensure!(counters.rounds >= PAGES, "hardly anything was checked");
+        }
+        result
+    }
+
+    /// Pick from `actions` until it is time to end, or somebody has `ended` before.
+    fn act_for_a_while(
+        &mut self,
+        actions: &[Action],
+        done: &mut [u64],
+        ended: impl Fn() -> bool,
+        checked: impl Fn() -> bool,
+    ) -> Result<()> {
+        let start = Instant::now();
+        while !ended() {
+            // Everything is done twice, however long one thing takes.
+            let missing = done.iter().position(|&times| times < 2);
+            let over = match self.length {
+                Length::Time(duration) => start.elapsed() >= duration,
+                Length::Actions(count) => done.iter().sum::<u64>() >= count && checked(),
+            };
+            if over && missing.is_none() {
+                break;
+            }
+            let random = self.rng.below(actions.len() as u64) as usize;
+            let choice = missing.filter(|_| over).unwrap_or(random);
+            self.act(actions[choice])?;
+            done[choice] += 1;
+        }
+        Ok(())
+    }
+
+    /// A module's life, time and again: consumers bind, hear of holes, unbind, and it is unloaded.
+    pub fn consumers(&self) -> Result<Other> {
+        let (fd, module) = (self.s.fd.try_clone()?, Module::test()?);
+        let all = (self.layout.offset + PAGES * PAGE + HUGE) / PAGE;
+        let own = all - HUGE / PAGE;
+        let mut rng = Rng::new(seed());
+        Ok(Box::new(move || {
+            if !module.loaded() {
+                module.load().context("load memfile_test.ko")?;
+            }
+            let mut consumers = Vec::new();
+            for _ in 0..4 {
+                let pgoff = rng.below(all);
+                let span = Span::same(pgoff, 1 + rng.below(all - pgoff));
+                consumers.push(Consumer::bound(&fd, Mode::Observer, span)?);
+            }
+            let mapper = Consumer::bound(&fd, MAPPER, Span::same(own, 64))?;
+            for _ in 0..8 {
+                mapper.get(own + rng.below(64)).context("get_pfn")?;
+                punch(&fd, (own + rng.below(64)) * PAGE, PAGE).context("punch")?;
+            }
+            consumers.push(mapper);
+            for consumer in consumers.drain(..) {
+                consumer.unbind().context("unbind")?;
+                consumer.expect_balanced()?;
+            }
+            module.unload()
+        }))
+    }
+
+    /// A VM's life, time and again: it binds a part of the file, runs, punches, and is destroyed,
+    /// with its slot or after it.
+    pub fn another_vm(&self) -> Result<Other> {
+        let fd: OwnedFd = self.s.fd.try_clone()?;
+        let (len, offset) = (16 * PAGE, self.layout.offset + PAGES * PAGE + HUGE / 2);
+        let mut delete = false;
+        Ok(Box::new(move || {
+            let vm = Vm::protected()?;
+            let slot = vm.add_private(SLOT, 4 * GIB, len, Private::Memfile, &fd, offset)?;
+            vm.set_private(slot.gpa, len)?;
+            let mut vcpu = vm.vcpu(0)?;
+            vcpu.fill(slot.gpa, len, GUEST)?;
+            vcpu.verify(slot.gpa, len, GUEST)?;
+            punch(&fd, offset, len).context("punch")?;
+            vcpu.verify(slot.gpa, len, Pattern::ZERO)?;
+            delete = !delete;
+            if delete {
+                vm.delete(slot)?;
+            }
+            Ok(())
+        }))
+    }
+}
+
+/// Does `other` until it is `over`, but twice at least. How often it did.
+fn repeat(mut other: Other, over: &AtomicBool) -> Result<u64> {
+    let mut rounds = 0;
+    while rounds < 2 || !over.load(Ordering::Relaxed) {
+        other()?;
+        rounds += 1;
+    }
+    Ok(rounds)
+}
