@@ -16,6 +16,13 @@ const MAGIC: u32 = b'M' as u32;
 ioctl_io_nr!(CREATE, MAGIC, 1);
 ioctl_io_nr!(REGISTER, MAGIC, 2);
 ioctl_io_nr!(UNREGISTER, MAGIC, 3);
+// Of the store's files.
+ioctl_io_nr!(MIGRATE, MAGIC, 4);
+ioctl_io_nr!(REFERENCED, MAGIC, 5);
+ioctl_io_nr!(WRITE_OUT, MAGIC, 6);
+ioctl_io_nr!(WRITE_OUT_REFUSED, MAGIC, 7);
+ioctl_io_nr!(BREAK, MAGIC, 8);
+ioctl_io_nr!(WANTED, MAGIC, 9);
 
 /// An open `/dev/memfile-store`.
 #[derive(Debug)]
@@ -41,6 +48,44 @@ impl Store {
     pub fn unregister(&self) -> SysResult<()> {
         ioctl_val(&self.0, UNREGISTER(), 0).map(drop)
     }
+}
+
+/// Migrate a page of a file of the store.
+pub fn migrate(fd: impl AsFd, index: u64) -> SysResult<()> {
+    ioctl_val(fd, MIGRATE(), index).map(drop)
+}
+
+/// Has a consumer used the page since the last time?
+pub fn referenced(fd: impl AsFd, index: u64) -> SysResult<bool> {
+    ioctl_val(fd, REFERENCED(), index).map(|answer| answer != 0)
+}
+
+/// Send the page to swap, which may refuse it.
+pub fn write_out(fd: impl AsFd, index: u64, refused: bool) -> SysResult<()> {
+    let request = if refused { WRITE_OUT_REFUSED() } else { WRITE_OUT() };
+    ioctl_val(fd, request, index).map(drop)
+}
+
+/// Let the page have a memory error.
+pub fn break_page(fd: impl AsFd, index: u64) -> SysResult<()> {
+    ioctl_val(fd, BREAK(), index).map(drop)
+}
+
+/// What the store was told that consumers want of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// `MEMFILE_F_*`
+    pub flags: u64,
+    /// New pages may come from areas for movable memory.
+    pub movable: bool,
+    /// How often pages had to leave these.
+    pub left: u64,
+}
+
+/// What consumers want of a file of the store.
+pub fn wanted(fd: impl AsFd) -> SysResult<Wanted> {
+    let answer = ioctl_val(fd, WANTED(), 0)? as u64;
+    Ok(Wanted { flags: answer & 0xff, movable: answer & 0x100 != 0, left: answer >> 9 })
 }
 
 impl AsFd for Store {

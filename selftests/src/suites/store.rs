@@ -5,21 +5,23 @@
 //! The store is a module of its own, `rust/test/memfile_store.rs`; the consumers are KVM and
 //! memfile_test.ko.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use crate::consumer::{Consumer, MAPPER, Mode, Span};
+use crate::consumer::{Consumer, Event, MAPPER, Mode, Span};
+use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::module::Module;
 use crate::pattern::Pattern;
 use crate::pressure::base_pages;
-use crate::store::Store;
-use crate::support::setup::{GUEST, LAYOUTS, SLOT, Setup};
+use crate::store::{self, Store, Wanted};
+use crate::support::setup::{BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup};
 use crate::sys::*;
-use crate::vm::{Private, Vm, region, small_pages};
+use crate::uapi::KVM_CAP_MEMFILE;
+use crate::vm::{Exit, Private, Vm, region, small_pages};
 use crate::{GIB, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
@@ -31,6 +33,11 @@ pub static SUITE: Suite = suite!(
         consumer_gets_the_same_page_until_it_is_punched,
         page_that_is_held_outlives_its_hole,
         memory_comes_back,
+        hears_what_consumers_want,
+        pages_migrate_unless_they_are_pinned,
+        consumer_is_asked_before_swap_and_hears_of_it,
+        broken_page_is_lost_until_it_is_punched,
+        files_keep_the_rules_of_memfiles,
         exclusive_ranges_are_each_files_own,
         files_of_nobody_are_still_refused,
         registered_twice_is_ebusy,
@@ -209,6 +216,136 @@ fn memory_comes_back() -> CaseResult {
     expect_used(SIZE / 2, "closed while it is bound")?;
     mapper.unbind()?;
     expect_used(0, "nobody has it")
+}
+
+fn hears_what_consumers_want() -> CaseResult {
+    let stores = Stores::new()?;
+    let fd = stores.file()?;
+    let expect = |flags: u64, movable: bool, left: u64, when: &str| -> Result<()> {
+        let (wanted, heard) = (Wanted { flags, movable, left }, store::wanted(&fd)?);
+        ensure!(heard == wanted, "{when}: heard {heard:x?}, wanted {wanted:x?}");
+        Ok(())
+    };
+    let mapper = Consumer::bound(&fd, Mode::Mapper(BOTH), Span::same(0, 8))?;
+    expect(BOTH, true, 0, "bound as movable and reclaimable")?;
+    mapper.unbind()?;
+    expect(BOTH, false, 0, "unbound")?;
+    // There may be pages in areas for movable memory, and from now on they may not lie there.
+    mapper.bind(&fd, MAPPER, Span::same(0, 8))?;
+    expect(PINNED, false, 1, "bound as pinned")?;
+    let observer = Consumer::bound(&fd, Mode::Observer, ALL)?;
+    observer.unbind()?;
+    expect(PINNED, false, 1, "observed")
+}
+
+/// A guest of these flags on a file of the store, which it has filled.
+fn guest_with(flags: u64, stores: &Stores) -> Result<Setup> {
+    let vm = Vm::protected()?;
+    vm.raw_enable_cap(KVM_CAP_MEMFILE, flags).with_context(|| format!("choose {flags:#x}"))?;
+    let mut s = Setup::on_file(vm, Private::Memfile, stores.file()?, FILE, LAYOUTS[0])?;
+    s.vcpu.fill(s.slot.gpa, FILE, GUEST)?;
+    Ok(s)
+}
+
+/// How often these have been counted, while `work` is done.
+fn counted<const N: usize>(
+    names: [&str; N],
+    work: impl FnOnce() -> Result<()>,
+) -> Result<[u64; N]> {
+    let read = || -> Result<Vec<u64>> { names.iter().map(|name| mem::counter(name)).collect() };
+    let before = read()?;
+    work()?;
+    let after = read()?;
+    Ok(std::array::from_fn(|i| after[i] - before[i]))
+}
+
+fn pages_migrate_unless_they_are_pinned() -> CaseResult {
+    let stores = Stores::new()?;
+    for (flags, moves) in [(PINNED, false), (RECLAIMABLE, false), (MOVABLE, true), (BOTH, true)] {
+        let mut s = guest_with(flags, &stores)?;
+        let observer = Consumer::bound(&s.fd, Mode::Observer, ALL)?;
+        let counts = counted(["migrate", "migrate_error", "get_pfn"], || {
+            for index in [0, 3, 3, PAGES - 1] {
+                let moved = store::migrate(&s.fd, index);
+                if moves {
+                    moved.with_context(|| format!("migrate page {index}"))?;
+                } else {
+                    expect_errno(&format!("page {index}"), moved, &[Errno::EOPNOTSUPP])?;
+                }
+            }
+            s.vcpu.verify(s.slot.gpa, FILE, GUEST)
+        })?;
+        let heard = if moves { &[(0, 1), (3, 4), (3, 4), (PAGES - 1, PAGES)][..] } else { &[] };
+        observer.expect_heard(heard)?;
+        // The guest has faulted in again what has moved, and nothing else.
+        let wanted = if moves { [4, 0, 3] } else { [0; 3] };
+        ensure!(counts == wanted, "flags {flags:#x}: {counts:?}, wanted {wanted:?}");
+        let hole = store::migrate(stores.file()?, 0);
+        expect_errno("a hole", hole, &[Errno::ENOENT])?;
+    }
+    Ok(())
+}
+
+fn consumer_is_asked_before_swap_and_hears_of_it() -> CaseResult {
+    let stores = Stores::new()?;
+    let mut s = guest_with(BOTH, &stores)?;
+    let observer = Consumer::bound(&s.fd, Mode::Observer, ALL)?;
+    ensure!(store::referenced(&s.fd, 5)?, "the guest has just written the page");
+    ensure!(!store::referenced(&s.fd, 5)?, "used again, with nobody running");
+    s.vcpu.verify(s.slot.gpa + 5 * PAGE, PAGE, GUEST)?;
+    ensure!(store::referenced(&s.fd, 5)?, "the guest has read the page");
+    let counts = counted(["swap_out", "swap_out_undone", "young", "get_pfn"], || {
+        store::write_out(&s.fd, 5, false)?;
+        store::write_out(&s.fd, 6, true)?;
+        s.vcpu.verify(s.slot.gpa, FILE, GUEST)
+    })?;
+    ensure!(counts == [1, 1, 0, 2], "{counts:?}");
+    let heard = observer.heard()?.events;
+    let mut wanted = vec![Event::Young(5, 6); 3];
+    wanted.extend([5, 6].iter().flat_map(|&n| [Event::Start(n, n + 1), Event::End(n, n + 1)]));
+    ensure!(heard == wanted, "heard {heard:?}, wanted {wanted:?}");
+    Ok(())
+}
+
+fn broken_page_is_lost_until_it_is_punched() -> CaseResult {
+    let stores = Stores::new()?;
+    let mut s = guest_with(PINNED, &stores)?;
+    let gpa = s.slot.gpa + 9 * PAGE;
+    let counts = counted(["poison"], || Ok(store::break_page(&s.fd, 9)?))?;
+    ensure!(counts == [1], "{counts:?}");
+    for _ in 0..2 {
+        let exit = s.vcpu.start(Command::Load, &[gpa])?;
+        let Exit::MemoryFault { errno, gpa: at, .. } = exit else {
+            bail!("the access ended with {exit:x?}");
+        };
+        ensure!(errno == Errno::EHWPOISON && at == gpa, "{exit:x?}");
+        s.vcpu.restart()?;
+    }
+    s.vcpu.verify(s.slot.gpa, 9 * PAGE, GUEST)?;
+    s.vcpu.verify(gpa + PAGE, FILE - 10 * PAGE, GUEST)?;
+    punch(&s.fd, 9 * PAGE, PAGE)?;
+    s.vcpu.verify(gpa, PAGE, Pattern::ZERO)
+}
+
+fn files_keep_the_rules_of_memfiles() -> CaseResult {
+    let stores = Stores::new()?;
+    let s = guest_with(PINNED, &stores)?;
+    let counts = counted(["punch"], || {
+        for (what, offset, len) in [("its start", 1, PAGE), ("its length", 0, PAGE + 8)] {
+            expect_errno(what, punch(&s.fd, offset, len), &[Errno::EINVAL])?;
+        }
+        let past = fallocate(&s.fd, 0, 0, FILE + PAGE);
+        expect_errno("allocation past the end", past, &[Errno::EINVAL])?;
+        let zero = fallocate(&s.fd, libc::FALLOC_FL_ZERO_RANGE, 0, PAGE);
+        expect_errno("another mode", zero, &[Errno::EOPNOTSUPP])?;
+        Ok(punch(&s.fd, 0, 4 * PAGE)?)
+    })?;
+    ensure!(counts == [1], "{counts:?}");
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", s.fd.as_raw_fd()))?;
+    for line in [format!("memfile-flags:\t{PINNED:#x}"), "memfile-bindings:\t1".to_owned()] {
+        ensure!(info.lines().any(|l| l == line), "no line {line:?} in {info:?}");
+    }
+    Ok(())
 }
 
 /// A request for a slot with all of a file.
