@@ -71,6 +71,7 @@ plain_paths() {
 	plain_path "the checkout" "$ROOT" "move it"
 	plain_path "the cache" "$CACHE" "name another with MEMFILE_CACHE"
 	[ -z "${KERNEL_SRC:-}" ] || plain_path "KERNEL_SRC" "$(realpath -m -- "$KERNEL_SRC")" "move it"
+	[ -z "${QEMU_SRC:-}" ] || plain_path "QEMU_SRC" "$(realpath -m -- "$QEMU_SRC")" "move it"
 }
 
 # The pinned source: PACKAGE VERSION KERNEL POOL SHA256 [TARBALL_SHA256]
@@ -78,9 +79,23 @@ plain_paths() {
 . "$PATCHES/BASE"
 BASE_TREE=$SRC/base-$KERNEL
 PATCHED_TREE=$SRC/memfile-$KERNEL
+SOURCE="Linux $KERNEL"
+FETCH=fetch-kernel
 # What scripts/mutants writes, in kernel and module, and the tree with the former in it.
 MUTANTS=$CACHE/mutants
 MUTANTS_TREE=$MUTANTS/tree
+
+# use_qemu: from here on source and series are those of QEMU.
+# Pinned: RELEASE PACKAGE VERSION POOL SHA256 DEBIAN_SHA256 MESON MESON_SHA256
+use_qemu() {
+	PATCHES=$ROOT/patches/qemu-10.0
+	# shellcheck source=../patches/qemu-10.0/BASE
+	. "$PATCHES/BASE"
+	BASE_TREE=$SRC/qemu-base-$RELEASE
+	PATCHED_TREE=$SRC/qemu-$RELEASE
+	SOURCE="QEMU $RELEASE"
+	FETCH=fetch-qemu
+}
 
 # Tools. Each is a variable with a default, so that a user can name another.
 export PATH="$TOOLS/bin:$PATH"
@@ -121,10 +136,12 @@ toolchain_id() {
 	"$BINDGEN" --version
 }
 
-# The build tree of a flavour; a KERNEL_SRC tree has build trees of its own.
+# flavour_name FLAVOUR [SRC]: the build tree of a flavour; a tree of one's own
+# (KERNEL_SRC, or else SRC) has build trees of its own.
 flavour_name() {
-	if [ -n "${KERNEL_SRC:-}" ]; then
-		printf '%s-%s' "$1" "$(realpath -- "$KERNEL_SRC" | tr -d '\n' | sha256sum | cut -c1-8)"
+	local src=${2-${KERNEL_SRC:-}}
+	if [ -n "$src" ]; then
+		printf '%s-%s' "$1" "$(realpath -- "$src" | tr -d '\n' | sha256sum | cut -c1-8)"
 	else
 		printf '%s' "$1"
 	fi
@@ -186,6 +203,31 @@ logged() {
 	say "  $title: done in $((SECONDS - start)) s"
 }
 
+# Downloads go into dl of the cache, and count only with the hash that is known.
+download() { curl -fsSL --retry 2 --connect-timeout 20 --speed-limit 1000 --speed-time 60 -o "$2" "$1"; }
+hash_is() { [ "$(sha256sum "$1" | cut -d' ' -f1)" = "$2" ]; }
+
+# get URL FILE SHA256: true once FILE has that hash, from an earlier run or now.
+get() {
+	if [ -f "$2" ] && hash_is "$2" "$3"; then return 0; fi
+	note "downloading $(basename "$2")"
+	download "$1" "$2.part" || { rm -f "$2.part"; return 1; }
+	if ! hash_is "$2.part" "$3"; then
+		rm -f "$2.part"
+		note "$(basename "$2") has not the expected SHA-256; thrown away"
+		return 1
+	fi
+	mv "$2.part" "$2"
+}
+
+# The mirrors of this system that carry main.
+mirrors() {
+	have apt-get || return 0
+	# shellcheck disable=SC2016 # apt's variable, not the shell's
+	apt-get indextargets --format '$(REPO_URI)' 'Component: main' 'Identifier: Packages' 2>/dev/null |
+		sort -u | grep -v -- '-security' || true
+}
+
 # Patches are only ever applied in a scratch folder that holds the touched
 # files, never in the tree itself: so a series goes in as a whole or not at
 # all, and git, which here must not know of any repository around the folder,
@@ -233,7 +275,7 @@ apply_series() {
 	local p errors
 	failure=''
 	while read -r p; do
-		[ -f "$PATCHES/$p" ] || die "patches/7.3/series names $p, which does not exist"
+		[ -f "$PATCHES/$p" ] || die "${PATCHES#"$ROOT"/}/series names $p, which does not exist"
 		errors=$(apply_patch "$1" "$PATCHES/$p" 2>&1) || { failure=$(explain "$p" "$errors"); return 1; }
 	done < <(series)
 }
@@ -269,6 +311,30 @@ put_files() {
 	done
 }
 
+# patched_tree: makes or renews the patched copy of the pristine source.
+# .memfile-files lists what earlier series touched, so that it can go back.
+# In a subshell, so that the lock is held no longer than that.
+patched_tree() (
+	base=$("$ROOT/scripts/$FETCH")
+	lock source
+	if [ -d "$PATCHED_TREE/.git" ]; then
+		"$ROOT/scripts/apply-patches" --check "$PATCHED_TREE" | grep -q 'already applied$' ||
+			die "$PATCHED_TREE is a work tree that is not what ${PATCHES#"$ROOT"/} says; run scripts/refresh-patches on it, or build it as a tree of your own"
+		exit 0
+	fi
+	scratch=$(mktemp -d)
+	trap 'rm -rf "$scratch"' EXIT
+	union=$scratch/union
+	{ touched_files; cat "$PATCHED_TREE/.memfile-files" 2>/dev/null || true; } | sort -u >"$union"
+	mkdir "$scratch/tree"
+	copy_files "$base" "$scratch/tree" <"$union"
+	apply_series "$scratch/tree" || die "$failure; ${PATCHES#"$ROOT"/} is not made for $base"
+	[ -d "$PATCHED_TREE" ] || copy_source "$base" "$PATCHED_TREE"
+	cp "$union" "$PATCHED_TREE/.memfile-files"
+	put_files "$scratch/tree" "$PATCHED_TREE" <"$union"
+	touched_files >"$PATCHED_TREE/.memfile-files"
+)
+
 # git_tree DIR [PATHSPEC...]: makes DIR, which holds base files, a repository
 # with the tag "base" and one commit per patch. It tracks the files the series
 # touches and those the pathspecs name.
@@ -285,7 +351,7 @@ git_tree() {
 	done < <(touched_files)
 	[ $# = 0 ] || "${repo[@]}" add -f -- "$@"
 	GIT_COMMITTER_DATE='2026-01-01T00:00:00Z' GIT_AUTHOR_DATE='2026-01-01T00:00:00Z' \
-		"${repo[@]}" commit -q --allow-empty -m "Linux $KERNEL, the part the series may touch"
+		"${repo[@]}" commit -q --allow-empty -m "$SOURCE, the part the series may touch"
 	"${repo[@]}" tag base
 	while read -r p; do
 		"${repo[@]}" am -q --whitespace=nowarn --committer-date-is-author-date "$PATCHES/$p" >/dev/null ||
