@@ -157,7 +157,9 @@ impl<T: Consumer> Mapper<T> {
             match to_result(unsafe { get_pfn(notifier, frame, &mut raw) }) {
                 Ok(()) => break,
                 // SAFETY: `raw` names the page that is not there yet.
-                Err(EAGAIN) => to_result(unsafe { bindings::memfile_wait_pfn(&mut raw, kernel::bindings::TASK_INTERRUPTIBLE) })?,
+                Err(EAGAIN) => to_result(unsafe {
+                    bindings::memfile_wait_pfn(&mut raw, kernel::bindings::TASK_INTERRUPTIBLE)
+                })?,
                 Err(err) => return Err(err),
             }
         }
