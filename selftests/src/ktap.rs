@@ -5,13 +5,17 @@
 //! of its own: a crash, a panic or a hang fails that case alone, and whatever it started is killed
 //! with it. What the child prints becomes `# ` diagnostics, in order and as it comes.
 //!
+//! Where it takes long to make what is tested, the cases of a suite run together, in one child, one
+//! after the other, and hand it on. A case that does not pass ends that child: the next one begins
+//! anew.
+//!
 //! A case that leaves a knob of the kernel changed fails; the runner sets it back for the next one.
 //!
 //! The runner has one thread; only children start others.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -44,12 +48,15 @@ pub struct Suite {
     pub cases: &'static [Case],
     /// Runs only if a pattern names it; for the controls of the runner itself.
     pub hidden: bool,
+    /// The cases run in one child, as long as they pass.
+    pub together: bool,
 }
 
 /// Declare a suite: `suite!("name", [case, slow_case: 120])`.
 #[macro_export]
 macro_rules! suite {
-    ($name:literal, [$($case:ident $(: $limit:literal)?),* $(,)?] $(, hidden = $hidden:literal)?) => {
+    ($name:literal, [$($case:ident $(: $limit:literal)?),* $(,)?]
+     $(, hidden = $hidden:literal)? $(, together = $together:literal)?) => {
         $crate::ktap::Suite {
             name: $name,
             cases: &[$($crate::ktap::Case {
@@ -58,6 +65,7 @@ macro_rules! suite {
                 limit: [$($limit,)? $crate::ktap::TIME_LIMIT][0],
             }),*],
             hidden: [$($hidden,)? false][0],
+            together: [$($together,)? false][0],
         }
     };
 }
@@ -161,10 +169,14 @@ pub fn run(suites: &[&Suite], options: &Options, out: &mut dyn Write) -> Result<
         let mut sum = Totals::default();
         let begin = Instant::now();
         writeln!(out, "  KTAP version 1\n  # Subtest: {}\n  1..{}", suite.name, cases.len())?;
+        let mut worker = None;
         for (n, case) in (1..).zip(cases) {
             out.flush()?;
             let start = Instant::now();
-            let outcome = run_case(suite, case, options, out)?;
+            let outcome = run_case(suite, case, options, &mut worker, out)?;
+            if !suite.together || outcome != Outcome::Pass {
+                worker = None;
+            }
             let outcome = with_changed_knobs(outcome, &knobs.set_back());
             let took = start.elapsed();
             if took > SLOW {
@@ -237,81 +249,173 @@ fn one_line(text: &str) -> String {
 }
 
 /// Run one case in a child, pass on what it prints, and say how it ended.
-fn run_case(suite: &Suite, case: &Case, options: &Options, out: &mut dyn Write) -> Result<Outcome> {
+fn run_case(
+    suite: &Suite,
+    case: &Case,
+    options: &Options,
+    worker: &mut Option<Worker>,
+    out: &mut dyn Write,
+) -> Result<Outcome> {
     let limit = case.limit * options.time_factor.max(1);
     if options.kmsg {
         // Best effort: not everyone may write there.
         let line = format!("memfile-tests: {}.{}\n", suite.name, case.name);
         let _ = std::fs::write("/dev/kmsg", line);
     }
-    let (output, child_output) = sys::pipe()?;
-    let (verdict, child_verdict) = sys::pipe()?;
-    // SAFETY: The runner has one thread, so the child may do what it likes.
-    let pid = check(unsafe { libc::fork() }).context("fork")? as libc::pid_t;
-    if pid == 0 {
-        run_child(case, child_output, child_verdict);
+    if worker.is_none() {
+        *worker = Some(Worker::start(suite)?);
     }
-    drop((child_output, child_verdict));
-    // SAFETY: Takes no pointer. Both sides set the group, so that neither can be too late.
-    unsafe { libc::setpgid(pid, pid) };
-    let pidfd = sys::pidfd_open(pid).context("pidfd_open")?;
-
-    let mut lines = Lines::default();
-    let deadline = Instant::now() + Duration::from_secs(limit.into());
-    let mut open = true;
-    let timed_out = loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            break true;
-        }
-        let (readable, exited) = wait(open.then_some(&output), Some(&pidfd), left)?;
-        if readable {
-            open = pass_on(&output, &mut lines, out)?;
-        } else if exited {
-            break false;
-        }
+    let number = suite.cases.iter().position(|other| std::ptr::eq(other, case));
+    let (Some(worker), Some(number)) = (worker, number) else {
+        anyhow::bail!("{} is no case of {}", case.name, suite.name);
     };
-    // SAFETY: Takes no pointer. The child is not reaped yet, so the group is still its own.
-    unsafe { libc::kill(-pid, libc::SIGKILL) };
-    let mut status = 0;
-    // SAFETY: The status outlives the call.
-    check(unsafe { libc::waitpid(pid, &mut status, 0) }).context("waitpid")?;
-    // The rest of what it said; whoever still holds the pipe is not waited for.
-    while open && wait(Some(&output), None, Duration::ZERO)?.0 {
-        open = pass_on(&output, &mut lines, out)?;
-    }
-    lines.finish(out)?;
-    if timed_out {
-        return Ok(Outcome::Timeout(limit));
-    }
-    let mut reason = String::new();
-    if wait(Some(&verdict), None, Duration::ZERO)?.0 {
-        let mut bytes = [0; 16384];
-        let n = std::fs::File::from(verdict).read(&mut bytes).context("read the verdict")?;
-        reason = String::from_utf8_lossy(&bytes[..n]).into_owned();
-    }
-    Ok(outcome_of(status, reason))
+    worker.run(number, limit, out)
 }
 
-// Exit codes of a child: those of kselftest.
+/// A child that runs cases of one suite, one after the other as it is told. It is killed, and with
+/// it what it started, when this is dropped.
+struct Worker {
+    pid: libc::pid_t,
+    pidfd: OwnedFd,
+    /// What it prints.
+    output: OwnedFd,
+    /// How a case ended: [`Verdict`]s.
+    verdicts: std::fs::File,
+    /// Numbers of cases, one byte each.
+    orders: std::fs::File,
+    status: Option<i32>,
+}
+
+/// A code of the child's and a reason, as they go through a pipe.
+struct Verdict(i32, String);
+
+impl Verdict {
+    /// What a pipe takes in one piece.
+    const REASON: usize = 4000;
+
+    fn send(&self, pipe: &mut std::fs::File) -> std::io::Result<()> {
+        let mut end = self.1.len().min(Self::REASON);
+        while !self.1.is_char_boundary(end) {
+            end -= 1;
+        }
+        let mut bytes = vec![self.0 as u8];
+        bytes.extend((end as u16).to_ne_bytes());
+        bytes.extend(&self.1.as_bytes()[..end]);
+        pipe.write_all(&bytes)
+    }
+
+    fn receive(pipe: &mut std::fs::File) -> std::io::Result<Verdict> {
+        let mut head = [0; 3];
+        pipe.read_exact(&mut head)?;
+        let mut reason = vec![0; u16::from_ne_bytes([head[1], head[2]]).into()];
+        pipe.read_exact(&mut reason)?;
+        Ok(Verdict(head[0].into(), String::from_utf8_lossy(&reason).into_owned()))
+    }
+}
+
+impl Worker {
+    fn start(suite: &Suite) -> Result<Worker> {
+        let (output, child_output) = sys::pipe()?;
+        let (verdicts, child_verdicts) = sys::pipe()?;
+        let (child_orders, orders) = sys::pipe()?;
+        // SAFETY: The runner has one thread, so the child may do what it likes.
+        let pid = check(unsafe { libc::fork() }).context("fork")? as libc::pid_t;
+        if pid == 0 {
+            drop((output, verdicts, orders));
+            run_child(suite, child_output, child_orders.into(), child_verdicts.into());
+        }
+        // SAFETY: Takes no pointer. Both sides set the group, so that neither can be too late.
+        unsafe { libc::setpgid(pid, pid) };
+        let pidfd = sys::pidfd_open(pid).context("pidfd_open")?;
+        let (verdicts, orders) = (verdicts.into(), orders.into());
+        Ok(Worker { pid, pidfd, output, verdicts, orders, status: None })
+    }
+
+    /// One case, within so many seconds.
+    fn run(&mut self, number: usize, limit: u32, out: &mut dyn Write) -> Result<Outcome> {
+        let deadline = Instant::now() + Duration::from_secs(limit.into());
+        self.orders.write_all(&[u8::try_from(number)?]).context("tell the child")?;
+        let mut lines = Lines::default();
+        let mut open = true;
+        let (timed_out, verdict) = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break (true, None);
+            }
+            let output = open.then_some(self.output.as_fd());
+            let fds = [output, Some(self.verdicts.as_fd()), Some(self.pidfd.as_fd())];
+            match wait(fds, left)? {
+                [true, _, _] => open = pass_on(&self.output, &mut lines, out)?,
+                // The end of the file, and with it an error, if the child is gone.
+                [_, true, _] => break (false, Verdict::receive(&mut self.verdicts).ok()),
+                [_, _, true] => break (false, None),
+                _ => {}
+            }
+        };
+        if verdict.is_none() {
+            self.end();
+        }
+        // The rest of what it said; whoever still holds the pipe is not waited for.
+        while open && wait([Some(self.output.as_fd()), None, None], Duration::ZERO)?[0] {
+            open = pass_on(&self.output, &mut lines, out)?;
+        }
+        lines.finish(out)?;
+        Ok(match (timed_out, verdict) {
+            (true, _) => Outcome::Timeout(limit),
+            (_, Some(verdict)) => outcome_of(verdict),
+            (_, None) => Outcome::Fail(without_verdict(self.status.unwrap_or(0))),
+        })
+    }
+
+    /// Kill it and all that it started.
+    fn end(&mut self) {
+        if self.status.is_none() {
+            let mut status = 0;
+            // SAFETY: The child is not reaped yet, so the group is still its own; the status
+            // outlives the call.
+            unsafe {
+                libc::kill(-self.pid, libc::SIGKILL);
+                libc::waitpid(self.pid, &mut status, 0);
+            }
+            self.status = Some(status);
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+// Codes of a child: those of kselftest.
 const CHILD_PASS: i32 = 0;
 const CHILD_FAIL: i32 = 1;
 const CHILD_SKIP: i32 = 4;
 
-fn outcome_of(status: i32, reason: String) -> Outcome {
-    if libc::WIFSIGNALED(status) {
-        return Outcome::Fail(format!("killed by signal {}", libc::WTERMSIG(status)));
-    }
-    match libc::WEXITSTATUS(status) {
+fn outcome_of(Verdict(code, reason): Verdict) -> Outcome {
+    match code {
         CHILD_PASS => Outcome::Pass,
         CHILD_SKIP => Outcome::Skip(reason),
-        CHILD_FAIL => Outcome::Fail(reason),
-        code => Outcome::Fail(format!("exited with {code} without a verdict")),
+        _ => Outcome::Fail(reason),
     }
 }
 
-/// The child: run the case, tell the verdict, exit.
-fn run_child(case: &Case, output: OwnedFd, verdict: OwnedFd) -> ! {
+/// How a child ended that did not say how the case did.
+fn without_verdict(status: i32) -> String {
+    match libc::WIFSIGNALED(status) {
+        true => format!("killed by signal {}", libc::WTERMSIG(status)),
+        false => format!("exited with {} without a verdict", libc::WEXITSTATUS(status)),
+    }
+}
+
+/// The child: run the cases that it is told to, and say how each ended.
+fn run_child(
+    suite: &Suite,
+    output: OwnedFd,
+    mut orders: std::fs::File,
+    mut verdicts: std::fs::File,
+) -> ! {
     // SAFETY: None of these takes a pointer; the descriptors are open.
     unsafe {
         libc::setpgid(0, 0);
@@ -320,41 +424,38 @@ fn run_child(case: &Case, output: OwnedFd, verdict: OwnedFd) -> ! {
         libc::dup2(output.as_raw_fd(), 2);
     }
     drop(output);
-    let (code, reason) = match std::panic::catch_unwind(case.func) {
-        Ok(Ok(())) => (CHILD_PASS, String::new()),
-        Ok(Err(error)) => match error.chain().find_map(|e| e.downcast_ref::<Skip>()) {
-            Some(Skip(reason)) => (CHILD_SKIP, reason.clone()),
-            None => (CHILD_FAIL, format!("{error:#}")),
-        },
-        Err(_) => (CHILD_FAIL, "the test itself panicked".into()),
-    };
-    let _ = std::io::stdout().flush();
-    let mut end = reason.len().min(8192);
-    while !reason.is_char_boundary(end) {
-        end -= 1;
+    let mut order = [0];
+    while orders.read_exact(&mut order).is_ok() {
+        let Some(case) = suite.cases.get(usize::from(order[0])) else { break };
+        let (code, reason) = match std::panic::catch_unwind(case.func) {
+            Ok(Ok(())) => (CHILD_PASS, String::new()),
+            Ok(Err(error)) => match error.chain().find_map(|e| e.downcast_ref::<Skip>()) {
+                Some(Skip(reason)) => (CHILD_SKIP, reason.clone()),
+                None => (CHILD_FAIL, format!("{error:#}")),
+            },
+            Err(_) => (CHILD_FAIL, "the test itself panicked".into()),
+        };
+        let _ = std::io::stdout().flush();
+        if Verdict(code, reason).send(&mut verdicts).is_err() {
+            break;
+        }
     }
-    let _ = std::fs::File::from(verdict).write_all(&reason.as_bytes()[..end]);
     // SAFETY: Ends the child at once; nothing of the runner's may be torn down twice.
-    unsafe { libc::_exit(code) }
+    unsafe { libc::_exit(0) }
 }
 
-/// Wait until `output` is readable (or closed) or the process has ended: which of them.
-fn wait(
-    output: Option<&OwnedFd>,
-    process: Option<&OwnedFd>,
-    left: Duration,
-) -> Result<(bool, bool)> {
-    let entry = |fd: Option<&OwnedFd>| libc::pollfd {
-        fd: fd.map_or(-1, AsRawFd::as_raw_fd),
+/// Wait until one of the descriptors is readable or closed: which of them.
+fn wait(fds: [Option<BorrowedFd>; 3], left: Duration) -> Result<[bool; 3]> {
+    let mut fds = fds.map(|fd| libc::pollfd {
+        fd: fd.map_or(-1, |fd| fd.as_raw_fd()),
         events: libc::POLLIN,
         revents: 0,
-    };
-    let mut fds = [entry(output), entry(process)];
+    });
     let millis = left.as_micros().div_ceil(1000).min(60_000) as i32;
     // SAFETY: The array outlives the call.
-    match check(unsafe { libc::poll(fds.as_mut_ptr(), 2, millis) }) {
-        Ok(_) => Ok((fds[0].revents != 0, fds[1].revents != 0)),
-        Err(Errno::EINTR) => Ok((false, false)),
+    match check(unsafe { libc::poll(fds.as_mut_ptr(), 3, millis) }) {
+        Ok(_) => Ok(fds.map(|fd| fd.revents != 0)),
+        Err(Errno::EINTR) => Ok([false; 3]),
         Err(errno) => Err(errno).context("poll"),
     }
 }
@@ -455,11 +556,12 @@ mod tests {
 
     #[test]
     fn outcomes() {
-        assert_eq!(outcome_of(0, String::new()), Outcome::Pass);
-        assert_eq!(outcome_of(1 << 8, "why".into()), Outcome::Fail("why".into()));
-        assert_eq!(outcome_of(4 << 8, "why".into()), Outcome::Skip("why".into()));
-        assert!(matches!(outcome_of(101 << 8, String::new()), Outcome::Fail(_)));
-        assert!(matches!(outcome_of(libc::SIGSEGV, String::new()), Outcome::Fail(_)));
+        let outcome = |code| outcome_of(Verdict(code, "why".into()));
+        assert_eq!(outcome(0), Outcome::Pass);
+        assert_eq!(outcome(1), Outcome::Fail("why".into()));
+        assert_eq!(outcome(4), Outcome::Skip("why".into()));
+        assert!(without_verdict(101 << 8).contains("exited with 101"));
+        assert!(without_verdict(libc::SIGSEGV).contains("signal 11"));
     }
 
     #[test]

@@ -16,12 +16,15 @@
 //! - [`consumer`]: the second consumer of memfiles, `/dev/memfile-test`.
 //! - [`store`]: the second store of memfiles, `/dev/memfile-store`.
 //! - [`pressure`]: making the kernel move, swap or lose memory, and seeing that it did.
+//! - [`agent`]: process 1 of a real guest.
+//! - [`qemu`]: a real QEMU with a real guest.
 //! - [`demo`]: the table of who pays for which memory, and when.
 //! - [`bench`]: what operations cost, in instructions.
 //! - [`trace`]: the life of one page.
 //! - [`support`]: what several suites need.
 //! - [`suites`]: the tests.
 
+pub mod agent;
 pub mod bench;
 pub mod consumer;
 pub mod demo;
@@ -32,6 +35,7 @@ pub mod mem;
 pub mod module;
 pub mod pattern;
 pub mod pressure;
+pub mod qemu;
 pub mod skip;
 pub mod store;
 pub mod suites;

@@ -11,11 +11,11 @@ use crate::sys::Mapping;
 /// A figure of `/proc/meminfo`.
 pub fn meminfo(key: &str) -> Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
-    parse_kib(&text, key).with_context(|| format!("/proc/meminfo has no {key}"))
+    kib_of(&text, key).with_context(|| format!("/proc/meminfo has no {key}"))
 }
 
 /// The value of a line `key:   123 kB`, in bytes.
-fn parse_kib(text: &str, key: &str) -> Option<u64> {
+pub fn kib_of(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }
@@ -71,7 +71,7 @@ pub fn smaps(mapping: &Mapping, key: &str) -> Result<u64> {
         if let Some(start) = vma_start(line) {
             inside = range.contains(&start);
         } else if inside {
-            sum += parse_kib(line, key).unwrap_or(0);
+            sum += kib_of(line, key).unwrap_or(0);
         }
     }
     Ok(sum)

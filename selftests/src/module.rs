@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Loading and unloading kernel modules.
 
+use std::ffi::CString;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -120,6 +121,25 @@ impl Module {
     pub fn expect_in_use(&self, what: &str) -> Result<()> {
         expect_errno(&format!("unload with {what}"), self.raw_unload(), IN_USE)
     }
+}
+
+/// Load the module in a file, with parameters as `insmod` takes them.
+pub fn load_file(path: &Path, parameters: &str) -> Result<()> {
+    let image = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let parameters = CString::new(parameters)?;
+    let (start, len) = (image.as_ptr(), image.len());
+    // SAFETY: The image has this length, the parameters are a C string.
+    let ret = unsafe { libc::syscall(libc::SYS_init_module, start, len, parameters.as_ptr()) };
+    check(ret).map(drop).with_context(|| format!("load {}", path.display()))
+}
+
+/// Unload the module of this name.
+pub fn unload(name: &str) -> Result<()> {
+    let name = CString::new(name)?;
+    // SAFETY: The name is a C string.
+    check(unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) })
+        .map(drop)
+        .with_context(|| format!("unload {}", name.to_string_lossy()))
 }
 
 /// Best effort: if there is KUnit, there is nothing of this name.

@@ -448,6 +448,11 @@ pub fn set_time_factor(factor: u32) {
     TIME_FACTOR.store(factor.max(1), Ordering::Relaxed);
 }
 
+/// By how much limits are multiplied.
+pub fn time_factor() -> u32 {
+    TIME_FACTOR.load(Ordering::Relaxed)
+}
+
 /// A signal that does nothing but end the system call that waits when it comes.
 fn quiet_signal() -> c_int {
     static HANDLER: Once = Once::new();
@@ -496,7 +501,7 @@ pub struct Alarm {
 impl Alarm {
     /// `limit` from now, or what [`set_time_factor`] makes of it.
     pub fn set(limit: Duration) -> Result<Alarm> {
-        let limit = limit * TIME_FACTOR.load(Ordering::Relaxed);
+        let limit = limit * time_factor();
         let signal = quiet_signal();
         // SAFETY: All zero is a valid sigevent.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };

@@ -53,3 +53,20 @@ fn list_names_no_hidden_case() {
     assert!(!text.contains("control"), "{text}");
     assert_eq!(run(&["--list", "control.p*"]).1, "control.pass\ncontrol.panic\n");
 }
+
+#[test]
+fn cases_that_run_together_share_a_child_until_one_fails() {
+    let (code, text) = run(&["control_together"]);
+    let wanted = [
+        "\n  # 0 before\n  ok 1 first_of_two\n",
+        "\n  # 1 before\n  ok 2 second_of_two\n",
+        "\n  not ok 3 fail\n",
+        "\n  # 0 before\n  ok 4 first_of_two_again\n",
+        "\n  not ok 5 hang # TIMEOUT 2 seconds\n",
+        "\n  # 0 before\n  ok 6 first_after_all\n",
+    ];
+    for part in wanted {
+        assert!(text.contains(part), "no {part:?} in:\n{text}");
+    }
+    assert_eq!(code, Some(1));
+}

@@ -2,7 +2,7 @@
 //! A memory cgroup of the test's own.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -45,6 +45,11 @@ impl Cgroup {
     /// Move the calling process here. What it allocates from now on is charged here.
     pub fn join(&self) -> Result<()> {
         write(self.path.join("cgroup.procs"), "0")
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Set `memory.max`, `memory.high`, `memory.swap.max`.

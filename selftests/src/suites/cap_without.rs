@@ -29,6 +29,7 @@ macro_rules! suite_without {
                 suite_without!(@case $parameter, file_works_for_other_consumers),
             ],
             hidden: false,
+            together: false,
         }
     };
     (@case $parameter:literal, $case:ident) => {

@@ -3,7 +3,9 @@
 //!
 //! Hidden: they run only if named.
 
-use anyhow::{Context, bail};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, bail, ensure};
 
 use crate::knobs::Setting;
 use crate::ktap::{CaseResult, Suite, skip};
@@ -17,11 +19,43 @@ pub static OOPS: Suite = suite!("control_oops", [oops], hidden = true);
 /// Apart from them, too: they change the machine.
 pub static KNOB: Suite =
     suite!("control_knob", [changes_a_knob, changes_a_knob_and_hangs: 2], hidden = true);
+/// In one child, until one of them fails.
+pub static TOGETHER: Suite = suite!(
+    "control_together",
+    [first_of_two, second_of_two, fail, first_of_two_again, hang: 2, first_after_all],
+    hidden = true,
+    together = true
+);
 pub static EMPTY: Suite = suite!("control_empty", [], hidden = true);
 
 fn pass() -> CaseResult {
     println!("this case passes");
     Ok(())
+}
+
+/// How many cases this child has run.
+fn expect_earlier(cases: u32) -> CaseResult {
+    static CASES: AtomicU32 = AtomicU32::new(0);
+    let earlier = CASES.fetch_add(1, Ordering::Relaxed);
+    ensure!(earlier == cases, "{earlier} cases came before");
+    println!("{earlier} before");
+    Ok(())
+}
+
+fn first_of_two() -> CaseResult {
+    expect_earlier(0)
+}
+
+fn second_of_two() -> CaseResult {
+    expect_earlier(1)
+}
+
+fn first_of_two_again() -> CaseResult {
+    expect_earlier(0)
+}
+
+fn first_after_all() -> CaseResult {
+    expect_earlier(0)
 }
 
 fn fail() -> CaseResult {

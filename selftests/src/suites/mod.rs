@@ -110,6 +110,7 @@ pub static SUITES: &[&Suite] = &[
     &overcommit::SUITE,
     &module::SUITE,
     &control::SUITE,
+    &control::TOGETHER,
     &control::EMPTY,
     &control::OOPS,
     &control::KNOB,

@@ -59,6 +59,7 @@ macro_rules! cases {
                 limit: crate::ktap::TIME_LIMIT,
             }),*],
             hidden: false,
+            together: false,
         };
     };
 }

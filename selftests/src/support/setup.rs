@@ -210,11 +210,13 @@ macro_rules! private_suites {
                 $($($crate::private_suites!(@case Memfile, $own $(, $own_limit)?),)*)?
             ],
             hidden: false,
+            together: false,
         };
         pub static GMEM: $crate::ktap::Suite = $crate::ktap::Suite {
             name: concat!($name, "_gmem"),
             cases: &[$($crate::private_suites!(@case GuestMemfd, $both $(, $both_limit)?),)*],
             hidden: false,
+            together: false,
         };
     };
     (@case $kind:ident, $case:ident $(, $limit:literal)?) => {

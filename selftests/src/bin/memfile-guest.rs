@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Process 1 of a real guest. See [`memfile_selftests::agent`].
+
+use std::process::ExitCode;
+
+use memfile_selftests::agent;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().collect();
+    let arguments: Vec<_> = arguments.iter().skip(1).map(String::as_str).collect();
+    let done = match arguments.as_slice() {
+        ["worker", bytes, seed] => match (bytes.parse(), seed.parse()) {
+            (Ok(bytes), Ok(seed)) => agent::work(bytes, seed),
+            _ => Err(anyhow::anyhow!("worker BYTES SEED")),
+        },
+        // Not what a kernel's command line may have for its init.
+        _ if std::process::id() == 1 => agent::run(),
+        _ => Err(anyhow::anyhow!("this is the first program of a guest, for nobody to start")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("memfile-guest: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,499 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A real QEMU with a real Linux in it, started, watched and asked from here.
+//!
+//! QEMU is the one that `scripts/build-qemu` makes; it runs in the machine that `scripts/boot`
+//! makes, and gets its guest's kernel, our process 1 for the guest, and memory of any kind. Nothing
+//! waits without a limit, and none outlives who started it.
+
+mod guest;
+mod host;
+mod initramfs;
+mod lines;
+mod memory;
+mod qmp;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::PAGE;
+use crate::agent::{CONVERT, MODULES, ORDER, PORT};
+use crate::ktap::skip;
+use crate::pressure::Cgroup;
+use crate::sys::{self, Errno, check};
+
+pub use guest::Guest;
+pub use host::{Memfd, memfds};
+pub use memory::{Kind, Layout, Memory};
+
+use initramfs::Archive;
+use lines::TimeIsUp;
+use qmp::Qmp;
+
+/// How long QEMU may take for a command, and how long a guest for a request.
+const COMMAND: Duration = Duration::from_secs(60);
+const REQUEST: Duration = Duration::from_secs(120);
+/// How long a guest may take from its first instruction to its process 1.
+const BOOT: Duration = Duration::from_secs(150);
+/// Lines of a console that are shown if a guest does not come up.
+const TAIL: usize = 40;
+
+/// Where QEMU and what a guest is made of lie.
+#[derive(Clone, Debug)]
+pub struct Lab {
+    pub qemu: PathBuf,
+    /// Where QEMU finds its firmware.
+    pub firmware: PathBuf,
+    pub kernel: PathBuf,
+    /// Modules of that kernel, and a file with their names in the order in which to load them.
+    pub modules: Option<PathBuf>,
+    /// Process 1.
+    pub init: PathBuf,
+    pub accelerator: String,
+    /// Model and flags of the guest's CPU.
+    pub cpu: String,
+}
+
+impl Lab {
+    /// Where `scripts/boot --add` puts them, whether they are there or not.
+    pub fn expected() -> Lab {
+        Lab {
+            qemu: "/add/qemu/qemu-system-x86_64".into(),
+            firmware: "/add/qemu".into(),
+            kernel: "/add/bzImage".into(),
+            modules: None,
+            init: "/bin/memfile-guest".into(),
+            accelerator: "kvm".into(),
+            cpu: CPU.into(),
+        }
+    }
+
+    /// The same. SKIP without QEMU.
+    pub fn find() -> Result<Lab> {
+        let lab = Lab::expected();
+        if !lab.qemu.exists() {
+            return skip(format!("there is no QEMU at {}", lab.qemu.display()));
+        }
+        Ok(lab)
+    }
+
+    /// The same with a distribution's kernel. SKIP without it.
+    pub fn with_stock_kernel(mut self) -> Result<Lab> {
+        self.kernel = "/add/guest/vmlinuz".into();
+        self.modules = Some("/add/guest".into());
+        if !self.kernel.exists() {
+            return skip(format!("there is no kernel at {}", self.kernel.display()));
+        }
+        Ok(self)
+    }
+}
+
+/// Emulated SVM has late TSC deadlines, and an xsave that a nested guest's kernel stumbles over.
+pub const CPU: &str = "host,-tsc-deadline,-kvmclock,-xsave,-avx";
+
+/// How a guest is made.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub memory: Memory,
+    /// More arguments of QEMU.
+    pub arguments: Vec<String>,
+    /// More arguments of the guest's kernel.
+    pub append: String,
+    /// Where the guest's console goes; a file of our own if none.
+    pub console: Option<PathBuf>,
+    /// The guest has a shell, and whatever busybox is beside that.
+    pub busybox: bool,
+    /// Who QEMU's memory is charged to.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Config {
+    pub fn new(memory: Memory) -> Config {
+        Config {
+            memory,
+            arguments: Vec::new(),
+            append: String::new(),
+            console: None,
+            busybox: false,
+            cgroup: None,
+        }
+    }
+
+    /// More arguments of QEMU.
+    pub fn with<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Config {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// A balloon that also reports what the guest does not use.
+    pub fn with_balloon(self) -> Config {
+        self.with(["-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on"])
+    }
+
+    /// QEMU's memory is charged to this one.
+    pub fn within(mut self, cgroup: &Cgroup) -> Config {
+        self.cgroup = Some(cgroup.path().into());
+        self
+    }
+}
+
+/// The error of a guest that did not come up.
+#[derive(Debug)]
+pub struct NoBoot {
+    why: String,
+    console: String,
+    said: String,
+}
+
+impl fmt::Display for NoBoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the guest did not come up: {}", self.why)?;
+        if !self.said.is_empty() {
+            write!(f, "\n--- QEMU says\n{}", self.said.trim_end())?;
+        }
+        write!(f, "\n--- the last lines of its console\n{}\n---", self.console.trim_end())
+    }
+}
+
+impl std::error::Error for NoBoot {}
+
+/// A QEMU. It is killed when this is dropped.
+pub struct Machine {
+    child: Child,
+    ended: Option<ExitStatus>,
+    /// The connection to QEMU, before and after the greeting.
+    socket: Option<UnixStream>,
+    qmp: Option<Qmp>,
+    guest: Guest,
+    console: PathBuf,
+    folder: Folder,
+}
+
+/// A folder that is gone when this is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Folder> {
+        let base = std::env::temp_dir();
+        let pid = std::process::id();
+        let path = (0..)
+            .map(|n| base.join(format!("memfile-qemu-{pid}-{n}")))
+            .find(|path| !path.exists())
+            .context("no free name for a folder")?;
+        fs::create_dir(&path).with_context(|| path.display().to_string())?;
+        Ok(Folder(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Machine {
+    /// Start QEMU; the guest waits for [`Machine::boot`]. What is to be allocated before the guest
+    /// runs is allocated when this returns.
+    pub fn start(lab: &Lab, config: &Config) -> Result<Machine> {
+        let mut machine = Machine::launch(lab, config)?;
+        machine.connect()?;
+        Ok(machine)
+    }
+
+    /// Start QEMU, and leave it to [`Machine::connect`] to wait until it answers.
+    pub fn launch(lab: &Lab, config: &Config) -> Result<Machine> {
+        let folder = Folder::new()?;
+        let (socket, socket_end) = UnixStream::pair().context("a pair of sockets")?;
+        let (port, port_end) = UnixStream::pair().context("a pair of sockets")?;
+        let ends: [OwnedFd; 2] = [socket_end.into(), port_end.into()];
+        let fds = ends.each_ref().map(AsRawFd::as_raw_fd);
+        let initrd = folder.0.join("initramfs");
+        fs::write(&initrd, initramfs(lab, config)?).context("write the guest's initramfs")?;
+        let console = config.console.clone().unwrap_or_else(|| folder.0.join("console"));
+        let mut command = Command::new(&lab.qemu);
+        command.args(arguments(lab, config, &initrd, &console, fds));
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(fs::File::create(folder.0.join("said"))?);
+        let procs = config.cgroup.as_ref().map(|cgroup| cgroup.join("cgroup.procs"));
+        let procs = procs.map(|path| fs::File::options().write(true).open(path)).transpose()?;
+        // SAFETY: System calls on descriptors that are open; nothing is allocated.
+        unsafe {
+            command.pre_exec(move || {
+                let errno = |e: Errno| io::Error::from_raw_os_error(e.0);
+                check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)).map_err(errno)?;
+                for fd in fds {
+                    check(libc::fcntl(fd, libc::F_SETFD, 0)).map_err(errno)?;
+                }
+                if let Some(procs) = &procs {
+                    let fd = procs.as_raw_fd();
+                    check(libc::write(fd, c"0".as_ptr().cast(), 1) as i64).map_err(errno)?;
+                }
+                Ok(())
+            });
+        }
+        let child = command.spawn().with_context(|| format!("start {}", lab.qemu.display()))?;
+        drop(ends);
+        let guest = Guest::new(port);
+        Ok(Machine { child, ended: None, socket: Some(socket), qmp: None, guest, console, folder })
+    }
+
+    /// Wait until QEMU is ready to run its guest.
+    pub fn connect(&mut self) -> Result<()> {
+        if let Some(socket) = self.socket.take() {
+            match Qmp::new(socket, Instant::now() + limit(COMMAND)) {
+                Ok(qmp) => self.qmp = Some(qmp),
+                Err(e) => bail!("{e:#}{}", self.last_words()),
+            }
+        }
+        Ok(())
+    }
+
+    /// What QEMU said and how it ended, for an error.
+    fn last_words(&mut self) -> String {
+        let mut words = self.said();
+        // If it is on its way out.
+        if let Ok(Some(status)) = self.child.try_wait() {
+            self.ended = Some(status);
+            words += &format!(" ({status})");
+        }
+        if words.is_empty() { words } else { format!(": {words}") }
+    }
+
+    /// What QEMU has said to its standard error.
+    pub fn said(&self) -> String {
+        let text = fs::read_to_string(self.folder.0.join("said")).unwrap_or_default();
+        text.trim().to_owned()
+    }
+
+    /// Run the guest until its process 1 answers: the seconds that took.
+    pub fn boot(&mut self) -> Result<Duration> {
+        let start = Instant::now();
+        self.execute("cont", json!({}))?;
+        self.guest.wait(start + limit(BOOT)).map_err(|e| self.no_boot(&e))?;
+        Ok(start.elapsed())
+    }
+
+    /// The same, and every few seconds the last line of its console.
+    pub fn boot_with(&mut self, progress: &mut dyn FnMut(&str)) -> Result<Duration> {
+        let start = Instant::now();
+        let end = start + limit(BOOT);
+        self.execute("cont", json!({}))?;
+        loop {
+            let next = end.min(Instant::now() + Duration::from_secs(5));
+            match self.guest.wait(next) {
+                Ok(()) => return Ok(start.elapsed()),
+                Err(e) if e.is::<TimeIsUp>() && next < end => {
+                    let console = self.console_tail(1);
+                    progress(&format!("{} s: {console}", start.elapsed().as_secs()));
+                }
+                Err(e) => return Err(self.no_boot(&e)),
+            }
+        }
+    }
+
+    fn no_boot(&self, error: &anyhow::Error) -> anyhow::Error {
+        let console = self.console_tail(TAIL);
+        NoBoot { why: format!("{error:#}"), console, said: self.said() }.into()
+    }
+
+    /// The last lines of the guest's console.
+    pub fn console_tail(&self, lines: usize) -> String {
+        let text = fs::read(&self.console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).replace('\r', "");
+        let text: Vec<_> = text.lines().collect();
+        text[text.len().saturating_sub(lines)..].join("\n")
+    }
+
+    /// The guest, once it is up.
+    pub fn guest(&mut self) -> &mut Guest {
+        &mut self.guest
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A command of QEMU's: what it returns.
+    pub fn execute(&mut self, name: &str, arguments: Value) -> Result<Value> {
+        let qmp = self.qmp.as_mut().context("QEMU is not ready")?;
+        match qmp.execute(name, arguments, Instant::now() + limit(COMMAND)) {
+            Ok(value) => Ok(value),
+            Err(e) => bail!("{e:#}{}", self.last_words()),
+        }
+    }
+
+    /// Wait for an event of QEMU's: its data.
+    pub fn event(&mut self, name: &str) -> Result<Value> {
+        let qmp = self.qmp.as_mut().context("QEMU is not ready")?;
+        qmp.event(name, Instant::now() + limit(REQUEST))
+    }
+
+    /// Let the balloon leave the guest so many bytes of all that it has, and wait until it does.
+    pub fn balloon(&mut self, bytes: u64) -> Result<()> {
+        self.execute("balloon", json!({ "value": bytes }))?;
+        loop {
+            let change = self.event("BALLOON_CHANGE").context("the balloon")?;
+            if change["actual"].as_u64() == Some(bytes) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The memfiles that QEMU has: bytes that exist, pages that are in memory.
+    pub fn private(&self) -> Result<(u64, u64)> {
+        let memfds = memfds(self.pid())?;
+        let memfiles = memfds.iter().filter_map(|m| Some((m.allocated, m.memfile?.0)));
+        let sum = memfiles.reduce(|a, b| (a.0 + b.0, a.1 + b.1));
+        sum.context("QEMU has no memfile")
+    }
+
+    /// Pages of the guest's private memory that exist, in memory or in swap.
+    pub fn private_pages(&self) -> Result<u64> {
+        Ok(self.private()?.0 / PAGE)
+    }
+
+    /// Bytes of its other memfds that exist.
+    pub fn shared(&self) -> Result<u64> {
+        Ok(memfds(self.pid())?.iter().filter(|m| m.memfile.is_none()).map(|m| m.allocated).sum())
+    }
+
+    /// Send QEMU a signal.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        // SAFETY: Takes no pointer; the child is ours and was not waited for.
+        check(unsafe { libc::kill(self.pid() as i32, signal) }).map(drop).context("kill QEMU")
+    }
+
+    /// Wait until QEMU has ended by itself.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        if let Some(status) = self.ended {
+            return Ok(status);
+        }
+        let pidfd = sys::pidfd_open(self.pid() as i32).context("pidfd_open")?;
+        let mut fds = [libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        let end = Instant::now() + limit(COMMAND);
+        loop {
+            let left = end.saturating_duration_since(Instant::now()).as_millis() as i32;
+            // SAFETY: The array outlives the call.
+            match check(unsafe { libc::poll(fds.as_mut_ptr(), 1, left) }) {
+                Ok(0) => bail!("QEMU does not end{}", self.last_words()),
+                Ok(_) => break,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno).context("poll"),
+            }
+        }
+        let status = self.child.wait().context("wait for QEMU")?;
+        self.ended = Some(status);
+        Ok(status)
+    }
+
+    /// Switch the guest off, and see QEMU end well.
+    pub fn shut_down(mut self) -> Result<()> {
+        self.guest.off()?;
+        let status = self.wait()?;
+        if !status.success() {
+            bail!("QEMU ends with {status}{}", self.last_words());
+        }
+        Ok(())
+    }
+
+    /// Kill QEMU, and wait until it is gone.
+    pub fn kill(mut self) -> Result<()> {
+        self.signal(libc::SIGKILL)?;
+        self.wait().map(drop)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// QEMU's command line.
+fn arguments(
+    lab: &Lab,
+    config: &Config,
+    initrd: &Path,
+    console: &Path,
+    [socket, port]: [i32; 2],
+) -> Vec<String> {
+    let memory = &config.memory;
+    let mut machine = "q35".to_owned();
+    if lab.accelerator == "kvm" {
+        machine += ",kernel_irqchip=split";
+    }
+    machine += &memory.machine();
+    let append = format!(
+        "console=ttyS0 panic=-1 no_timer_check {PORT}=/dev/ttyS1{}{}{}",
+        memory.kernel_arguments(),
+        if config.append.is_empty() { "" } else { " " },
+        config.append
+    );
+    let mut line = Vec::new();
+    let mut add = |words: &[&str]| line.extend(words.iter().map(|word| (*word).to_owned()));
+    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"]);
+    add(&["-L", &lab.firmware.display().to_string()]);
+    add(&["-accel", &lab.accelerator, "-machine", &machine, "-cpu", &lab.cpu, "-smp", "1"]);
+    add(&["-chardev", &format!("socket,id=qmp,fd={socket}"), "-mon", "chardev=qmp,mode=control"]);
+    add(&["-chardev", &format!("file,id=console,path={}", console.display())]);
+    add(&["-serial", "chardev:console"]);
+    add(&["-chardev", &format!("socket,id=port,fd={port}"), "-serial", "chardev:port"]);
+    add(&["-kernel", &lab.kernel.display().to_string()]);
+    add(&["-initrd", &initrd.display().to_string(), "-append", &append]);
+    if memory.layout == Layout::All && memory.kind.is_private() {
+        // The firmware loads the kernel word by word: devices do not reach private memory.
+        add(&["-global", "fw_cfg_io.dma_enabled=off"]);
+    }
+    line.extend(memory.arguments());
+    line.extend(config.arguments.iter().cloned());
+    line
+}
+
+/// The guest's first root.
+fn initramfs(lab: &Lab, config: &Config) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    archive.copy("init", &lab.init)?;
+    archive.device("dev/console", 5, 1)?;
+    if config.busybox {
+        let busybox = Path::new("/bin/busybox");
+        archive.copy("bin/busybox", busybox)?;
+        for name in APPLETS {
+            archive.link(&format!("bin/{name}"), "busybox")?;
+        }
+    }
+    if let Some(folder) = &lab.modules {
+        let order = fs::read_to_string(folder.join(ORDER)).context("the guest's modules")?;
+        let place = MODULES.trim_start_matches('/');
+        for name in order.lines() {
+            archive.copy(&format!("{place}/{name}"), &folder.join(name))?;
+        }
+        archive.file(&format!("{place}/{ORDER}"), order.as_bytes())?;
+    } else if Path::new(CONVERT).exists() {
+        archive.copy(CONVERT.trim_start_matches('/'), Path::new(CONVERT))?;
+    }
+    archive.finish()
+}
+
+/// What a user in a guest expects of its shell.
+const APPLETS: [&str; 26] = [
+    "sh", "cat", "cp", "cut", "date", "dd", "df", "dmesg", "echo", "find", "free", "grep", "head",
+    "ls", "mkdir", "mount", "ps", "rm", "sed", "sleep", "sort", "stty", "tail", "top", "uname",
+    "wc",
+];
+
+/// A limit as slow kernels need it.
+fn limit(limit: Duration) -> Duration {
+    limit * sys::time_factor()
+}

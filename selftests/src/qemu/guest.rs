@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What a real guest is asked for, and what it answers. See [`crate::agent`].
+
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::lines::Lines;
+use crate::agent::{Answer, READY, answer, line, words};
+
+/// The port to a guest's process 1.
+pub struct Guest {
+    lines: Lines,
+    number: u64,
+    /// How long it may take for a request.
+    limit: Duration,
+    release: String,
+}
+
+impl Guest {
+    pub(super) fn new(stream: UnixStream) -> Guest {
+        let lines = Lines::new(stream);
+        Guest { lines, number: 0, limit: super::limit(super::REQUEST), release: String::new() }
+    }
+
+    /// Wait until it is there.
+    pub(super) fn wait(&mut self, deadline: Instant) -> Result<()> {
+        loop {
+            // The port is also seen by whoever boots the machine: anything may come through.
+            let line = self.lines.next(deadline)?;
+            if let Ok([first, release, _memory]) = words(&line).as_deref()
+                && first == READY
+            {
+                self.release = release.clone();
+                return Ok(());
+            }
+        }
+    }
+
+    /// Let it take so long from now on, for whatever it is asked.
+    pub fn set_limit(&mut self, limit: Duration) {
+        self.limit = limit;
+    }
+
+    /// Its kernel's release.
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// Ask for something: the words it answers.
+    fn ask(&mut self, request: &[&str], said: &mut dyn FnMut(&str)) -> Result<Vec<String>> {
+        self.number += 1;
+        let deadline = Instant::now() + self.limit;
+        let number = self.number.to_string();
+        self.lines.send(&line([number.as_str()].iter().chain(request)))?;
+        loop {
+            let text = self.lines.next(deadline).with_context(|| request.join(" "))?;
+            match answer(&text) {
+                Some((n, _)) if n != self.number => bail!("the guest answers {n}, not {number}"),
+                Some((_, Answer::Out(text))) => said(&text),
+                Some((_, Answer::Done(words))) => return Ok(words),
+                Some((_, Answer::Refused(why))) => bail!("the guest: {}: {why}", request.join(" ")),
+                None => bail!("the guest says {text:?}"),
+            }
+        }
+    }
+
+    fn tell(&mut self, request: &[&str]) -> Result<()> {
+        let words = self.ask(request, &mut |_| {})?;
+        ensure!(words.is_empty(), "the guest answers {words:?} to {request:?}");
+        Ok(())
+    }
+
+    /// Make an area of `kind`: `memory`, `locked` or `file`.
+    pub fn area(&mut self, kind: &str, name: &str, bytes: u64) -> Result<()> {
+        self.tell(&["area", kind, name, &bytes.to_string()])
+    }
+
+    /// Write all of an area with a pattern of its own.
+    pub fn fill(&mut self, name: &str, seed: u64) -> Result<()> {
+        self.tell(&["fill", name, &seed.to_string()])
+    }
+
+    /// Make an area and fill it.
+    pub fn hold(&mut self, kind: &str, name: &str, bytes: u64, seed: u64) -> Result<()> {
+        self.area(kind, name, bytes)?;
+        self.fill(name, seed)
+    }
+
+    /// Fail unless the area reads as it was written.
+    pub fn verify(&mut self, name: &str, seed: u64) -> Result<()> {
+        self.tell(&["verify", name, &seed.to_string()])
+    }
+
+    /// The same of so many pages from the `first`.
+    pub fn verify_pages(&mut self, name: &str, seed: u64, first: u64, pages: u64) -> Result<()> {
+        self.tell(&["verify", name, &seed.to_string(), &first.to_string(), &pages.to_string()])
+    }
+
+    /// Fail unless these pages read as zeros.
+    pub fn verify_zeros(&mut self, name: &str, first: u64, pages: u64) -> Result<()> {
+        self.tell(&["verify", name, "zero", &first.to_string(), &pages.to_string()])
+    }
+
+    /// Give an area up.
+    pub fn release_area(&mut self, name: &str) -> Result<()> {
+        self.tell(&["release", name])
+    }
+
+    /// Where an area lies in the guest: page frames in order.
+    pub fn frames(&mut self, name: &str) -> Result<Vec<u64>> {
+        let words = self.ask(&["frames", name], &mut |_| {})?;
+        words.iter().map(|word| word.parse().context("a page frame")).collect()
+    }
+
+    /// Start so many processes, each with memory that it writes.
+    pub fn fork(&mut self, count: u64, bytes: u64, seed: u64) -> Result<()> {
+        self.tell(&["fork", &count.to_string(), &bytes.to_string(), &seed.to_string()])
+    }
+
+    /// Each of the processes reads its memory.
+    pub fn check_processes(&mut self) -> Result<()> {
+        self.tell(&["check"])
+    }
+
+    /// They do so once more, and end.
+    pub fn join(&mut self) -> Result<()> {
+        self.tell(&["join"])
+    }
+
+    /// Ask KVM, by `KVM_HC_MAP_GPA_RANGE`, to convert pages.
+    pub fn convert(&mut self, frame: u64, pages: u64, attributes: u64) -> Result<()> {
+        self.tell(&["convert", &frame.to_string(), &pages.to_string(), &attributes.to_string()])
+    }
+
+    /// A file of the guest's.
+    pub fn read(&mut self, path: &str) -> Result<String> {
+        let mut words = self.ask(&["read", path], &mut |_| {})?;
+        words.pop().with_context(|| format!("{path} is not there"))
+    }
+
+    pub fn write(&mut self, path: &str, text: &str) -> Result<()> {
+        self.tell(&["write", path, text])
+    }
+
+    /// A figure of the guest's `/proc/meminfo`, in bytes.
+    pub fn meminfo(&mut self, key: &str) -> Result<u64> {
+        let text = self.read("/proc/meminfo")?;
+        crate::mem::kib_of(&text, key).with_context(|| format!("the guest has no {key}"))
+    }
+
+    /// Run a command of the shell's: its exit code. `said` gets its output, byte by byte a `char`.
+    pub fn run(&mut self, command: &str, said: &mut dyn FnMut(&str)) -> Result<i32> {
+        let words = self.ask(&["run", command], said)?;
+        words.first().and_then(|code| code.parse().ok()).context("the command has no exit code")
+    }
+
+    /// A shell on the console, until it ends.
+    pub fn shell(&mut self) -> Result<i32> {
+        let words = self.ask(&["shell"], &mut |_| {})?;
+        words.first().and_then(|code| code.parse().ok()).context("the shell has no exit code")
+    }
+
+    /// Switch it off. QEMU ends.
+    pub fn off(&mut self) -> Result<()> {
+        self.tell(&["off"])
+    }
+
+    /// The guest's kernel has less in its caches, and in one piece, than before: for figures that
+    /// do not depend on what it did at boot.
+    pub fn tidy(&mut self) -> Result<()> {
+        self.write("/proc/sys/vm/drop_caches", "3")?;
+        // Not every kernel can.
+        let _ = self.write("/proc/sys/vm/compact_memory", "1");
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Lines through a socket whose other end QEMU has, with a time limit.
+
+use std::fmt;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// The error of what did not come in time.
+#[derive(Debug)]
+pub struct TimeIsUp;
+
+impl fmt::Display for TimeIsUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("time is up")
+    }
+}
+
+impl std::error::Error for TimeIsUp {}
+
+/// The end that is ours.
+pub struct Lines {
+    stream: UnixStream,
+    /// What came after the last whole line.
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    pub fn new(stream: UnixStream) -> Lines {
+        Lines { stream, rest: Vec::new() }
+    }
+
+    pub fn send(&mut self, line: &str) -> Result<()> {
+        self.stream.write_all(line.as_bytes()).context("QEMU does not listen")
+    }
+
+    /// The next line, without its end. An error says that time is up, or that QEMU is gone.
+    pub fn next(&mut self, deadline: Instant) -> Result<String> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                return Ok(String::from_utf8_lossy(&line).trim_end().to_owned());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(TimeIsUp.into());
+            }
+            // Not so short that it rounds to none, which means for ever.
+            self.stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            let mut bytes = [0; 4096];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => bail!("QEMU is gone"),
+                Ok(count) => self.rest.extend(&bytes[..count]),
+                Err(e) if e.kind() == ErrorKind::ConnectionReset => bail!("QEMU is gone"),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(e) => return Err(e).context("read what QEMU says"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_whole_or_not_at_all() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut lines = Lines::new(ours);
+        theirs.write_all(b"one\r\ntw").unwrap();
+        let soon = || Instant::now() + Duration::from_millis(5);
+        assert_eq!(lines.next(soon()).unwrap(), "one");
+        assert_eq!(lines.next(soon()).unwrap_err().to_string(), "time is up");
+        theirs.write_all(b"o\n").unwrap();
+        assert_eq!(lines.next(soon()).unwrap(), "two");
+        drop(theirs);
+        assert_eq!(lines.next(soon()).unwrap_err().to_string(), "QEMU is gone");
+    }
+}

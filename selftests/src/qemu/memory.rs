@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Kinds of memory that QEMU can give a guest, and the arguments that say so.
+
+use crate::MIB;
+
+/// What backs a guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Anonymous,
+    SharedMemfd,
+    /// A memfile beside a shared memfd, with what the VM promises to bear.
+    Private {
+        movable: bool,
+        reclaimable: bool,
+    },
+    GuestMemfd,
+}
+
+impl Kind {
+    pub const PINNED: Kind = Kind::Private { movable: false, reclaimable: false };
+    pub const MOVABLE: Kind = Kind::Private { movable: true, reclaimable: false };
+    pub const RECLAIMABLE: Kind = Kind::Private { movable: false, reclaimable: true };
+    pub const BOTH: Kind = Kind::Private { movable: true, reclaimable: true };
+
+    /// Every kind, by the name that a user gives.
+    pub const NAMES: [(&str, Kind); 7] = [
+        ("anonymous", Kind::Anonymous),
+        ("shared", Kind::SharedMemfd),
+        ("pinned", Kind::PINNED),
+        ("movable", Kind::MOVABLE),
+        ("reclaimable", Kind::RECLAIMABLE),
+        ("both", Kind::BOTH),
+        ("guest_memfd", Kind::GuestMemfd),
+    ];
+
+    pub fn name(self) -> &'static str {
+        Kind::NAMES.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    }
+
+    /// Does the VM have private memory?
+    pub fn is_private(self) -> bool {
+        matches!(self, Kind::Private { .. } | Kind::GuestMemfd)
+    }
+}
+
+/// What of the guest's memory is of the kind in question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// All, firmware and page tables included: KVM's own accesses have to reach it.
+    All,
+    /// A DIMM beside so many bytes of ordinary memory, where the guest's kernel keeps its own.
+    Dimm { low: u64 },
+    /// The same with a device that gives memory and takes it back, so many bytes at first.
+    Device { low: u64, requested: u64 },
+}
+
+/// A guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    pub kind: Kind,
+    pub layout: Layout,
+    /// Bytes of this kind.
+    pub size: u64,
+    /// All of it is allocated before the guest runs.
+    pub prealloc: bool,
+}
+
+impl Memory {
+    /// A DIMM, on demand.
+    pub fn dimm(kind: Kind, size: u64) -> Memory {
+        Memory { kind, layout: Layout::Dimm { low: 256 * MIB }, size, prealloc: false }
+    }
+
+    /// What `-machine` has to say.
+    pub(super) fn machine(&self) -> String {
+        let mut properties = String::new();
+        if self.kind.is_private() {
+            properties += ",confidential-guest-support=vm";
+        }
+        if self.layout == Layout::All {
+            properties += ",memory-backend=ram";
+        }
+        properties
+    }
+
+    /// The arguments for it.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let mut line = Vec::new();
+        let mut add = |option: &str, value: String| line.extend([option.to_owned(), value]);
+        let all = self.layout == Layout::All;
+        let on = |yes| if yes { "on" } else { "off" };
+        match self.kind {
+            Kind::Private { movable, reclaimable } => {
+                let (movable, reclaimable) = (on(movable), on(reclaimable));
+                let mut object =
+                    format!("sw-protected-vm,id=vm,movable={movable},reclaimable={reclaimable}");
+                if all {
+                    object += ",kvm-access=on";
+                }
+                add("-object", object);
+            }
+            Kind::GuestMemfd => add("-object", "sw-protected-vm,id=vm".into()),
+            Kind::Anonymous | Kind::SharedMemfd => {}
+        }
+        let backend = match self.kind {
+            Kind::Anonymous => "memory-backend-ram",
+            Kind::SharedMemfd | Kind::GuestMemfd => "memory-backend-memfd",
+            Kind::Private { .. } => "memory-backend-memfd-private",
+        };
+        let mut object = format!("{backend},id=ram,size={}", self.size);
+        if self.prealloc {
+            object += ",prealloc=on";
+        }
+        add("-object", object);
+        match self.layout {
+            Layout::All => add("-m", format!("{}M", self.size / MIB)),
+            Layout::Dimm { low } | Layout::Device { low, .. } => {
+                let most = (low + self.size).next_multiple_of(crate::GIB) / MIB + 1024;
+                add("-m", format!("{}M,slots=2,maxmem={most}M", low / MIB));
+            }
+        }
+        match self.layout {
+            Layout::All => {}
+            Layout::Dimm { .. } => add("-device", "pc-dimm,id=dimm,memdev=ram".into()),
+            Layout::Device { requested, .. } => {
+                let device =
+                    format!("virtio-mem-pci,id=memory,memdev=ram,requested-size={requested}");
+                add("-device", device);
+            }
+        }
+        line
+    }
+
+    /// What the guest's kernel has to be told.
+    pub(super) fn kernel_arguments(&self) -> &'static str {
+        match (self.layout, self.kind.is_private()) {
+            (Layout::All, _) => "",
+            // Devices reach ordinary memory only.
+            (_, true) => " memhp_default_state=online_movable swiotlb=2048,force",
+            (_, false) => " memhp_default_state=online_movable",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_say_what_the_memory_is() {
+        let line = |memory: Memory| memory.machine() + " " + &memory.arguments().join(" ");
+        assert_eq!(
+            line(Memory::dimm(Kind::MOVABLE, 1024 * MIB)),
+            ",confidential-guest-support=vm -object sw-protected-vm,id=vm,movable=on,\
+             reclaimable=off -object memory-backend-memfd-private,id=ram,size=1073741824 \
+             -m 256M,slots=2,maxmem=3072M -device pc-dimm,id=dimm,memdev=ram"
+        );
+        let all =
+            Memory { layout: Layout::All, prealloc: true, ..Memory::dimm(Kind::Anonymous, MIB) };
+        assert_eq!(
+            line(all),
+            ",memory-backend=ram -object memory-backend-ram,id=ram,size=1048576,prealloc=on -m 1M"
+        );
+        assert_eq!(Kind::NAMES.map(|(name, kind)| kind.name() == name), [true; 7]);
+    }
+}
