@@ -51,8 +51,8 @@ const TAIL: usize = 40;
 #[derive(Clone, Debug)]
 pub struct Lab {
     pub qemu: PathBuf,
-    /// Where QEMU finds its firmware.
-    pub firmware: PathBuf,
+    /// Where QEMU finds its firmware, if not beside itself.
+    pub firmware: Option<PathBuf>,
     pub kernel: PathBuf,
     /// Modules of that kernel, and a file with their names in the order in which to load them.
     pub modules: Option<PathBuf>,
@@ -68,7 +68,7 @@ impl Lab {
     pub fn expected() -> Lab {
         Lab {
             qemu: "/add/qemu/qemu-system-x86_64".into(),
-            firmware: "/add/qemu".into(),
+            firmware: None,
             kernel: "/add/bzImage".into(),
             modules: None,
             init: "/bin/memfile-guest".into(),
@@ -444,7 +444,9 @@ fn arguments(
     let mut line = Vec::new();
     let mut add = |words: &[&str]| line.extend(words.iter().map(|word| (*word).to_owned()));
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"]);
-    add(&["-L", &lab.firmware.display().to_string()]);
+    if let Some(firmware) = &lab.firmware {
+        add(&["-L", &firmware.display().to_string()]);
+    }
     add(&["-accel", &lab.accelerator, "-machine", &machine, "-cpu", &lab.cpu, "-smp", "1"]);
     add(&["-chardev", &format!("socket,id=qmp,fd={socket}"), "-mon", "chardev=qmp,mode=control"]);
     add(&["-chardev", &format!("file,id=console,path={}", console.display())]);

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 use memfile_selftests::qemu::{CPU, Config, Kind, Lab, Layout, Machine, Memory, NoBoot};
-use memfile_selftests::{GIB, MIB, mem};
+use memfile_selftests::{GIB, MIB, mem, sys};
 
 /// Exit status of a guest that did not come up, and of other failures of this program's.
 const NO_BOOT: u8 = 125;
@@ -74,6 +74,10 @@ struct Args {
     #[arg(long, value_name = "MODEL", default_value = CPU)]
     cpu: String,
 
+    /// Multiply every time limit, for slow machines
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    time_factor: u32,
+
     /// More arguments for the guest's kernel
     #[arg(long, value_name = "ARGUMENTS", default_value = "", allow_hyphen_values = true)]
     append: String,
@@ -122,11 +126,8 @@ fn lab(args: &Args) -> Result<Lab> {
     if args.stock {
         lab = lab.with_stock_kernel()?;
     }
-    for (place, given) in [
-        (&mut lab.firmware, &args.firmware),
-        (&mut lab.kernel, &args.kernel),
-        (&mut lab.init, &args.init),
-    ] {
+    lab.firmware.clone_from(&args.firmware);
+    for (place, given) in [(&mut lab.kernel, &args.kernel), (&mut lab.init, &args.init)] {
         if let Some(path) = given {
             place.clone_from(path);
         }
@@ -137,15 +138,26 @@ fn lab(args: &Args) -> Result<Lab> {
 }
 
 fn run(args: &Args) -> Result<u8> {
+    sys::set_time_factor(args.time_factor);
     let lab = lab(args)?;
     let layout = args.low.map_or(Layout::All, |low| Layout::Dimm { low });
     let memory = Memory { kind: args.memory, layout, size: args.size, prealloc: args.prealloc };
     let mut config = Config::new(memory).with(args.arguments.clone());
     config.append.clone_from(&args.append);
     config.busybox = args.cmd.is_some();
-    let mut code = 0;
+    let (mut code, mut failed) = (0, 0);
     for n in 1..=args.times {
-        code = boot(&lab, &config, args).with_context(|| format!("guest {n}"))?;
+        match boot(&lab, &config, args) {
+            Ok(of_command) => code = of_command,
+            Err(e) if args.times > 1 => {
+                failed += 1;
+                eprintln!("guest {n}: {e:#}");
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} of {} guests failed", args.times);
     }
     Ok(code)
 }
