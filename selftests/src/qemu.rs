@@ -17,7 +17,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -370,6 +370,23 @@ impl Machine {
     pub fn signal(&self, signal: i32) -> Result<()> {
         // SAFETY: Takes no pointer; the child is ours and was not waited for.
         check(unsafe { libc::kill(self.pid() as i32, signal) }).map(drop).context("kill QEMU")
+    }
+
+    /// Wait until a SIGSTOP has stopped QEMU.
+    pub fn wait_stopped(&mut self) -> Result<()> {
+        let mut status = 0;
+        loop {
+            // SAFETY: The child is ours and was not waited for; the status outlives the call.
+            match check(unsafe { libc::waitpid(self.pid() as i32, &mut status, libc::WUNTRACED) }) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno).context("waitpid"),
+                Ok(_) if libc::WIFSTOPPED(status) => return Ok(()),
+                Ok(_) => {
+                    self.ended = Some(ExitStatus::from_raw(status));
+                    bail!("QEMU has ended: {}", self.said());
+                }
+            }
+        }
     }
 
     /// Wait until QEMU has ended by itself.

@@ -20,6 +20,8 @@ pub enum Area {
     Memory(Mapping),
     /// Anonymous memory that the guest's kernel leaves where it is.
     Locked(Mapping),
+    /// Anonymous memory with a word in each page, and zeros, so that swap on zram is worth it.
+    Sparse(Mapping),
     File {
         path: PathBuf,
         size: u64,
@@ -31,6 +33,7 @@ impl Area {
     pub fn new(kind: &str, name: &str, size: u64) -> Result<Area> {
         Ok(match kind {
             "memory" => Area::Memory(Mapping::anonymous(size)?),
+            "sparse" => Area::Sparse(Mapping::anonymous(size)?),
             "locked" => {
                 let mapping = Mapping::anonymous(size)?;
                 // One page of the guest's is one of the host's.
@@ -52,16 +55,25 @@ impl Area {
 
     fn size(&self) -> u64 {
         match self {
-            Area::Memory(mapping) | Area::Locked(mapping) => mapping.len(),
+            Area::Memory(mapping) | Area::Locked(mapping) | Area::Sparse(mapping) => mapping.len(),
             Area::File { size, .. } => *size,
+        }
+    }
+
+    /// What the word at a byte is when all of it is written.
+    fn word(&self, pattern: Pattern, at: u64) -> u64 {
+        match self {
+            Area::Sparse(_) if at % PAGE != 0 => 0,
+            _ => pattern.word(at),
         }
     }
 
     /// Write all of it.
     pub fn fill(&self, pattern: Pattern) -> Result<()> {
         match self {
-            Area::Memory(mapping) | Area::Locked(mapping) => {
-                for at in (0..mapping.len()).step_by(8) {
+            Area::Memory(mapping) | Area::Locked(mapping) | Area::Sparse(mapping) => {
+                let stride = if matches!(self, Area::Sparse(_)) { PAGE } else { 8 };
+                for at in (0..mapping.len()).step_by(stride as usize) {
                     mapping.store(at, pattern.word(at));
                 }
             }
@@ -92,7 +104,9 @@ impl Area {
         let mut page = vec![0; PAGE as usize];
         for at in (start..end).step_by(8) {
             let word = match (self, &file) {
-                (Area::Memory(mapping) | Area::Locked(mapping), _) => mapping.load(at),
+                (Area::Memory(mapping) | Area::Locked(mapping) | Area::Sparse(mapping), _) => {
+                    mapping.load(at)
+                }
                 (_, Some(file)) => {
                     let offset = (at % PAGE) as usize;
                     if offset == 0 {
@@ -102,7 +116,7 @@ impl Area {
                 }
                 (_, None) => bail!("a file that is not open"),
             };
-            let wanted = pattern.word(at);
+            let wanted = self.word(pattern, at);
             ensure!(word == wanted, "byte {at:#x} of the area reads {word:#x}, not {wanted:#x}");
         }
         Ok(())
@@ -111,7 +125,7 @@ impl Area {
     /// The guest's page frames of it, in order.
     pub fn frames(&self) -> Result<Vec<u64>> {
         match self {
-            Area::Memory(mapping) | Area::Locked(mapping) => {
+            Area::Memory(mapping) | Area::Locked(mapping) | Area::Sparse(mapping) => {
                 crate::pressure::mapped_frames(mapping)
             }
             Area::File { .. } => bail!("a file is not mapped"),
@@ -133,7 +147,7 @@ mod tests {
 
     #[test]
     fn areas_hold_what_was_written_and_nothing_else_passes() {
-        for kind in ["memory", "file"] {
+        for kind in ["memory", "sparse", "file"] {
             let name = format!("memfile-area-{}", std::process::id());
             let area = Area::new(kind, &name, 4 * PAGE).unwrap();
             let pattern = Pattern::Generation(3);

@@ -108,6 +108,9 @@ impl Memory {
             Kind::Private { .. } => "memory-backend-memfd-private",
         };
         let mut object = format!("{backend},id=ram,size={}", self.size);
+        if self.kind == Kind::GuestMemfd {
+            object += ",guest-memfd=on";
+        }
         if self.prealloc {
             object += ",prealloc=on";
         }

@@ -37,6 +37,7 @@ mod populate;
 mod prefault;
 mod property;
 mod punch;
+mod qemu;
 mod reclaim;
 mod scenarios;
 mod seal;
@@ -108,6 +109,8 @@ pub static SUITES: &[&Suite] = &[
     &huge::SUITE,
     &poison::SUITE,
     &overcommit::SUITE,
+    &qemu::SUITE,
+    &qemu::LONG,
     &module::SUITE,
     &control::SUITE,
     &control::TOGETHER,

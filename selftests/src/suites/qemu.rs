@@ -1,0 +1,618 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A real Linux in a real QEMU on memory of every kind: what it costs the host, and that it never
+//! reads anything but its own.
+//!
+//! Booting takes long, so the cases run together and hand the guest on to the next one that wants
+//! the same kind; each leaves it as it found it. `scripts/check` boots a machine for this suite,
+//! with QEMU and the guests' kernels in it.
+
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use crate::ktap::{CaseResult, Suite};
+use crate::module::Module;
+use crate::pressure::{self, Accounts, Cgroup, Counts, Setting, SmallMachine, Swap};
+use crate::qemu::{Config, Kind, Lab, Layout, Machine, Memory, memfds};
+use crate::sys::{self, Mapping, lock_own_memory};
+use crate::uapi::KVM_MAP_GPA_RANGE_ENCRYPTED;
+use crate::{MIB, PAGE, mem, suite};
+
+pub static SUITE: Suite = suite!(
+    "qemu",
+    [
+        guest_boots_and_keeps_its_data_on_anonymous_memory: 300,
+        guest_boots_and_keeps_its_data_on_a_shared_memfd: 300,
+        guest_boots_and_keeps_its_data_on_movable_memory: 300,
+        guest_boots_and_keeps_its_data_on_reclaimable_memory: 300,
+        guest_boots_and_keeps_its_data_on_guest_memfd: 300,
+        guest_boots_and_keeps_its_data_on_pinned_memory: 300,
+        pinned_memory_stays_under_compaction_and_reclaim: 300,
+        balloon_gives_back_what_the_guest_has_freed: 300,
+        guest_boots_and_keeps_its_data_on_movable_and_reclaimable_memory: 300,
+        pages_exist_exactly_where_the_guest_has_been: 300,
+        guest_converts_pages_by_hypercall: 300,
+        free_pages_that_the_guest_reports_are_given_back: 300,
+        whole_guest_is_swapped_out_and_comes_back: 300,
+        compaction_moves_pages_of_a_running_guest: 300,
+        killed_qemu_leaves_no_memory_behind: 300,
+        prealloc_is_complete_whatever_signals_come: 120,
+        prealloc_without_memory_refuses_to_start_and_leaves_nothing: 120,
+        qemu_killed_while_it_starts_leaves_no_memory_behind: 120,
+        guest_boots_with_all_its_memory_private: 600,
+        stock_kernel_boots_and_virtio_mem_gives_memory_back: 600,
+    ],
+    together = true
+);
+
+/// What takes longer: only by name.
+pub static LONG: Suite = suite!(
+    "qemu_long",
+    [
+        two_guests_larger_than_the_machine_run_if_reclaimable: 1800,
+        guest_of_32_gib_boots_in_a_machine_of_2: 1800,
+        stock_kernel_boots_with_all_its_memory_private: 1800,
+        twenty_guests_boot_one_after_the_other: 3600,
+    ],
+    hidden = true
+);
+
+/// Bytes of the DIMM that most guests have.
+const SIZE: u64 = 512 * MIB;
+/// What a guest's own processes may do meanwhile, in pages.
+const SLACK: u64 = 128;
+
+/// A guest, and what the host looked like before.
+struct Fixture {
+    kind: Kind,
+    // In this order: a cgroup goes when nobody is in it.
+    machine: Machine,
+    cgroup: Cgroup,
+    before: Accounts,
+}
+
+/// The guest that the last case left.
+static GUEST: Mutex<Option<Fixture>> = Mutex::new(None);
+
+fn slot() -> Result<MutexGuard<'static, Option<Fixture>>> {
+    GUEST.lock().map_err(|_| anyhow::anyhow!("a case panicked with the guest"))
+}
+
+/// Give up the guest that is there, and see its memory come back.
+fn give_up(slot: &mut Option<Fixture>) -> CaseResult {
+    let Some(Fixture { machine, cgroup, before, .. }) = slot.take() else { return Ok(()) };
+    machine.kill()?;
+    drop(cgroup);
+    before.expect_back(2 * MIB).context("after QEMU")
+}
+
+/// Do something with a guest on memory of this kind: one that is there, or a new one. What it costs
+/// when it is up is printed.
+fn with_guest(kind: Kind, work: impl FnOnce(&mut Fixture) -> CaseResult) -> CaseResult {
+    let mut slot = slot()?;
+    if slot.as_ref().is_none_or(|fixture| fixture.kind != kind) {
+        give_up(&mut slot)?;
+        let lab = Lab::find()?;
+        lock_own_memory()?;
+        let before = Accounts::now()?;
+        let cgroup = Cgroup::new()?;
+        let mut config = Config::new(Memory::dimm(kind, SIZE)).within(&cgroup);
+        config = match kind {
+            // Nothing is given back but what is asked for.
+            Kind::PINNED => config.with(["-device", "virtio-balloon-pci,id=balloon"]),
+            _ => config.with_balloon(),
+        };
+        let mut machine = Machine::start(&lab, &config)?;
+        let took = machine.boot()?;
+        println!("Linux {} after {:.1} s", machine.guest().release(), took.as_secs_f64());
+        *slot = Some(Fixture { kind, machine, cgroup, before });
+    }
+    match slot.as_mut() {
+        Some(fixture) => work(fixture),
+        None => bail!("there is no guest"),
+    }
+}
+
+impl Fixture {
+    /// Wait until fewer than so many pages of private memory exist.
+    fn expect_fewer_pages(&self, wanted: u64, why: &str) -> CaseResult {
+        let end = Instant::now() + Duration::from_secs(60) * sys::time_factor();
+        loop {
+            let pages = self.machine.private_pages()?;
+            if pages < wanted {
+                println!("{why}: {pages} pages");
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "{why}: {pages} pages, not fewer than {wanted}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Memory, files in the page cache and processes of a guest, all with content.
+const PARTS: [(&str, &str, u64); 2] = [("memory", "m", 24 * MIB), ("file", "f", 12 * MIB)];
+const PROCESSES: u64 = 4;
+const PROCESS: u64 = 2 * MIB;
+
+fn fill(machine: &mut Machine, seed: u64) -> CaseResult {
+    let guest = machine.guest();
+    for (kind, name, size) in PARTS {
+        guest.hold(kind, name, size, seed)?;
+    }
+    guest.fork(PROCESSES, PROCESS, seed + 1)
+}
+
+fn verify(machine: &mut Machine, seed: u64) -> CaseResult {
+    let guest = machine.guest();
+    for (_, name, _) in PARTS {
+        guest.verify(name, seed)?;
+    }
+    guest.check_processes()
+}
+
+fn release(machine: &mut Machine) -> CaseResult {
+    let guest = machine.guest();
+    for (_, name, _) in PARTS {
+        guest.release_area(name)?;
+    }
+    guest.join()
+}
+
+/// Bytes that [`fill`] writes.
+fn filled() -> u64 {
+    PARTS.iter().map(|(_, _, size)| size).sum::<u64>() + PROCESSES * PROCESS
+}
+
+fn boots_and_keeps_its_data(kind: Kind) -> CaseResult {
+    with_guest(kind, |fixture| {
+        let machine = &mut fixture.machine;
+        let before = mem::content()?;
+        fill(machine, 1)?;
+        verify(machine, 1)?;
+        let grown = mem::content()?.saturating_sub(before);
+        println!("{} KiB written, {} KiB more", filled() >> 10, grown >> 10);
+        // Some of it lies where the guest has been before.
+        ensure!(grown > filled() / 4 && grown < filled() + 16 * MIB, "grown by {grown}");
+        if let Kind::Private { .. } = kind {
+            let (allocated, resident) = machine.private()?;
+            ensure!(allocated == resident * PAGE, "{allocated} bytes, {resident} pages");
+            let shared = machine.shared()?;
+            ensure!(shared < 4 * MIB, "{} KiB beside the private memory", shared >> 10);
+        }
+        release(machine)
+    })
+}
+
+fn guest_boots_and_keeps_its_data_on_anonymous_memory() -> CaseResult {
+    boots_and_keeps_its_data(Kind::Anonymous)
+}
+
+fn guest_boots_and_keeps_its_data_on_a_shared_memfd() -> CaseResult {
+    boots_and_keeps_its_data(Kind::SharedMemfd)
+}
+
+fn guest_boots_and_keeps_its_data_on_movable_memory() -> CaseResult {
+    boots_and_keeps_its_data(Kind::MOVABLE)
+}
+
+fn guest_boots_and_keeps_its_data_on_reclaimable_memory() -> CaseResult {
+    boots_and_keeps_its_data(Kind::RECLAIMABLE)
+}
+
+fn guest_boots_and_keeps_its_data_on_guest_memfd() -> CaseResult {
+    boots_and_keeps_its_data(Kind::GuestMemfd)
+}
+
+fn guest_boots_and_keeps_its_data_on_pinned_memory() -> CaseResult {
+    boots_and_keeps_its_data(Kind::PINNED)
+}
+
+fn guest_boots_and_keeps_its_data_on_movable_and_reclaimable_memory() -> CaseResult {
+    boots_and_keeps_its_data(Kind::BOTH)
+}
+
+/// What grows when pages move or go to swap.
+const MOVED: [&str; 2] = ["memfile.migrate", "memfile.swap_out"];
+
+/// Memory of this process with a hole in every other page, so that compaction has something to do.
+fn ragged_memory(size: u64) -> Result<Mapping> {
+    let mapping = Mapping::anonymous(size)?;
+    let _ = mapping.madvise(0, size, libc::MADV_NOHUGEPAGE);
+    for at in (0..size).step_by(PAGE as usize) {
+        mapping.store(at, 1);
+    }
+    for at in (0..size).step_by(2 * PAGE as usize) {
+        mapping.madvise(at, PAGE, libc::MADV_DONTNEED).context("make holes")?;
+    }
+    Ok(mapping)
+}
+
+fn pinned_memory_stays_under_compaction_and_reclaim() -> CaseResult {
+    with_guest(Kind::PINNED, |fixture| {
+        let _swap = Swap::on(SIZE)?;
+        fill(&mut fixture.machine, 2)?;
+        let (before, counts) = (fixture.machine.private()?, Counts::now()?);
+        let ragged = ragged_memory(64 * MIB)?;
+        for _ in 0..3 {
+            pressure::compact()?;
+            fixture.cgroup.reclaim(64 * MIB)?;
+            verify(&mut fixture.machine, 2)?;
+        }
+        drop(ragged);
+        let after = fixture.machine.private()?;
+        println!("{} pages before, {} after", before.1, after.1);
+        ensure!(after.1 >= before.1 && after.0 == after.1 * PAGE, "some are gone");
+        counts.expect_same(&MOVED)?;
+        release(&mut fixture.machine)
+    })
+}
+
+fn balloon_gives_back_what_the_guest_has_freed() -> CaseResult {
+    const FREED: u64 = 128 * MIB;
+    with_guest(Kind::PINNED, |fixture| {
+        let all = fixture.machine.execute("query-balloon", json!({}))?;
+        let all = all["actual"].as_u64().context("query-balloon")?;
+        fixture.machine.guest().hold("memory", "keep", 8 * MIB, 5)?;
+        fixture.machine.guest().hold("memory", "balloon", FREED, 4)?;
+        fixture.machine.guest().release_area("balloon")?;
+        let full = fixture.machine.private_pages()?;
+        // Nobody has told the host yet.
+        ensure!(full >= FREED / PAGE, "{full} pages");
+        let counts = Counts::now()?;
+        let free = fixture.machine.guest().meminfo("MemFree")?;
+        // All that is free but what the guest needs to go on.
+        let target = all - (free - 64 * MIB) / MIB * MIB;
+        fixture.machine.balloon(target)?;
+        let holes = counts.grown("memfile.invalidate")?;
+        println!("{full} pages before, {} MiB in the balloon, {holes} holes", (all - target) / MIB);
+        fixture.expect_fewer_pages(full - FREED / PAGE * 3 / 4, "with the balloon")?;
+        fixture.machine.guest().verify("keep", 5)?;
+        // And what it gets back is as good as new.
+        fixture.machine.balloon(all)?;
+        fixture.machine.guest().hold("memory", "again", FREED / 2, 6)?;
+        for (name, seed) in [("again", 6), ("keep", 5)] {
+            fixture.machine.guest().verify(name, seed)?;
+            fixture.machine.guest().release_area(name)?;
+        }
+        Ok(())
+    })
+}
+
+fn pages_exist_exactly_where_the_guest_has_been() -> CaseResult {
+    const MORE: u64 = 64 * MIB;
+    with_guest(Kind::BOTH, |fixture| {
+        let machine = &mut fixture.machine;
+        let (before, shmem) = (machine.private_pages()?, mem::meminfo("Shmem")?);
+        let counts = Counts::now()?;
+        machine.guest().hold("locked", "exact", MORE, 7)?;
+        machine.guest().verify("exact", 7)?;
+        let (allocated, resident) = machine.private()?;
+        let grown = resident - before;
+        println!("{before} pages before, {grown} more for {}", MORE / PAGE);
+        ensure!(allocated == resident * PAGE, "{allocated} bytes, {resident} pages");
+        ensure!(grown <= MORE / PAGE + SLACK, "the guest has not been in so many");
+        ensure!(grown + before >= MORE / PAGE, "it has been in more");
+        // Each page was asked for once, and is a page of the host's.
+        let asked = counts.grown("memfile.get_pfn")?;
+        ensure!(asked == grown, "{asked} pages were asked for");
+        mem::refresh_counters();
+        let shmem = (mem::meminfo("Shmem")? - shmem) / PAGE;
+        ensure!(shmem.abs_diff(grown) <= SLACK, "{shmem} pages of Shmem more");
+        machine.guest().release_area("exact")
+    })
+}
+
+fn guest_converts_pages_by_hypercall() -> CaseResult {
+    const PAGES: u64 = 16;
+    with_guest(Kind::BOTH, |fixture| {
+        let machine = &mut fixture.machine;
+        machine.guest().hold("locked", "convert", 2 * PAGES * PAGE, 8)?;
+        let frames = machine.guest().frames("convert")?;
+        ensure!(frames.len() as u64 == 2 * PAGES, "{} frames", frames.len());
+        let (private, shared) = (machine.private_pages()?, machine.shared()?);
+        let (converted, kept) = frames.split_at(PAGES as usize);
+        for &frame in converted {
+            machine.guest().convert(frame, 1, 0)?;
+        }
+        // The side that is not used any more is gone, the other is there once it is touched.
+        let now = machine.private_pages()?;
+        println!("{private} private pages before, {now} after the conversion");
+        ensure!(now.abs_diff(private - PAGES) <= SLACK / 2, "{now} pages");
+        machine.guest().verify_zeros("convert", 0, PAGES)?;
+        machine.guest().verify_pages("convert", 8, PAGES, PAGES)?;
+        machine.guest().fill("convert", 9)?;
+        machine.guest().verify("convert", 9)?;
+        let grown = machine.shared()? - shared;
+        ensure!(grown == PAGES * PAGE, "{} KiB of shared memory more", grown >> 10);
+        for &frame in converted {
+            machine.guest().convert(frame, 1, KVM_MAP_GPA_RANGE_ENCRYPTED)?;
+        }
+        ensure!(machine.shared()? == shared, "the shared side is still there");
+        machine.guest().verify_zeros("convert", 0, PAGES)?;
+        machine.guest().verify_pages("convert", 9, PAGES, PAGES)?;
+        ensure!(!kept.is_empty());
+        machine.guest().release_area("convert")
+    })
+}
+
+fn free_pages_that_the_guest_reports_are_given_back() -> CaseResult {
+    const FREED: u64 = 128 * MIB;
+    with_guest(Kind::BOTH, |fixture| {
+        fixture.machine.guest().hold("memory", "keep", 8 * MIB, 11)?;
+        fixture.machine.guest().hold("memory", "report", FREED, 10)?;
+        let full = fixture.machine.private_pages()?;
+        ensure!(full >= FREED / PAGE, "{full} pages");
+        fixture.machine.guest().release_area("report")?;
+        fixture.machine.guest().tidy()?;
+        fixture.expect_fewer_pages(full - FREED / PAGE * 3 / 4, "after reporting")?;
+        fixture.machine.guest().verify("keep", 11)?;
+        fixture.machine.guest().release_area("keep")
+    })
+}
+
+fn whole_guest_is_swapped_out_and_comes_back() -> CaseResult {
+    with_guest(Kind::BOTH, |fixture| {
+        let swap = Swap::on(2 * SIZE)?;
+        fill(&mut fixture.machine, 12)?;
+        fixture.machine.execute("stop", json!({}))?;
+        let (allocated, before) = fixture.machine.private()?;
+        let counts = Counts::now()?;
+        let mut left = before;
+        // The first look at a page may find it used; see the suite `reclaim`.
+        for _ in 0..16 {
+            pressure::drop_caches()?;
+            fixture.cgroup.line("memory.stat", "active_anon")?;
+            fixture.cgroup.reclaim(SIZE)?;
+            left = fixture.machine.private()?.1;
+            if left <= before / 50 {
+                break;
+            }
+        }
+        println!("{before} pages before, {left} left, {} KiB of swap", swap.used()? >> 10);
+        ensure!(left <= before / 50, "{left} of {before} pages stay");
+        ensure!(fixture.machine.private()?.0 == allocated, "some are lost");
+        counts.expect_grown(&["memfile.swap_out"], (before - left) / 2)?;
+        fixture.machine.execute("cont", json!({}))?;
+        verify(&mut fixture.machine, 12)?;
+        let back = fixture.machine.private()?.1;
+        println!("{back} pages are back");
+        ensure!((back - left) * PAGE >= filled() / 2, "{back} pages");
+        release(&mut fixture.machine)
+    })
+}
+
+fn compaction_moves_pages_of_a_running_guest() -> CaseResult {
+    with_guest(Kind::BOTH, |fixture| {
+        fill(&mut fixture.machine, 13)?;
+        let counts = Counts::now()?;
+        let mut rounds = 0;
+        while counts.grown("memfile.migrate")? < 100 {
+            ensure!(rounds < 20, "{} pages moved", counts.grown("memfile.migrate")?);
+            rounds += 1;
+            let ragged = ragged_memory(32 * MIB * rounds.min(8))?;
+            pressure::compact()?;
+            drop(ragged);
+            pressure::compact()?;
+            verify(&mut fixture.machine, 13)?;
+        }
+        println!("{} pages moved in {rounds} rounds", counts.grown("memfile.migrate")?);
+        verify(&mut fixture.machine, 13)?;
+        release(&mut fixture.machine)
+    })
+}
+
+fn killed_qemu_leaves_no_memory_behind() -> CaseResult {
+    with_guest(Kind::BOTH, |fixture| fill(&mut fixture.machine, 14))?;
+    give_up(&mut *slot()?)?;
+    Module::memfile()?.expect_unused()
+}
+
+/// Memory that is allocated before the guest runs.
+fn preallocated(size: u64) -> Memory {
+    Memory { prealloc: true, ..Memory::dimm(Kind::PINNED, size) }
+}
+
+/// Pages of the memfiles that a process has, none as long as it has no memfile.
+fn pages_of(machine: &Machine) -> Result<u64> {
+    let memfds = memfds(machine.pid())?;
+    Ok(memfds.iter().filter_map(|memfd| memfd.memfile).map(|(pages, _)| pages).sum())
+}
+
+fn prealloc_is_complete_whatever_signals_come() -> CaseResult {
+    let lab = Lab::find()?;
+    let mut machine = Machine::launch(&lab, &Config::new(preallocated(SIZE)))?;
+    let (mut stops, mut halfway) = (0, 0);
+    // A signal at every page it comes to, as nearly as they can be sent.
+    while pages_of(&machine)? < SIZE / PAGE {
+        machine.signal(libc::SIGSTOP)?;
+        machine.wait_stopped()?;
+        let pages = pages_of(&machine)?;
+        stops += 1;
+        halfway += u32::from(pages > 0 && pages < SIZE / PAGE);
+        machine.signal(libc::SIGCONT)?;
+    }
+    println!("{stops} stops, {halfway} of them while memory was allocated");
+    ensure!(halfway > 10, "only {halfway} signals came while memory was allocated");
+    machine.connect()?;
+    let (allocated, resident) = machine.private()?;
+    ensure!(allocated == SIZE && resident == SIZE / PAGE, "{allocated} bytes, {resident} pages");
+    machine.kill()
+}
+
+fn prealloc_without_memory_refuses_to_start_and_leaves_nothing() -> CaseResult {
+    let lab = Lab::find()?;
+    let before = Accounts::now()?;
+    // Room for QEMU and its low memory, and for some of the rest.
+    let allowed = (mem::meminfo("Committed_AS")? + 512 * MIB) >> 10;
+    let _kbytes = Setting::set("/proc/sys/vm/overcommit_kbytes", &allowed.to_string())?;
+    let _mode = Setting::set("/proc/sys/vm/overcommit_memory", "2")?;
+    let Err(error) = Machine::start(&lab, &Config::new(preallocated(1024 * MIB))) else {
+        bail!("QEMU has 1 GiB where there is room for half of that");
+    };
+    let text = format!("{error:#}");
+    println!("{text}");
+    ensure!(text.contains("prealloc") && text.contains("space"), "QEMU says: {text}");
+    drop((_mode, _kbytes));
+    Module::memfile()?.expect_unused()?;
+    before.expect_back(2 * MIB).context("after QEMU")
+}
+
+fn qemu_killed_while_it_starts_leaves_no_memory_behind() -> CaseResult {
+    let lab = Lab::find()?;
+    let before = Accounts::now()?;
+    for part in [0, 1, 4, 16, 64] {
+        let machine = Machine::launch(&lab, &Config::new(preallocated(SIZE)))?;
+        while pages_of(&machine)? * part < SIZE / PAGE && part > 0 {
+            thread::yield_now();
+        }
+        println!("killed with {} pages", pages_of(&machine)?);
+        machine.kill()?;
+        before.expect_back(2 * MIB).context("after QEMU")?;
+    }
+    // While the firmware runs, and the guest's kernel after it.
+    for wanted in [1000, 4000] {
+        let memory = Memory::dimm(Kind::BOTH, SIZE);
+        let mut machine = Machine::start(&lab, &Config::new(memory))?;
+        machine.execute("cont", json!({}))?;
+        let grown = || Ok::<_, anyhow::Error>(mem::content()? / PAGE);
+        let start = grown()?;
+        while grown()? < start + wanted {
+            thread::yield_now();
+        }
+        machine.kill()?;
+        before.expect_back(2 * MIB).context("after QEMU")?;
+    }
+    Module::memfile()?.expect_unused()
+}
+
+/// All memory is of this kind, firmware and page tables included.
+fn all(kind: Kind, size: u64) -> Memory {
+    Memory { kind, layout: Layout::All, size, prealloc: false }
+}
+
+fn guest_boots_with_all_its_memory_private() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    boots_with_all_private(&Lab::find()?, SIZE)
+}
+
+fn boots_with_all_private(lab: &Lab, size: u64) -> CaseResult {
+    let before = Accounts::now()?;
+    let mut machine = Machine::start(lab, &Config::new(all(Kind::BOTH, size)))?;
+    let started = machine.private_pages()?;
+    let took = machine.boot()?;
+    let (allocated, resident) = machine.private()?;
+    println!(
+        "{} MiB: {} KiB before it ran, {} KiB when it was up after {:.1} s",
+        size / MIB,
+        started * PAGE >> 10,
+        allocated >> 10,
+        took.as_secs_f64()
+    );
+    ensure!(allocated == resident * PAGE, "{allocated} bytes, {resident} pages");
+    // What the guest's kernel writes to know its memory is 1 of 64.
+    ensure!(allocated < 128 * MIB + size / 32, "{} MiB", allocated / MIB);
+    fill(&mut machine, 15)?;
+    verify(&mut machine, 15)?;
+    release(&mut machine)?;
+    machine.shut_down()?;
+    before.expect_back(2 * MIB).context("after QEMU")
+}
+
+fn stock_kernel_boots_and_virtio_mem_gives_memory_back() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = Lab::find()?.with_stock_kernel()?;
+    let layout = Layout::Device { low: 512 * MIB, requested: 256 * MIB };
+    let memory = Memory { kind: Kind::BOTH, layout, size: SIZE, prealloc: false };
+    let before = Accounts::now()?;
+    let mut machine = Machine::start(&lab, &Config::new(memory))?;
+    let took = machine.boot()?;
+    println!("Linux {} after {:.1} s", machine.guest().release(), took.as_secs_f64());
+    await_plugged(&mut machine, 256 * MIB)?;
+    machine.guest().hold("memory", "plugged", 160 * MIB, 16)?;
+    let full = machine.private_pages()?;
+    ensure!(full >= 64 * MIB / PAGE, "{full} pages");
+    machine.guest().verify("plugged", 16)?;
+    machine.guest().release_area("plugged")?;
+    machine.guest().hold("memory", "keep", 8 * MIB, 17)?;
+    let resize = json!({ "path": "/machine/peripheral/memory", "property": "requested-size",
+                         "value": 64 * MIB });
+    machine.execute("qom-set", resize)?;
+    await_plugged(&mut machine, 64 * MIB)?;
+    let now = machine.private_pages()?;
+    println!("{full} pages with 256 MiB plugged, {now} with 64");
+    ensure!(now <= 64 * MIB / PAGE && now < full, "{now} pages");
+    machine.guest().verify("keep", 17)?;
+    machine.shut_down()?;
+    before.expect_back(2 * MIB).context("after QEMU")
+}
+
+/// Wait until the guest has as much of a virtio-mem device as it was asked to have.
+fn await_plugged(machine: &mut Machine, bytes: u64) -> CaseResult {
+    loop {
+        let devices = machine.execute("query-memory-devices", json!({}))?;
+        let size = devices.pointer("/0/data/size").and_then(serde_json::Value::as_u64);
+        if size == Some(bytes) {
+            return Ok(());
+        }
+        machine.event("MEMORY_DEVICE_SIZE_CHANGE").context("virtio-mem")?;
+    }
+}
+
+fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
+    let lab = Lab::find()?;
+    lock_own_memory()?;
+    let _machine = SmallMachine::shrink_to(768 * MIB)?;
+    let total = mem::meminfo("MemTotal")?;
+    let each = total * 5 / 8 / MIB * MIB;
+    let swap = Swap::on(4 * each)?;
+    let before = Accounts::now()?;
+    let counts = Counts::now()?;
+    let mut guests = Vec::new();
+    for _ in 0..2 {
+        let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::BOTH, 2 * each)))?;
+        machine.boot()?;
+        guests.push(machine);
+    }
+    println!("two guests of {} MiB in {} MiB", each / MIB, total / MIB);
+    for (seed, machine) in (20..).zip(&mut guests) {
+        machine.guest().hold("sparse", "large", each, seed)?;
+    }
+    for (seed, machine) in (20..).zip(&mut guests) {
+        machine.guest().verify("large", seed)?;
+    }
+    counts.expect_grown(&["memfile.swap_out", "pswpin"], 1000)?;
+    println!("{} MiB of swap in use", swap.used()? / MIB);
+    for machine in guests {
+        machine.shut_down()?;
+    }
+    drop(swap);
+    before.expect_back(8 * MIB).context("after the guests")
+}
+
+fn guest_of_32_gib_boots_in_a_machine_of_2() -> CaseResult {
+    boots_with_all_private(&Lab::find()?, 32 << 30)
+}
+
+fn stock_kernel_boots_with_all_its_memory_private() -> CaseResult {
+    boots_with_all_private(&Lab::find()?.with_stock_kernel()?, 1024 * MIB)
+}
+
+fn twenty_guests_boot_one_after_the_other() -> CaseResult {
+    let lab = Lab::find()?;
+    let mut failed = 0;
+    for n in 1..=20 {
+        let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::BOTH, SIZE)))?;
+        match machine.boot() {
+            Ok(took) => println!("{n}: {:.1} s", took.as_secs_f64()),
+            Err(e) => {
+                failed += 1;
+                println!("{n}: {e:#}");
+            }
+        }
+    }
+    ensure!(failed == 0, "{failed} of 20 did not come up");
+    Ok(())
+}
