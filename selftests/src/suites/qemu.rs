@@ -77,6 +77,12 @@ struct Fixture {
 /// The guest that the last case left.
 static GUEST: Mutex<Option<Fixture>> = Mutex::new(None);
 
+/// What the tests of a kernel with memfiles need. SKIP without.
+fn lab() -> Result<Lab> {
+    drop(sys::memfile(PAGE)?);
+    Lab::find()
+}
+
 fn slot() -> Result<MutexGuard<'static, Option<Fixture>>> {
     GUEST.lock().map_err(|_| anyhow::anyhow!("a case panicked with the guest"))
 }
@@ -95,7 +101,7 @@ fn with_guest(kind: Kind, work: impl FnOnce(&mut Fixture) -> CaseResult) -> Case
     let mut slot = slot()?;
     if slot.as_ref().is_none_or(|fixture| fixture.kind != kind) {
         give_up(&mut slot)?;
-        let lab = Lab::find()?;
+        let lab = lab()?;
         lock_own_memory()?;
         let before = Accounts::now()?;
         let cgroup = Cgroup::new()?;
@@ -422,7 +428,7 @@ fn pages_of(machine: &Machine) -> Result<u64> {
 }
 
 fn prealloc_is_complete_whatever_signals_come() -> CaseResult {
-    let lab = Lab::find()?;
+    let lab = lab()?;
     let mut machine = Machine::launch(&lab, &Config::new(preallocated(SIZE)))?;
     let (mut stops, mut halfway) = (0, 0);
     // A signal at every page it comes to, as nearly as they can be sent.
@@ -443,7 +449,7 @@ fn prealloc_is_complete_whatever_signals_come() -> CaseResult {
 }
 
 fn prealloc_without_memory_refuses_to_start_and_leaves_nothing() -> CaseResult {
-    let lab = Lab::find()?;
+    let lab = lab()?;
     let before = Accounts::now()?;
     // Room for QEMU and its low memory, and for some of the rest.
     let allowed = (mem::meminfo("Committed_AS")? + 512 * MIB) >> 10;
@@ -461,7 +467,7 @@ fn prealloc_without_memory_refuses_to_start_and_leaves_nothing() -> CaseResult {
 }
 
 fn qemu_killed_while_it_starts_leaves_no_memory_behind() -> CaseResult {
-    let lab = Lab::find()?;
+    let lab = lab()?;
     let before = Accounts::now()?;
     for part in [0, 1, 4, 16, 64] {
         let machine = Machine::launch(&lab, &Config::new(preallocated(SIZE)))?;
@@ -495,7 +501,7 @@ fn all(kind: Kind, size: u64) -> Memory {
 
 fn guest_boots_with_all_its_memory_private() -> CaseResult {
     give_up(&mut *slot()?)?;
-    boots_with_all_private(&Lab::find()?, SIZE)
+    boots_with_all_private(&lab()?, SIZE)
 }
 
 fn boots_with_all_private(lab: &Lab, size: u64) -> CaseResult {
@@ -523,7 +529,7 @@ fn boots_with_all_private(lab: &Lab, size: u64) -> CaseResult {
 
 fn stock_kernel_boots_and_virtio_mem_gives_memory_back() -> CaseResult {
     give_up(&mut *slot()?)?;
-    let lab = Lab::find()?.with_stock_kernel()?;
+    let lab = lab()?.with_stock_kernel()?;
     let layout = Layout::Device { low: 512 * MIB, requested: 256 * MIB };
     let memory = Memory { kind: Kind::BOTH, layout, size: SIZE, prealloc: false };
     let before = Accounts::now()?;
@@ -562,7 +568,7 @@ fn await_plugged(machine: &mut Machine, bytes: u64) -> CaseResult {
 }
 
 fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
-    let lab = Lab::find()?;
+    let lab = lab()?;
     lock_own_memory()?;
     let _machine = SmallMachine::shrink_to(768 * MIB)?;
     let total = mem::meminfo("MemTotal")?;
@@ -593,15 +599,15 @@ fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
 }
 
 fn guest_of_32_gib_boots_in_a_machine_of_2() -> CaseResult {
-    boots_with_all_private(&Lab::find()?, 32 << 30)
+    boots_with_all_private(&lab()?, 32 << 30)
 }
 
 fn stock_kernel_boots_with_all_its_memory_private() -> CaseResult {
-    boots_with_all_private(&Lab::find()?.with_stock_kernel()?, 1024 * MIB)
+    boots_with_all_private(&lab()?.with_stock_kernel()?, 1024 * MIB)
 }
 
 fn twenty_guests_boot_one_after_the_other() -> CaseResult {
-    let lab = Lab::find()?;
+    let lab = lab()?;
     let mut failed = 0;
     for n in 1..=20 {
         let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::BOTH, SIZE)))?;
