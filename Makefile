@@ -12,14 +12,31 @@ SHELL := /bin/bash
 # As the scripts are run: nothing of bash's own from the environment.
 .SHELLFLAGS := -pc
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check bench trace proof mutants shell kernel module selftests clippy patches clean distclean
+.PHONY: help setup demo demo-guest check guest guest-shell bench trace proof mutants shell kernel module selftests clippy patches clean distclean
 
 help:		## this list
 	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan|cfi|gcc] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: all	## two tables and a plot: memory of real guests, also under pressure
 	@scripts/demo $(KERNEL)
+
+demo-guest: all	## the same story with a real Linux in a real QEMU, on every kind of memory
+	@scripts/demo --guest $(KERNEL)
+
+# What a user says reaches the script as it is, quotes and all.
+guest guest-shell: export MEMFILE_GUEST_CMD = $(value CMD)
+guest guest-shell: export MEMFILE_GUEST_ARGS = $(value ARGS)
+guest guest-shell: export MEMFILE_GUEST_KERNEL = $(value GUEST_KERNEL)
+guest guest-shell: export MEMFILE_GUEST_MEM = $(value MEM)
+guest: all	## a real Linux in a real QEMU, 32 GiB private in 2; CMD= in the guest, ARGS= of QEMU, GUEST_KERNEL=, MEM=
+	@scripts/guest
+
+guest-shell: all	## the same with a shell in the guest
+	@scripts/guest --shell
+
+# These want a QEMU of ours.
+demo-guest check guest guest-shell: SETUP = --qemu
 
 check: setup	## every test; TESTS='punch.* upstream.*' chooses, V=1 shows the consoles
 	@set -f; scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
@@ -41,7 +58,7 @@ shell: all	## the kernel interactively, module loaded (virtme-ng)
 	@scripts/shell $(KERNEL)
 
 setup:		## install what is missing
-	@scripts/setup
+	@scripts/setup $(SETUP)
 
 kernel: setup	## fetch, patch and build the kernel
 	@scripts/build-kernel $(KERNEL)

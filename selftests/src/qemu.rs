@@ -20,6 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -108,8 +109,8 @@ pub struct Config {
     pub arguments: Vec<String>,
     /// More arguments of the guest's kernel.
     pub append: String,
-    /// Where the guest's console goes; a file of our own if none.
-    pub console: Option<PathBuf>,
+    /// The other end of the guest's console; none if it only goes to a file of ours.
+    pub terminal: Option<Arc<OwnedFd>>,
     /// The guest has a shell, and whatever busybox is beside that.
     pub busybox: bool,
     /// Who QEMU's memory is charged to.
@@ -122,7 +123,7 @@ impl Config {
             memory,
             arguments: Vec::new(),
             append: String::new(),
-            console: None,
+            terminal: None,
             busybox: false,
             cgroup: None,
         }
@@ -218,7 +219,8 @@ impl Machine {
         let fds = ends.each_ref().map(AsRawFd::as_raw_fd);
         let initrd = folder.0.join("initramfs");
         fs::write(&initrd, initramfs(lab, config)?).context("write the guest's initramfs")?;
-        let console = config.console.clone().unwrap_or_else(|| folder.0.join("console"));
+        let console = folder.0.join("console");
+        let terminal = config.terminal.as_ref().map(|fd| fd.as_raw_fd());
         let mut command = Command::new(&lab.qemu);
         command.args(arguments(lab, config, &initrd, &console, fds));
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -230,7 +232,7 @@ impl Machine {
             command.pre_exec(move || {
                 let errno = |e: Errno| io::Error::from_raw_os_error(e.0);
                 check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)).map_err(errno)?;
-                for fd in fds {
+                for fd in fds.into_iter().chain(terminal) {
                     check(libc::fcntl(fd, libc::F_SETFD, 0)).map_err(errno)?;
                 }
                 if let Some(procs) = &procs {
@@ -466,7 +468,11 @@ fn arguments(
     }
     add(&["-accel", &lab.accelerator, "-machine", &machine, "-cpu", &lab.cpu, "-smp", "1"]);
     add(&["-chardev", &format!("socket,id=qmp,fd={socket}"), "-mon", "chardev=qmp,mode=control"]);
-    add(&["-chardev", &format!("file,id=console,path={}", console.display())]);
+    let console = match &config.terminal {
+        Some(fd) => format!("socket,id=console,fd={}", fd.as_raw_fd()),
+        None => format!("file,id=console,path={}", console.display()),
+    };
+    add(&["-chardev", &console]);
     add(&["-serial", "chardev:console"]);
     add(&["-chardev", &format!("socket,id=port,fd={port}"), "-serial", "chardev:port"]);
     add(&["-kernel", &lab.kernel.display().to_string()]);

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Boots a real guest in a real QEMU, on memory of any kind, and does something in it.
 
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use memfile_selftests::qemu::{CPU, Config, Kind, Lab, Layout, Machine, Memory, NoBoot};
 use memfile_selftests::{GIB, MIB, mem, sys};
@@ -13,6 +18,8 @@ use memfile_selftests::{GIB, MIB, mem, sys};
 /// Exit status of a guest that did not come up, and of other failures of this program's.
 const NO_BOOT: u8 = 125;
 const FAILED: u8 = 1;
+/// As long as a user likes.
+const FOR_EVER: Duration = Duration::from_secs(86_400);
 
 /// Boot a real guest in a real QEMU, and say what that cost the host.
 ///
@@ -41,6 +48,14 @@ struct Args {
     /// A command for the guest's shell
     #[arg(long, value_name = "COMMAND")]
     cmd: Option<String>,
+
+    /// A shell in the guest, on /dev/terminal of this machine
+    #[arg(long, conflicts_with = "cmd")]
+    shell: bool,
+
+    /// For comparison, what so much memory costs that is allocated ahead
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    beside: Option<u64>,
 
     /// Boot so many guests, one after the other
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -137,6 +152,16 @@ fn lab(args: &Args) -> Result<Lab> {
     Ok(lab)
 }
 
+/// What a guest cost the host: MiB, when something was so.
+struct Cost {
+    name: String,
+    size: u64,
+    figures: Vec<u64>,
+}
+
+/// Columns of [`Cost::figures`].
+const WHEN: [&str; 4] = ["before it runs", "when it is up", "after the command", "when it is gone"];
+
 fn run(args: &Args) -> Result<u8> {
     sys::set_time_factor(args.time_factor);
     let lab = lab(args)?;
@@ -144,11 +169,21 @@ fn run(args: &Args) -> Result<u8> {
     let memory = Memory { kind: args.memory, layout, size: args.size, prealloc: args.prealloc };
     let mut config = Config::new(memory).with(args.arguments.clone());
     config.append.clone_from(&args.append);
-    config.busybox = args.cmd.is_some();
+    config.busybox = args.cmd.is_some() || args.shell;
+    if args.shell {
+        return shell(&lab, config);
+    }
+    let mut costs = Vec::new();
+    if let Some(size) = args.beside {
+        costs.push(beside(&lab, &config, size)?);
+    }
     let (mut code, mut failed) = (0, 0);
     for n in 1..=args.times {
         match boot(&lab, &config, args) {
-            Ok(of_command) => code = of_command,
+            Ok((of_command, cost)) => {
+                code = of_command;
+                costs.push(cost);
+            }
             Err(e) if args.times > 1 => {
                 failed += 1;
                 eprintln!("guest {n}: {e:#}");
@@ -156,34 +191,97 @@ fn run(args: &Args) -> Result<u8> {
             Err(e) => return Err(e),
         }
     }
+    print_costs(&costs)?;
     if failed > 0 {
         bail!("{failed} of {} guests failed", args.times);
     }
     Ok(code)
 }
 
-fn boot(lab: &Lab, config: &Config, args: &Args) -> Result<u8> {
-    let before = mem::content()?;
-    let grown = || -> Result<u64> { Ok(mem::content()?.saturating_sub(before) / MIB) };
+/// MiB of content that the machine holds more than before.
+struct Meter(u64);
+
+impl Meter {
+    fn new() -> Result<Meter> {
+        Ok(Meter(mem::content()?))
+    }
+
+    fn read(&self) -> Result<u64> {
+        Ok(mem::content()?.saturating_sub(self.0) / MIB)
+    }
+}
+
+/// The same guest with memory that is allocated ahead, which need not run for that.
+fn beside(lab: &Lab, config: &Config, size: u64) -> Result<Cost> {
+    eprintln!("{} MiB that are allocated ahead", size / MIB);
+    let mut config = config.clone();
+    config.memory = Memory { size, prealloc: true, ..config.memory };
+    let meter = Meter::new()?;
+    let machine = Machine::start(lab, &config)?;
+    let figures = vec![meter.read()?];
+    machine.kill()?;
+    Ok(Cost { name: format!("{}, allocated ahead", config.memory.kind.what()), size, figures })
+}
+
+fn boot(lab: &Lab, config: &Config, args: &Args) -> Result<(u8, Cost)> {
+    let Memory { kind, size, .. } = config.memory;
+    eprintln!("{} MiB of {}", size / MIB, kind.what());
+    let meter = Meter::new()?;
     let mut machine = Machine::start(lab, config)?;
-    eprintln!("QEMU is up, {} MiB of the host's memory", grown()?);
-    let took = machine.boot_with(&mut |line| eprintln!("{line}"))?;
+    let mut figures = vec![meter.read()?];
+    let took = machine.boot_with(&mut |line| eprintln!("  {line}"))?;
+    figures.push(meter.read()?);
     let release = machine.guest().release().to_owned();
-    eprintln!("Linux {release} is up after {:.1} s, {} MiB", took.as_secs_f64(), grown()?);
+    eprintln!("Linux {release} is up after {:.1} s", took.as_secs_f64());
     let mut code = 0;
     if let Some(command) = &args.cmd {
-        machine.guest().set_limit(Duration::from_secs(3600));
-        let mut out = Vec::new();
+        machine.guest().set_limit(FOR_EVER);
         code = machine.guest().run(command, &mut |text| {
-            out.extend(text.chars().map(|c| c as u32 as u8));
+            // Each character stands for a byte of what the command says.
+            let bytes: Vec<u8> = text.chars().map(|c| c as u32 as u8).collect();
+            let _ = std::io::stdout().write_all(&bytes).and_then(|()| std::io::stdout().flush());
         })?;
-        use std::io::Write;
-        std::io::stdout().write_all(&out)?;
-        eprintln!("the command ended with {code}, {} MiB", grown()?);
+        figures.push(meter.read()?);
     }
     machine.shut_down()?;
-    if !(0..=255).contains(&code) {
-        bail!("the command ended with {code}");
+    if figures.len() + 1 == WHEN.len() {
+        figures.push(meter.read()?);
     }
-    Ok(code as u8)
+    let code = u8::try_from(code).with_context(|| format!("the command ended with {code}"))?;
+    Ok((code, Cost { name: format!("{}, on demand", kind.what()), size, figures }))
+}
+
+/// A guest whose console is this machine's terminal.
+fn shell(lab: &Lab, mut config: Config) -> Result<u8> {
+    let terminal = File::options().read(true).write(true).open("/dev/terminal");
+    let terminal = Arc::new(terminal.context("/dev/terminal")?);
+    let (ours, console) = UnixStream::pair().context("a pair of sockets")?;
+    config.terminal = Some(Arc::new(console.into()));
+    config.append += " quiet";
+    let (keys, screen) = (ours.try_clone()?, terminal.clone());
+    thread::spawn(move || std::io::copy(&mut &*terminal, &mut { keys }));
+    thread::spawn(move || std::io::copy(&mut { ours }, &mut &*screen));
+    let mut machine = Machine::start(lab, &config)?;
+    machine.boot()?;
+    machine.guest().set_limit(FOR_EVER);
+    let code = machine.guest().shell()?;
+    machine.shut_down()?;
+    u8::try_from(code).with_context(|| format!("the shell ended with {code}"))
+}
+
+fn print_costs(costs: &[Cost]) -> Result<()> {
+    let widest = costs.iter().map(|cost| cost.name.len()).max().unwrap_or(0);
+    let machine = mem::meminfo("MemTotal")? / MIB;
+    println!("\nHost memory in MiB, in a machine of {machine}.\n");
+    print!("{:widest$}  {:>6}", "guest memory", "size");
+    WHEN.iter().for_each(|when| print!("  {when}"));
+    println!();
+    for cost in costs {
+        print!("{:widest$}  {:>6}", cost.name, cost.size / MIB);
+        for (when, figure) in WHEN.iter().zip(&cost.figures) {
+            print!("  {figure:>width$}", width = when.len());
+        }
+        println!();
+    }
+    Ok(())
 }

@@ -37,6 +37,19 @@ impl Kind {
         Kind::NAMES.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
     }
 
+    /// In words.
+    pub fn what(self) -> &'static str {
+        match self {
+            Kind::Anonymous => "anonymous memory",
+            Kind::SharedMemfd => "shared memfd",
+            Kind::PINNED => "private, pinned",
+            Kind::MOVABLE => "private, movable",
+            Kind::RECLAIMABLE => "private, reclaimable",
+            Kind::Private { .. } => "private, movable + reclaimable",
+            Kind::GuestMemfd => "guest_memfd",
+        }
+    }
+
     /// Does the VM have private memory?
     pub fn is_private(self) -> bool {
         matches!(self, Kind::Private { .. } | Kind::GuestMemfd)
