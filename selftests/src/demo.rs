@@ -8,6 +8,7 @@ mod backing;
 mod missing;
 mod page;
 mod plot;
+mod real;
 mod story;
 mod table;
 
@@ -25,10 +26,11 @@ pub use backing::{Backing, KINDS};
 use backing::{GPA, Memory};
 pub use missing::Missing;
 use missing::unless_missing;
-pub use page::html;
+pub use page::{html, real_html};
 pub use plot::svg;
+pub use real::{Real, ragged_memory, tell as tell_real};
 pub use story::Story;
-pub use table::{csv, story_csv, text};
+pub use table::{csv, real_text, story_csv, text};
 
 /// How a row is made.
 #[derive(Clone, Copy, Debug)]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use memfile_selftests::qemu::Lab;
 use memfile_selftests::{MIB, demo};
 
 /// Run the same guest on each kind of memory, at ease and under pressure, and print two tables.
@@ -19,6 +20,10 @@ struct Args {
     #[arg(long, value_name = "MIB", default_value_t = 256,
           value_parser = clap::value_parser!(u64).range(8..=65536))]
     size: u64,
+
+    /// Instead a real Linux in a real QEMU on memory of every kind, one table
+    #[arg(long)]
+    guest: bool,
 
     /// Also write the figures of the first table, in bytes, as CSV
     #[arg(long, value_name = "FILE")]
@@ -46,6 +51,9 @@ fn main() -> ExitCode {
 
 /// True if every guest read what it should.
 fn run(args: &Args) -> Result<bool> {
+    if args.guest {
+        return run_guest(args);
+    }
     let size = (args.size & !7) * MIB;
     let report = demo::run(size, &mut |name| eprintln!("measuring: {name}"))?;
     print!("\n{}", demo::text(&report));
@@ -55,6 +63,17 @@ fn run(args: &Args) -> Result<bool> {
     let json = serde_json::to_string_pretty(&report).context("JSON")? + "\n";
     write(args.json.as_deref(), "/out/demo.json", &json)?;
     Ok(report.is_right())
+}
+
+/// The same with real guests.
+fn run_guest(args: &Args) -> Result<bool> {
+    let real = demo::tell_real(&Lab::find()?, &mut |name| eprintln!("measuring: {name}"))?;
+    print!("\n{}", demo::real_text(&real));
+    let story = demo::story_csv(&real.story);
+    write(args.story_csv.as_deref(), "/out/guest.csv", &story)?;
+    let json = serde_json::to_string_pretty(&real).context("JSON")? + "\n";
+    write(args.json.as_deref(), "/out/guest.json", &json)?;
+    Ok(real.is_right())
 }
 
 /// Write a file where it was asked for; else to its place in /out, where scripts/boot collects.

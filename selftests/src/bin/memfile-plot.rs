@@ -39,13 +39,21 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let name = args.json.display();
     let json = std::fs::read_to_string(&args.json).with_context(|| format!("read {name}"))?;
-    let report: demo::Report =
-        serde_json::from_str(&json).with_context(|| format!("{name} is no report"))?;
-    if let Some(path) = &args.svg {
-        write(path, &demo::svg(&report.story)?)?;
-    }
-    if let Some(path) = &args.html {
-        write(path, &demo::html(&report)?)?;
+    // Of real guests, or of ours.
+    let (svg, html) = match serde_json::from_str::<demo::Real>(&json) {
+        Ok(real) => {
+            (demo::svg(&real.story, "A real Linux in a real QEMU")?, demo::real_html(&real)?)
+        }
+        Err(_) => {
+            let report: demo::Report =
+                serde_json::from_str(&json).with_context(|| format!("{name} is no report"))?;
+            (demo::svg(&report.story, "A guest under pressure")?, demo::html(&report)?)
+        }
+    };
+    for (path, text) in [(&args.svg, svg), (&args.html, html)] {
+        if let Some(path) = path {
+            write(path, &text)?;
+        }
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{Report, plot, table};
+use super::{Real, Report, plot, table};
 
 const STYLE: &str = "
 body { font: 15px/1.45 sans-serif; max-width: 88em; margin: 2em auto; padding: 0 1em; }
@@ -21,11 +21,22 @@ p { max-width: 60em; white-space: pre-line; color: #444; }
 pub fn html(report: &Report) -> Result<String> {
     let costs = table::costs(report).html();
     let pressure = table::pressure(&report.story).html();
-    let plot = plot::svg(&report.story)?;
+    let plot = plot::svg(&report.story, "A guest under pressure")?;
     Ok(format!(
         "<!DOCTYPE html>\n<html lang=en>\n<meta charset=utf-8>\n<title>memfile</title>\n\
          <style>{STYLE}</style>\n<h1>Who pays for guest memory, and when</h1>\n\
          {costs}<h2>Under pressure</h2>\n{pressure}{plot}\n</html>\n"
+    ))
+}
+
+/// Table and plot of real guests.
+pub fn real_html(real: &Real) -> Result<String> {
+    let table = table::real(real).html();
+    let plot = plot::svg(&real.story, "A real Linux in a real QEMU")?;
+    Ok(format!(
+        "<!DOCTYPE html>\n<html lang=en>\n<meta charset=utf-8>\n<title>memfile</title>\n\
+         <style>{STYLE}</style>\n<h1>A real guest on memory of every kind</h1>\n\
+         {table}{plot}\n</html>\n"
     ))
 }
 

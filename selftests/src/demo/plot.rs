@@ -63,21 +63,26 @@ const BLOCKS: Line = Line {
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// An SVG of all courses, on the same scales.
-pub fn svg(story: &Story) -> Result<String> {
+pub fn svg(story: &Story, title: &str) -> Result<String> {
     let mut text = String::new();
     let rows = story.courses.len().div_ceil(COLUMNS).max(1);
     let size = (CELL.0 * COLUMNS as u32, TOP + CELL.1 * rows as u32);
     {
         let area = SVGBackend::with_string(&mut text, size).into_drawing_area();
-        draw(&area, story, rows).map_err(|e| anyhow!("{e}")).context("draw the story")?;
+        draw(&area, story, title, rows).map_err(|e| anyhow!("{e}")).context("draw the story")?;
     }
     Ok(text)
 }
 
-fn draw(area: &Area, story: &Story, rows: usize) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(
+    area: &Area,
+    story: &Story,
+    title: &str,
+    rows: usize,
+) -> Result<(), Box<dyn std::error::Error>> {
     area.fill(&WHITE)?;
     let (top, cells) = area.split_vertically(TOP);
-    let title = format!("A guest of {} MiB under pressure", story.size / MIB);
+    let title = format!("{title}, {} MiB", story.size / MIB);
     top.draw(&Text::new(title, (20, 12), ("sans-serif", 20)))?;
     let mut left = 20;
     for line in LINES.iter().chain([&BLOCKS]) {

@@ -73,6 +73,12 @@ pub enum Step {
     Rewritten,
     /// VM, slot and file are gone.
     Gone,
+    /// Of a real guest: its process 1 runs.
+    Booted,
+    /// It has files in its page cache, processes, and memory of its own.
+    Worked,
+    /// It has given most of that up, and the host has what it reported.
+    Freed,
 }
 
 impl Step {
@@ -87,6 +93,9 @@ impl Step {
             Step::Compacted => "compacted",
             Step::Rewritten => "rewritten",
             Step::Gone => "gone",
+            Step::Booted => "booted",
+            Step::Worked => "worked",
+            Step::Freed => "given back",
         }
     }
 }
@@ -142,6 +151,20 @@ pub struct Story {
     pub missing: Vec<Missing>,
 }
 
+impl Story {
+    /// Nothing was told yet.
+    pub(super) fn new(size: u64) -> Story {
+        Story {
+            size,
+            working_set: WORKING_SET,
+            wanted: BITES * BITE,
+            keep: KEEP,
+            courses: Vec::new(),
+            missing: Vec::new(),
+        }
+    }
+}
+
 /// What the host has while the story is told.
 fn prepare() -> Result<(Swap, Setting)> {
     // Pages that CPUs keep for themselves are in no free block: let it be few.
@@ -151,14 +174,7 @@ fn prepare() -> Result<(Swap, Setting)> {
 
 /// Tell the story on each kind of memory.
 pub fn tell(progress: &mut dyn FnMut(&str)) -> Result<Story> {
-    let mut story = Story {
-        size: SIZE,
-        working_set: WORKING_SET,
-        wanted: BITES * BITE,
-        keep: KEEP,
-        courses: Vec::new(),
-        missing: Vec::new(),
-    };
+    let mut story = Story::new(SIZE);
     let Some(_host) = unless_missing(prepare(), "the story", &mut story.missing)? else {
         return Ok(story);
     };
@@ -171,7 +187,7 @@ pub fn tell(progress: &mut dyn FnMut(&str)) -> Result<Story> {
 }
 
 /// Reads the figures.
-struct Meter {
+pub(super) struct Meter {
     cgroup: Cgroup,
     migrated: u64,
     counts: Option<Counts>,
@@ -181,8 +197,13 @@ struct Meter {
 impl Meter {
     /// What is charged from now on is the guest's memory.
     fn start() -> Result<Meter> {
+        Meter::of(Cgroup::enter()?)
+    }
+
+    /// The guest's memory is what is charged to this one.
+    pub(super) fn of(cgroup: Cgroup) -> Result<Meter> {
         Ok(Meter {
-            cgroup: Cgroup::enter()?,
+            cgroup,
             migrated: mem::vmstat("pgmigrate_success")?,
             counts: Counts::now().ok(),
             samples: Vec::new(),
@@ -190,23 +211,43 @@ impl Meter {
     }
 
     fn read(&mut self, step: Step, memory: Option<&Memory>) -> Result<()> {
+        let allocated = memory.map(Memory::allocated).transpose()?.flatten();
+        self.sample(step, allocated).map(drop)
+    }
+
+    pub(super) fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    pub(super) fn resident(&self) -> Result<u64> {
+        let of = |key| self.cgroup.line("memory.stat", key);
+        Ok(of("anon")? + of("file")?)
+    }
+
+    pub(super) fn samples(self) -> Vec<Sample> {
+        self.samples
+    }
+
+    /// What the kernel says now.
+    pub(super) fn sample(&mut self, step: Step, allocated: Option<u64>) -> Result<Sample> {
         mem::refresh_counters();
         let cgroup = &self.cgroup;
         let memfile = self.counts.as_ref().map(|before| -> Result<[u64; 3]> {
             let grown = |name| before.grown(&format!("memfile.{name}"));
             Ok([grown("migrate")?, grown("swap_out")?, grown("young")?])
         });
-        self.samples.push(Sample {
+        let sample = Sample {
             step,
-            allocated: memory.map(Memory::allocated).transpose()?.flatten(),
-            resident: cgroup.line("memory.stat", "anon")? + cgroup.line("memory.stat", "file")?,
+            allocated,
+            resident: self.resident()?,
             swapped: cgroup.get("memory.swap.current")?,
             refaults: cgroup.line("memory.stat", "workingset_refault_anon")?,
             migrated: mem::vmstat("pgmigrate_success")? - self.migrated,
             free_2m_blocks: pressure::free_huge_blocks()?,
             memfile: memfile.transpose()?,
-        });
-        Ok(())
+        };
+        self.samples.push(sample);
+        Ok(sample)
     }
 }
 

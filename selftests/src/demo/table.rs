@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::story::{Course, Step, Story};
-use super::{Figure, Missing, Report, Row};
+use super::{Figure, Missing, Real, Report, Row};
 use crate::MIB;
 
 /// Bytes as MiB, to a tenth where that says something.
@@ -156,6 +156,71 @@ pub fn pressure(story: &Story) -> Table {
         rows: story.courses.iter().filter_map(cells).collect(),
         notes,
     }
+}
+
+/// What became of the memory of real guests.
+pub fn real(real: &Real) -> Table {
+    const HEADS: [[&str; 3]; 12] = [
+        ["", "", "guest memory"],
+        ["", "QEMU", "is up"],
+        ["", "guest", "booted"],
+        ["", "guest", "worked"],
+        ["", "given", "back"],
+        ["host", "wanted half:", "resident"],
+        ["", "", "swapped"],
+        ["then", "compacted:", "of it moved"],
+        ["", "most", "allocated"],
+        ["", "VM is", "gone"],
+        ["own", "data", "right"],
+        ["", "", "size"],
+    ];
+    let cells = |course: &Course| -> Option<Vec<String>> {
+        let at = |step| course.last(step);
+        let resident = |step| Some(mib(at(step)?.resident as i64));
+        let (reclaimed, compacted) = (at(Step::Reclaimed)?, at(Step::Compacted)?);
+        let moved = reclaimed.memfile.zip(compacted.memfile);
+        let allocated = course.samples.iter().filter_map(|sample| sample.allocated).max();
+        Some(vec![
+            course.name.clone(),
+            resident(Step::Created)?,
+            resident(Step::Booted)?,
+            resident(Step::Worked)?,
+            resident(Step::Freed)?,
+            mib(reclaimed.resident as i64),
+            mib(reclaimed.swapped as i64),
+            moved.map_or("-".into(), |(before, after)| (after[0] - before[0]).to_string()),
+            allocated.map_or("-".into(), |bytes| mib(bytes as i64)),
+            resident(Step::Gone)?,
+            yes(course.own_data).into(),
+            mib(real.story.size as i64),
+        ])
+    };
+    let mut notes = absent(&real.story.missing);
+    if !real.story.courses.is_empty() {
+        notes.push(
+            "\nMemory of QEMU in the host, as its cgroup has it: the guest's DIMM, what it has besides\n\
+             of ordinary memory, and QEMU itself. Moved: pages of memfiles. Allocated: of the private\n\
+             memory only, in memory or in swap. The guest checks all its data on the way."
+                .into(),
+        );
+    }
+    Table {
+        title: format!(
+            "Linux {} in QEMU; MiB. The host: Linux {}, a machine of {} MiB.",
+            real.guest,
+            real.kernel,
+            real.machine / MIB
+        ),
+        heads: &HEADS,
+        words: &[0],
+        rows: real.story.courses.iter().filter_map(cells).collect(),
+        notes,
+    }
+}
+
+/// The table of real guests.
+pub fn real_text(report: &Real) -> String {
+    real(report).text()
 }
 
 fn absent(missing: &[Missing]) -> Vec<String> {

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
+use crate::demo::ragged_memory;
 use crate::ktap::{CaseResult, Suite};
 use crate::module::Module;
 use crate::pressure::{self, Accounts, Cgroup, Counts, Setting, SmallMachine, Swap};
 use crate::qemu::{Config, Kind, Lab, Layout, Machine, Memory, memfds};
-use crate::sys::{self, Mapping, lock_own_memory};
+use crate::sys::{self, lock_own_memory};
 use crate::uapi::KVM_MAP_GPA_RANGE_ENCRYPTED;
 use crate::{MIB, PAGE, mem, suite};
 
@@ -222,19 +223,6 @@ fn guest_boots_and_keeps_its_data_on_movable_and_reclaimable_memory() -> CaseRes
 
 /// What grows when pages move or go to swap.
 const MOVED: [&str; 2] = ["memfile.migrate", "memfile.swap_out"];
-
-/// Memory of this process with a hole in every other page, so that compaction has something to do.
-fn ragged_memory(size: u64) -> Result<Mapping> {
-    let mapping = Mapping::anonymous(size)?;
-    let _ = mapping.madvise(0, size, libc::MADV_NOHUGEPAGE);
-    for at in (0..size).step_by(PAGE as usize) {
-        mapping.store(at, 1);
-    }
-    for at in (0..size).step_by(2 * PAGE as usize) {
-        mapping.madvise(at, PAGE, libc::MADV_DONTNEED).context("make holes")?;
-    }
-    Ok(mapping)
-}
 
 fn pinned_memory_stays_under_compaction_and_reclaim() -> CaseResult {
     with_guest(Kind::PINNED, |fixture| {
