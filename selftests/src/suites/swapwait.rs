@@ -179,14 +179,14 @@ fn signal_ends_kvm_run_while_the_page_is_read() -> CaseResult {
 fn signal_ends_kvm_run_while_the_page_is_written() -> CaseResult {
     let (host, mut s) = (Host::new(SLOW)?, guest()?);
     in_time(|| {
-        thread::scope(|scope| {
-            // It may go on looking for what it could not have at once.
-            let reclaim = scope.spawn(|| host.cgroup.raw_reclaim(SIZE));
-            while resident(&s)? > 0 && !reclaim.is_finished() {
-                thread::yield_now();
-            }
-            kvm_run_is_interrupted(&mut s, || host.writes())
-        })
+        // It would go on looking for what it could not have at once, and hold it meanwhile.
+        let (reclaimed, ()) = meanwhile(
+            || host.cgroup.raw_reclaim(SIZE),
+            || Ok(resident(&s)? == 0),
+            |reclaim| reclaim.interrupt(),
+        )?;
+        println!("reclaim: {reclaimed:?}");
+        kvm_run_is_interrupted(&mut s, || host.writes())
     })
 }
 
