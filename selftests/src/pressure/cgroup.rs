@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use super::{Setting, raw_write, read, read_number, write};
+use super::{Setting, drop_caches, raw_write, read, read_number, write};
 use crate::skip::skip;
 use crate::sys::{Errno, SysResult, require_root};
 
@@ -105,6 +105,26 @@ impl Cgroup {
             Err(Errno::ENOENT) => skip("cgroups have no memory.reclaim here"),
             Err(errno) => Err(errno).context("memory.reclaim"),
         }
+    }
+
+    /// The same with what nobody uses. Pages on their way to the lists are not seen, and what is
+    /// active stays so as long as the statistics are old: the one is cured by dropping caches, the
+    /// other by reading. The first look at a page may find it used, the second does not.
+    pub fn reclaim_unused(&self, bytes: u64) -> Result<bool> {
+        drop_caches()?;
+        self.line("memory.stat", "active_anon")?;
+        self.reclaim(bytes)
+    }
+
+    /// Let go of the copies in memory of what is in swap, and is written.
+    pub fn forget(&self, bytes: u64) -> Result<()> {
+        for _ in 0..64 {
+            if self.line("memory.stat", "swapcached")? == 0 {
+                return Ok(());
+            }
+            self.reclaim_unused(bytes)?;
+        }
+        bail!("{} bytes stay", self.line("memory.stat", "swapcached")?)
     }
 }
 

@@ -27,8 +27,7 @@ const SIZE: u64 = 4 * MIB;
 const CHANGED: &str = "kvmmmu:kvm_tdp_mmu_spte_changed";
 
 fn guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
-    let mut s = Setup::with_flags(flags, SIZE)?;
-    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    let s = Setup::filled(flags, SIZE)?;
     let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
     Ok((s, frames))
 }

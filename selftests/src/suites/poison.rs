@@ -407,19 +407,6 @@ const SMALL: u64 = 16 * PAGE;
 /// Its page that breaks.
 const SMALL_BROKEN: u64 = 5 * PAGE;
 
-/// Swap a small guest out until its pages are in no file any more, but still in memory.
-fn into_swap_cache(s: &Setup, cgroup: &Cgroup) -> Result<()> {
-    for _ in 0..8 {
-        if mem::fdinfo(&s.fd, "memfile-pages")?.as_deref() == Some("0") {
-            return Ok(());
-        }
-        pressure::drop_caches()?;
-        cgroup.line("memory.stat", "active_anon")?;
-        cgroup.reclaim(PAGE)?;
-    }
-    anyhow::bail!("the guest's pages are not swapped out")
-}
-
 /// A page that was written to swap and is still in memory: what is on the disk is as good.
 fn broken_copy_of_a_swapped_page_is_replaced() -> CaseResult {
     let _pages = pressure::base_pages()?;
@@ -432,7 +419,7 @@ fn broken_copy_of_a_swapped_page_is_replaced() -> CaseResult {
         let gpa = s.slot.gpa;
         s.vcpu.fill(gpa, SMALL, GUEST)?;
         let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&SMALL_BROKEN).context("no frame")?.pfn;
-        into_swap_cache(&s, &cgroup)?;
+        s.swap_out(&cgroup, PAGE)?;
         while swap.disk().in_flight()?.1 > 0 {
             thread::sleep(Duration::from_millis(1));
         }
@@ -464,7 +451,7 @@ fn broken_page_that_swap_could_not_take_is_lost() -> CaseResult {
     let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&SMALL_BROKEN).context("no frame")?.pfn;
     // All but the head.
     swap.disk().fail(PAGE, true)?;
-    into_swap_cache(&s, &cgroup)?;
+    s.swap_out(&cgroup, PAGE)?;
     let limit = Instant::now() + Duration::from_secs(30);
     let state = KPF_SWAPCACHE | KPF_DIRTY;
     while pressure::page_flags(pfn)? & (state | KPF_WRITEBACK) != state {

@@ -14,7 +14,7 @@ use crate::support::setup::{BOTH, GUEST, RECLAIMABLE, SLOT, Setup};
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::Exit;
-use crate::{MIB, PAGE, mem, suite};
+use crate::{MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
     "reclaim",
@@ -70,33 +70,10 @@ impl Host {
         Ok((Host { cgroup: Cgroup::enter()?, swap }, [readahead], zram))
     }
 
-    /// Let go of the copies in memory of what is in swap.
-    fn forget(&self) -> CaseResult {
-        for _ in 0..64 {
-            if self.cgroup.line("memory.stat", "swapcached")? == 0 {
-                return Ok(());
-            }
-            pressure::drop_caches()?;
-            self.cgroup.reclaim(SIZE)?;
-        }
-        bail!("{} bytes stay", self.cgroup.line("memory.stat", "swapcached")?)
-    }
-
     /// Swap a guest out that does not run: all of it.
     fn swap_out(&self, s: &Setup, bytes: u64) -> CaseResult {
         let counts = Counts::now()?;
-        // The first look at a page may find it used, the second does not. Pages on their way to the
-        // lists are not seen, and what is active stays so as long as the statistics are old: the
-        // one is cured by dropping caches, the other by reading.
-        for _ in 0..8 {
-            if resident(s)? == 0 {
-                break;
-            }
-            pressure::drop_caches()?;
-            self.cgroup.line("memory.stat", "active_anon")?;
-            self.cgroup.reclaim(bytes)?;
-        }
-        ensure!(resident(s)? == 0, "{} pages are still in memory", resident(s)?);
+        s.swap_out(&self.cgroup, bytes)?;
         counts.expect_grown(&SWAPPED[..2], 1)?;
         counts.expect_grown(&SWAPPED[2..], bytes / PAGE)?;
         self.swap.expect_used(bytes, "all swapped out")?;
@@ -104,23 +81,10 @@ impl Host {
     }
 }
 
-/// Pages of the file that are in memory.
-fn resident(s: &Setup) -> Result<u64> {
-    let pages = mem::fdinfo(&s.fd, "memfile-pages")?.context("fdinfo has no memfile-pages")?;
-    pages.parse().context("memfile-pages")
-}
-
-/// A guest with content.
-fn guest(flags: u64) -> Result<Setup> {
-    let mut s = Setup::with_flags(flags, SIZE)?;
-    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
-    Ok(s)
-}
-
 fn goes_and_comes_back() -> CaseResult {
     let host = Host::new()?;
     for flags in [RECLAIMABLE, BOTH] {
-        let mut s = guest(flags)?;
+        let mut s = Setup::filled(flags, SIZE)?;
         for generation in 0..3 {
             let pattern = Pattern::Generation(generation);
             s.vcpu.fill(s.slot.gpa, s.slot.size, pattern)?;
@@ -169,7 +133,7 @@ fn runs_under_a_limit(host: &Host, choices: &[u64]) -> CaseResult {
             let counts = Counts::now()?;
             let limit = host.cgroup.current()? + SIZE / 2;
             host.cgroup.set("memory.max", limit)?;
-            let mut s = guest(flags)?;
+            let mut s = Setup::filled(flags, SIZE)?;
             let next = Pattern::Generation(1);
             s.vcpu.fill(s.slot.gpa, s.slot.size, next)?;
             s.vcpu.verify(s.slot.gpa, s.slot.size, next)?;
@@ -188,12 +152,12 @@ fn pages_come_back_from_a_disk_with_readahead() -> CaseResult {
     let (host, _readahead, _zram) = Host::with_disk()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
-        let mut s = guest(BOTH)?;
+        let mut s = Setup::filled(BOTH, SIZE)?;
         for generation in 0..2 {
             let pattern = Pattern::Generation(generation);
             s.vcpu.fill(s.slot.gpa, s.slot.size, pattern)?;
             host.swap_out(&s, SIZE)?;
-            host.forget()?;
+            host.cgroup.forget(SIZE)?;
             let counts = Counts::now()?;
             s.vcpu.verify(s.slot.gpa, s.slot.size, pattern)?;
             counts.expect_grown(&["pswpin"], PAGES)?;
@@ -207,10 +171,10 @@ fn pages_come_back_from_a_disk_with_readahead() -> CaseResult {
 /// The disk has lost what was swapped out.
 fn unreadable_page_is_eio_until_it_is_punched() -> CaseResult {
     let (host, _readahead, _zram) = Host::with_disk()?;
-    let mut s = guest(BOTH)?;
+    let mut s = Setup::filled(BOTH, SIZE)?;
     let gpa = s.slot.gpa;
     host.swap_out(&s, SIZE)?;
-    host.forget()?;
+    host.cgroup.forget(SIZE)?;
     host.swap.disk().fail(PAGE, true)?;
     let exit = s.vcpu.start(Command::Load, &[gpa + 8])?;
     let wanted = Exit::MemoryFault {
@@ -236,7 +200,7 @@ fn several_vcpus_share_what_comes_back() -> CaseResult {
     let host = Host::new()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
-        let mut s = guest(BOTH)?;
+        let mut s = Setup::filled(BOTH, SIZE)?;
         let mut others = (1..4).map(|id| s.vm.vcpu(id)).collect::<Result<Vec<_>>>()?;
         host.swap_out(&s, SIZE)?;
         let (gpa, size) = (s.slot.gpa, s.slot.size);
@@ -262,7 +226,7 @@ fn working_set_stays() -> CaseResult {
     let (hot, rounds) = (SIZE / 8, 6);
     let mut refaults = [0, 0];
     for (n, running) in [true, false].into_iter().enumerate() {
-        let mut s = guest(BOTH)?;
+        let mut s = Setup::filled(BOTH, SIZE)?;
         let (gpa, ino) = (s.slot.gpa, fstat(&s.fd)?.st_ino);
         let mut worker = s.vm.vcpu(1)?;
         let trace = Trace::start(&["memfile:memfile_swap_out"])?;
@@ -324,12 +288,12 @@ fn working_set_stays_with_the_multi_generational_lru() -> CaseResult {
 fn swapped_range_can_be_prefaulted() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let host = Host::new()?;
-    let mut s = guest(BOTH)?;
+    let mut s = Setup::filled(BOTH, SIZE)?;
     host.swap_out(&s, SIZE)?;
     let counts = Counts::now()?;
     s.vcpu.raw_pre_fault(s.slot.gpa, s.slot.size).0.context("pre-fault")?;
     counts.expect_grown(&["pswpin", "memfile.get_pfn"], PAGES)?;
-    ensure!(resident(&s)? == PAGES);
+    ensure!(s.resident()? == PAGES);
     host.swap.expect_used(0, "pre-faulted")?;
     let stats = s.vm.stats()?;
     ensure!(stats.get("pages_4k")? >= PAGES, "{} pages are mapped", stats.get("pages_4k")?);
@@ -340,7 +304,7 @@ fn swapped_range_can_be_punched() -> CaseResult {
     let host = Host::new()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
-        let mut s = guest(BOTH)?;
+        let mut s = Setup::filled(BOTH, SIZE)?;
         let gpa = s.slot.gpa;
         host.swap_out(&s, SIZE)?;
         // In the middle of what may be huge swap entries.
@@ -366,7 +330,7 @@ fn swapped_range_can_be_punched() -> CaseResult {
 
 fn swapped_range_can_be_converted() -> CaseResult {
     let host = Host::new()?;
-    let mut s = guest(BOTH)?;
+    let mut s = Setup::filled(BOTH, SIZE)?;
     let (gpa, half) = (s.slot.gpa, SIZE / 2);
     host.swap_out(&s, SIZE)?;
     s.vm.set_shared(gpa, half)?;
@@ -380,7 +344,7 @@ fn swapped_range_can_be_converted() -> CaseResult {
 
 fn swapped_range_outlives_its_slot() -> CaseResult {
     let host = Host::new()?;
-    let mut s = guest(BOTH)?;
+    let mut s = Setup::filled(BOTH, SIZE)?;
     host.swap_out(&s, SIZE)?;
     s.vm.raw_delete(SLOT)?;
     host.swap.expect_used(SIZE, "without a slot")?;
@@ -393,7 +357,7 @@ fn swapped_range_is_torn_down() -> CaseResult {
     let host = Host::new()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
-        let s = guest(BOTH)?;
+        let s = Setup::filled(BOTH, SIZE)?;
         host.swap_out(&s, SIZE)?;
         drop(s);
         host.swap.expect_used(0, "the guest is gone")?;
@@ -408,8 +372,8 @@ fn reserved_pages_go_and_come_back_as_zeros() -> CaseResult {
     for _ in 0..8 {
         host.cgroup.reclaim(SIZE)?;
     }
-    println!("{} of {PAGES} pages in memory", resident(&s)?);
-    ensure!(resident(&s)? < PAGES, "nothing was reclaimed");
+    println!("{} of {PAGES} pages in memory", s.resident()?);
+    ensure!(s.resident()? < PAGES, "nothing was reclaimed");
     expect_allocated(&s.fd, SIZE, "still reserved")?;
     s.vcpu.verify(s.slot.gpa, s.slot.size, Pattern::ZERO)?;
     s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
@@ -421,7 +385,7 @@ fn swapoff_brings_everything_back() -> CaseResult {
     let mut host = Host::new()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
-        let mut s = guest(BOTH)?;
+        let mut s = Setup::filled(BOTH, SIZE)?;
         host.swap_out(&s, SIZE)?;
         // Half of it by the guest, at the same time.
         let (gpa, half) = (s.slot.gpa, SIZE / 2);
@@ -430,7 +394,7 @@ fn swapoff_brings_everything_back() -> CaseResult {
             host.swap.off()?;
             reader.join().map_err(|_| anyhow!("the vCPU thread panicked"))?
         })?;
-        ensure!(resident(&s)? == PAGES, "{} of {PAGES} pages are back", resident(&s)?);
+        ensure!(s.resident()? == PAGES, "{} of {PAGES} pages are back", s.resident()?);
         s.vcpu.verify(gpa, SIZE, GUEST)?;
         host.swap = Swap::on(64 * MIB)?;
     }
@@ -445,11 +409,11 @@ fn full_swap_keeps_the_rest_in_memory() -> CaseResult {
         // Not a multiple of anything, for huge pages to end up in pieces.
         let swap = Swap::on(3 * MIB + 7 * PAGE)?;
         let counts = Counts::now()?;
-        let mut s = guest(BOTH)?;
+        let mut s = Setup::filled(BOTH, SIZE)?;
         for _ in 0..4 {
             ensure!(!cgroup.reclaim(SIZE)?, "more was reclaimed than swap holds");
         }
-        let (used, resident) = (swap.used()? / PAGE, resident(&s)?);
+        let (used, resident) = (swap.used()? / PAGE, s.resident()?);
         println!("huge pages {huge}: {used} pages in swap, {resident} in memory");
         counts.expect_grown(&["pswpout"], 1)?;
         ensure!(used + resident == PAGES, "pages are nowhere, or in two places");
@@ -468,7 +432,7 @@ fn failed_allocations_lose_nothing() -> CaseResult {
     let host = Host::new()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
-        let mut s = guest(BOTH)?;
+        let mut s = Setup::filled(BOTH, SIZE)?;
         let counts = Counts::now()?;
         for generation in 0..2 {
             let pattern = Pattern::Generation(generation);
@@ -516,7 +480,7 @@ fn come_back(s: &mut Setup) -> Result<u64> {
 /// A page that nothing marks dirty would be dropped as if there were a copy.
 fn clean_looking_pages_are_not_dropped() -> CaseResult {
     let host = Host::new()?;
-    let mut s = guest(BOTH)?;
+    let mut s = Setup::filled(BOTH, SIZE)?;
     for generation in 0..3 {
         host.swap_out(&s, SIZE)?;
         // Read only: what comes back was written by nobody since.
@@ -534,7 +498,7 @@ fn clean_looking_pages_are_not_dropped() -> CaseResult {
 fn swap_out_is_traced() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let host = Host::new()?;
-    let s = guest(BOTH)?;
+    let s = Setup::filled(BOTH, SIZE)?;
     let ino = fstat(&s.fd)?.st_ino;
     let trace = Trace::start(&[
         "memfile:memfile_swap_out",
@@ -560,9 +524,9 @@ fn accounting_is_the_same_afterwards() -> CaseResult {
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
         // Once for what the first VM leaves behind for good.
-        drop(guest(BOTH)?);
+        drop(Setup::filled(BOTH, SIZE)?);
         let (before, charged) = (Accounts::now()?, host.cgroup.current()?);
-        let mut s = guest(BOTH)?;
+        let mut s = Setup::filled(BOTH, SIZE)?;
         let held = Accounts::now()?;
         host.swap_out(&s, SIZE)?;
         s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;

@@ -65,33 +65,14 @@ impl Host {
         Ok(self.swap.disk().in_flight()?.1)
     }
 
-    /// Write all of the guest's memory, and forget what was written.
+    /// Write all of a guest's memory, and forget what was written.
     fn swap_out(&self, s: &Setup) -> CaseResult {
-        for _ in 0..64 {
-            // Pages that were written stay where they are until somebody looks again.
-            let cached = self.cgroup.line("memory.stat", "swapcached")?;
-            if resident(s)? == 0 && cached == 0 {
-                return Ok(());
-            }
-            while self.writes()? > 0 {
-                thread::sleep(Duration::from_millis(1));
-            }
-            pressure::drop_caches()?;
-            self.cgroup.reclaim(SIZE)?;
+        s.swap_out(&self.cgroup, s.slot.size)?;
+        while self.writes()? > 0 {
+            thread::sleep(Duration::from_millis(1));
         }
-        bail!("{} pages are still in memory", resident(s)?)
+        self.cgroup.forget(s.slot.size)
     }
-}
-
-fn resident(s: &Setup) -> Result<u64> {
-    let pages = mem::fdinfo(&s.fd, "memfile-pages")?.context("fdinfo has no memfile-pages")?;
-    pages.parse().context("memfile-pages")
-}
-
-fn guest() -> Result<Setup> {
-    let mut s = Setup::with_flags(BOTH, SIZE)?;
-    s.vcpu.fill(s.slot.gpa, SIZE, GUEST)?;
-    Ok(s)
 }
 
 /// Somebody who waits in another thread.
@@ -169,7 +150,7 @@ fn kvm_run_is_interrupted(s: &mut Setup, busy: impl Fn() -> Result<u64> + Sync) 
 }
 
 fn signal_ends_kvm_run_while_the_page_is_read() -> CaseResult {
-    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     in_time(|| {
         host.swap_out(&s)?;
         kvm_run_is_interrupted(&mut s, || host.reads())
@@ -177,12 +158,12 @@ fn signal_ends_kvm_run_while_the_page_is_read() -> CaseResult {
 }
 
 fn signal_ends_kvm_run_while_the_page_is_written() -> CaseResult {
-    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     in_time(|| {
         // It would go on looking for what it could not have at once, and hold it meanwhile.
         let (reclaimed, ()) = meanwhile(
             || host.cgroup.raw_reclaim(SIZE),
-            || Ok(resident(&s)? == 0),
+            || Ok(s.resident()? == 0),
             |reclaim| reclaim.interrupt(),
         )?;
         println!("reclaim: {reclaimed:?}");
@@ -191,7 +172,7 @@ fn signal_ends_kvm_run_while_the_page_is_written() -> CaseResult {
 }
 
 fn signal_ends_pre_fault_while_the_page_is_read() -> CaseResult {
-    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     let gpa = s.slot.gpa;
     in_time(|| {
         host.swap_out(&s)?;
@@ -207,14 +188,14 @@ fn signal_ends_pre_fault_while_the_page_is_read() -> CaseResult {
         }
         let (result, left) = s.vcpu.raw_pre_fault(gpa, SIZE);
         ensure!(result == Ok(()) && left == 0, "{result:?}, {left:#x} bytes are left");
-        ensure!(resident(&s)? == SIZE / PAGE, "{} pages are in memory", resident(&s)?);
+        ensure!(s.resident()? == SIZE / PAGE, "{} pages are in memory", s.resident()?);
         s.vcpu.verify(gpa, SIZE, GUEST)?;
         Ok(in_time)
     })
 }
 
 fn signal_ends_another_consumers_wait() -> CaseResult {
-    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     s.vm.raw_delete(SLOT)?;
     let pages = SIZE / PAGE;
     let consumer = Consumer::bound(&s.fd, Mode::Mapper(BOTH), Span::same(0, pages))?;
@@ -261,7 +242,7 @@ fn while_a_vcpu_waits(
 }
 
 fn slot_is_deleted_while_a_vcpu_waits() -> CaseResult {
-    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     let gpa = s.slot.gpa;
     in_time(|| {
         let (exit, in_time) =
@@ -288,7 +269,7 @@ fn slot_is_deleted_while_a_vcpu_waits() -> CaseResult {
 }
 
 fn slot_is_made_while_a_vcpu_waits() -> CaseResult {
-    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     let gpa = s.slot.gpa;
     in_time(|| {
         let (exit, in_time) = while_a_vcpu_waits(&host, &mut s, |vm, _| {
@@ -332,7 +313,7 @@ fn slot_is_made_while_kvm_waits() -> CaseResult {
 
 /// What it waits for is not what it gets.
 fn hole_is_punched_while_a_vcpu_waits() -> CaseResult {
-    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     let gpa = s.slot.gpa;
     in_time(|| {
         let (exit, in_time) =
@@ -349,7 +330,7 @@ fn hole_is_punched_while_a_vcpu_waits() -> CaseResult {
 }
 
 fn several_vcpus_wait_for_one_page() -> CaseResult {
-    let (host, mut s) = (Host::new(SLOW)?, guest()?);
+    let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     let gpa = s.slot.gpa;
     let mut others = (1..4).map(|id| s.vm.vcpu(id)).collect::<Result<Vec<_>>>()?;
     host.swap_out(&s)?;

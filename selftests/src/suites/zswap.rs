@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! zswap, which takes a page or leaves it: what leaves is counted, what stays is not disturbed.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Counts, Setting, Swap};
 use crate::support::setup::{BOTH, GUEST, Setup};
 use crate::sys::*;
-use crate::{MIB, PAGE, mem, suite};
+use crate::{MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
     "zswap",
@@ -48,17 +48,10 @@ impl Host {
     /// Everything that can be had.
     fn reclaim(&self) -> CaseResult {
         for _ in 0..8 {
-            pressure::drop_caches()?;
-            self.cgroup.line("memory.stat", "active_anon")?;
-            self.cgroup.reclaim(SIZE)?;
+            self.cgroup.reclaim_unused(SIZE)?;
         }
         Ok(())
     }
-}
-
-fn resident(s: &Setup) -> Result<u64> {
-    let pages = mem::fdinfo(&s.fd, "memfile-pages")?.context("fdinfo has no memfile-pages")?;
-    pages.parse().context("memfile-pages")
 }
 
 /// A guest whose pages compress well: a word each.
@@ -79,7 +72,7 @@ fn pages_go_to_the_pool_and_come_back() -> CaseResult {
             s.vcpu.fill_pages(s.slot.gpa, SIZE, pattern)?;
             let counts = Counts::now()?;
             host.reclaim()?;
-            ensure!(resident(&s)? == 0, "{} pages are still in memory", resident(&s)?);
+            ensure!(s.resident()? == 0, "{} pages are still in memory", s.resident()?);
             counts.expect_grown(&["zswpout"], PAGES)?;
             counts.expect_grown(&["memfile.swap_out", "memfile.invalidate"], 1)?;
             counts.expect_same(&["pswpout"])?;
@@ -103,7 +96,7 @@ fn full_pool_is_known_before_guests_lose_a_page() -> CaseResult {
         let room = pool(50)?;
         pressure::drop_caches()?;
         host.cgroup.reclaim(SIZE / 2)?;
-        let left = resident(&s)?;
+        let left = s.resident()?;
         println!("huge pages {huge}: {left} of {PAGES} pages stay");
         ensure!((1..PAGES).contains(&left), "{left} pages stay");
         // What the guest has not got back yet is not what is counted.
@@ -112,7 +105,7 @@ fn full_pool_is_known_before_guests_lose_a_page() -> CaseResult {
         for _ in 0..attempts {
             host.reclaim()?;
         }
-        ensure!(resident(&s)? == left, "{} pages stay of {left}", resident(&s)?);
+        ensure!(s.resident()? == left, "{} pages stay of {left}", s.resident()?);
         counts.expect_same(&[
             "memfile.invalidate",
             "memfile.swap_out",
@@ -123,7 +116,7 @@ fn full_pool_is_known_before_guests_lose_a_page() -> CaseResult {
         // And when there is room again, they go.
         let _room = pool(50)?;
         host.reclaim()?;
-        ensure!(resident(&s)? == 0, "{} pages are still in memory", resident(&s)?);
+        ensure!(s.resident()? == 0, "{} pages are still in memory", s.resident()?);
         s.vcpu.verify_pages(gpa, SIZE, GUEST)?;
     }
     Ok(())
@@ -141,7 +134,7 @@ fn what_the_pool_does_not_take_is_not_counted_as_gone() -> CaseResult {
         s.vcpu.fill_pages(gpa + SIZE / 2, SIZE / 2, GUEST)?;
         let counts = Counts::now()?;
         host.reclaim()?;
-        let left = resident(&s)?;
+        let left = s.resident()?;
         ensure!(left == PAGES / 2, "{left} pages stay, not {}", PAGES / 2);
         let (gone, undone) =
             (counts.grown("memfile.swap_out")?, counts.grown("memfile.swap_out_undone")?);

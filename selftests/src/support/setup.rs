@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::mem;
 use crate::pattern::Pattern;
+use crate::pressure::Cgroup;
 use crate::sys;
 use crate::uapi::*;
 use crate::vm::{Door, Exit, Private, Slot, Vcpu, Vm, VmType, open_kvm, region, supports};
@@ -83,6 +85,13 @@ impl Setup {
         Ok(s)
     }
 
+    /// The same with [`GUEST`] all over, which the guest has written.
+    pub fn filled(flags: u64, size: u64) -> Result<Setup> {
+        let mut s = Setup::with_flags(flags, size)?;
+        s.vcpu.fill(s.slot.gpa, size, GUEST)?;
+        Ok(s)
+    }
+
     /// The same with a file whose pages were allocated before it was bound.
     pub fn allocated_first(flags: u64, size: u64) -> Result<Setup> {
         let vm = vm_with_flags(flags)?;
@@ -123,6 +132,27 @@ impl Setup {
         let private = Some((self.kind, self.fd.as_fd(), self.offset));
         let request = region(self.slot.id, self.slot.gpa, &self.slot.view, private);
         self.vm.raw_set_region(&request).context("make the slot again")
+    }
+
+    /// Pages of the file that are in memory.
+    pub fn resident(&self) -> Result<u64> {
+        let pages = mem::fdinfo(&self.fd, "memfile-pages")?;
+        let pages = pages.context("fdinfo has no memfile-pages")?;
+        pages.parse().context("memfile-pages")
+    }
+
+    /// Swap the guest out, which does not run, `bytes` at a time, until its file has no page in
+    /// memory. What is being written may still be there.
+    pub fn swap_out(&self, cgroup: &Cgroup, bytes: u64) -> Result<()> {
+        for _ in 0..8 {
+            if self.resident()? == 0 {
+                return Ok(());
+            }
+            cgroup.reclaim_unused(bytes)?;
+        }
+        let left = self.resident()?;
+        ensure!(left == 0, "{left} pages are still in memory");
+        Ok(())
     }
 
     /// Fill the shared side with [`SHARED`], and let the guest fill the private side with
