@@ -29,7 +29,9 @@ class CheckDocs(unittest.TestCase):
         program = self.folder / "memfile-tests"
         program.write_text("#!/bin/sh\necho punch.hole\necho guest.runs\n")
         program.chmod(0o755)
-        self.options = ["--program", str(program)]
+        # Most tests are not about the rules that a tree cites.
+        (self.folder / "empty").mkdir()
+        self.options = ["--program", str(program), "--tree", str(self.folder / "empty")]
 
     def run_on(self, text: str, *options: str, name: str = "a.rst") -> tuple[int, str]:
         document = self.folder / name
@@ -93,6 +95,45 @@ class CheckDocs(unittest.TestCase):
         for text in ("", "[]", "{}", '{"cases": [1]}'):
             path.write_text(text)
             self.assertEqual(self.run_on("``punch.hole``", "--results", str(path))[0], 2, text)
+
+    def test_cited_rules(self) -> None:
+        def cited(text: str) -> list[int]:
+            return [rule for rule, _ in check_docs.cited_rules(text)]
+
+        self.assertEqual(cited("// (rule 3)"), [3])
+        self.assertEqual(cited("Rules 9, 14 and 21; rule 2, rule 5"), [9, 14, 21, 2, 5])
+        self.assertEqual(cited("rules 6 to 9, 13 to 15"), [6, 7, 8, 9, 13, 14, 15])
+        self.assertEqual(cited("(rules 18\n//! and 19)"), [18, 19])
+        self.assertEqual(cited("+ * see rule\n+ * 16: nothing sleeps"), [16])
+        self.assertEqual(cited("the rule of 3, overruled 4 times, rules for 5"), [])
+
+    def test_every_cited_rule_exists(self) -> None:
+        tree = self.folder / "tree"
+        (tree / "target").mkdir(parents=True)
+        (tree / "target/built.rs").write_text(f"// rule {98}\n")
+        (tree / "a.rs").write_text("// Rule 14\n")
+        self.assertEqual(self.run_on("``punch.hole``", "--tree", str(tree))[0], 0)
+        (tree / "a.rs").write_text(f"// rules 14\n// and {99}\n")
+        code, output = self.run_on("``punch.hole``", "--tree", str(tree))
+        self.assertEqual(code, 1)
+        self.assertIn(f"a.rs:1: rule {99}: there is no such rule", output)
+
+    def test_rule_that_is_there_twice(self) -> None:
+        rules = self.folder / "rules.rst"
+        rules.write_text("Rule 1: a\n---------\n\nRule 1: b\n---------\n")
+        rule, found = check_docs.rule_problems(self.folder / "empty", rules)
+        self.assertEqual(rule, {1})
+        self.assertEqual(found, [f"{rules}: rule 1 is there twice"])
+
+    def test_functions_that_rules_are_kept_in(self) -> None:
+        good = ("rust/policy/range.rs: frames_of()", "mm/memfile.c: memfile_create()", "mm/shmem.c: shmem_fallocate()")
+        for name in good:
+            self.assertEqual(self.run_on(f"``punch.hole`` ``{name}``")[0], 0, name)
+        for name in ("rust/policy/range.rs: frames_off()", "rust/policy/no.rs: frames_of()",
+                     "mm/memfile.c: memfile_creat()", "mm/slub.c: memfile_create()"):
+            code, output = self.run_on(f"``punch.hole``\n``{name}``")
+            self.assertEqual(code, 1, name)
+            self.assertIn(f"a.rst:2: {name}: there is no such function", output)
 
     def test_rows(self) -> None:
         def run(guard: str, *options: str) -> int:
