@@ -2,14 +2,23 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of check: python3 scripts/test_check.py"""
 
+import contextlib
+import datetime
 import fnmatch
+import io
+import json
 import sys
+import tempfile
+import time
 import unittest
 import unittest.mock
+from pathlib import Path
+from xml.etree import ElementTree
 
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
+import reports
 from load import script
 
 check = script("check")
@@ -106,6 +115,107 @@ class Watched(unittest.TestCase):
     def test_detector_asleep_or_absent_fails(self) -> None:
         self.assertEqual(self.status("enabled: 0\nused_watchpoints: 0\nsetup_watchpoints: 0\n"), check.FAIL)
         self.assertEqual(self.status(""), check.FAIL)
+
+
+class Reports(unittest.TestCase):
+    """What other programs read of a run: JUnit XML, and JSON for KCIDB."""
+
+    CASES = (
+        check.Case("punch.hole", check.PASS),
+        check.Case("punch.other", check.FAIL, "a <b>", ["line & \x1b[1m", "more"]),
+        check.Case("host.rust_host.policy::range::tests::a", check.SKIP, "no reason"),
+        check.Case("kunit", check.PASS),
+    )
+
+    def run_of(self, code: int = 1, reason: str = "a test failed", cases: tuple[object, ...] = CASES) -> reports.Run:
+        return reports.Run(
+            name="check-1", kernel="plain", checkout="abc1234-dirty", base="7.3.4", patches="0" * 64,
+            started=datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc), seconds=6.5,
+            code=code, reason=reason, cases=list(cases),
+        )
+
+    def test_junit_has_every_case_once_with_its_status(self) -> None:
+        root = ElementTree.fromstring(reports.junit(self.run_of()))
+        self.assertEqual({name: root.get(name) for name in ("tests", "failures", "skipped", "time")},
+                         {"tests": "5", "failures": "2", "skipped": "1", "time": "6.5"})
+        suites = {suite.get("name"): suite for suite in root}
+        self.assertEqual(set(suites), {"punch", "host.rust_host", "kunit", "check"})
+        self.assertEqual([case.get("name") for case in suites["punch"]], ["hole", "other"])
+        failure = suites["punch"].find("testcase/failure")
+        self.assertEqual(failure.get("message"), "a <b>")
+        self.assertEqual(failure.text, "line & ?[1m\nmore")
+        self.assertEqual(suites["host.rust_host"].find("testcase/skipped").get("message"), "no reason")
+
+    def test_kcidb_has_every_case_once_with_its_status(self) -> None:
+        report = json.loads(json.dumps(reports.kcidb(self.run_of(), "me")))
+        tests = report["tests"]
+        self.assertEqual([test["status"] for test in tests], ["PASS", "FAIL", "SKIP", "PASS", "FAIL"])
+        self.assertEqual(tests[2]["path"], "memfile.host.rust_host.policy.range.tests.a")
+        self.assertEqual(tests[1]["comment"], "a <b>")
+        self.assertEqual(tests[4]["path"], "memfile.check.run")
+        self.assertEqual(len({test["id"] for test in tests}), 5)
+
+    def test_kcidb_is_of_the_form_that_it_says(self) -> None:
+        """As the schema 5.3 of kcidb-io has it; validated with that once."""
+        report = reports.kcidb(self.run_of(), "me")
+        self.assertEqual(report["version"], {"major": 5, "minor": 3})
+        checkout, build = report["checkouts"][0], report["builds"][0]
+        self.assertEqual(build["checkout_id"], checkout["id"])
+        for part in (checkout, build, *report["tests"]):
+            self.assertRegex(part["id"], r"^me:[^\0]+$")
+            self.assertEqual(part["origin"], "me")
+            self.assertIsNotNone(datetime.datetime.fromisoformat(part["start_time"]).tzinfo)
+        for test in report["tests"]:
+            self.assertEqual(test["build_id"], build["id"])
+            self.assertRegex(test["path"], r"^[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*$")
+        self.assertRegex(checkout["patchset_hash"], r"^[0-9a-f]{64}$")
+
+    def test_names_that_are_no_paths_become_some(self) -> None:
+        self.assertEqual(reports.path_of("a.b::c d.e/f..g"), "memfile.a.b.c_d.e_f.g")
+        self.assertEqual(reports.path_of("\u00e4.b"), "memfile._.b")
+
+    def test_run_that_passes_but_for_a_splat_fails_in_both(self) -> None:
+        passed = (check.Case("punch.hole", check.PASS),)
+        for code, status in ((0, "PASS"), (3, "FAIL"), (255, "FAIL")):
+            run = self.run_of(code, "why", passed)
+            self.assertEqual(reports.kcidb(run, "me")["tests"][-1]["status"], status)
+            failures = ElementTree.fromstring(reports.junit(run)).get("failures")
+            self.assertEqual(failures, "1" if code else "0")
+
+    def finish(self, *options: str) -> Path:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        log = Path(folder.name) / "log"
+        run = check.Check(check.parse_args(["--log", str(log), *(text.format(log) for text in options)]))
+        run.outcome.cases = list(self.CASES)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.assertEqual(run.finish(time.monotonic()), 1)
+        return log
+
+    def test_both_are_left_in_the_log_folder(self) -> None:
+        log = self.finish()
+        self.assertEqual(ElementTree.parse(log / "junit.xml").getroot().get("failures"), "2")
+        report = json.loads((log / "kcidb.json").read_text())
+        self.assertEqual(len(report["tests"]), 5)
+
+    def test_both_go_where_they_are_wanted(self) -> None:
+        log = self.finish("--junit", "{}/../j.xml", "--kcidb", "{}/../k.json")
+        self.assertEqual(ElementTree.parse(log.parent / "j.xml").getroot().get("tests"), "5")
+        self.assertIn("tests", json.loads((log.parent / "k.json").read_text()))
+        self.assertFalse((log / "junit.xml").exists())
+
+    def test_series_has_the_hash_that_kcidb_wants(self) -> None:
+        base, patches = check.series("plain")
+        self.assertRegex(base, r"^\d+\.\d+")
+        self.assertRegex(patches, r"^[0-9a-f]{64}$")
+        self.assertEqual(check.series("base"), (base, ""))
+        with tempfile.NamedTemporaryFile() as patch:
+            patch.write(b"a\n")
+            patch.flush()
+            # printf 'a\n' | sha256sum | cut -c-64 | sha256sum
+            self.assertEqual(reports.patchset_hash([Path(patch.name)]),
+                             "1b7c99b95cc6fad6d88b2c3fdd0d9faab2a4fd1de0d6a880bd2261ac2592a222")
+        self.assertEqual(reports.patchset_hash([]), "")
 
 
 if __name__ == "__main__":
