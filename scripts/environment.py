@@ -4,7 +4,7 @@
 import os
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -19,6 +19,16 @@ def passing() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def default_cache(variables: Mapping[str, str], shared: Path = Path("/var/cache/memfile")) -> str:
+    """The folder for all users if this one can write there, else one of this user's own, as in lib.sh."""
+    own = variables.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(own):
+        own = os.path.join(variables.get("HOME") or "/nonexistent", ".cache")
+    if os.access(shared, os.W_OK) or not shared.exists() and os.access(shared.parent, os.W_OK):
+        return str(shared)
+    return os.path.join(own, "memfile")
+
+
 def clean(variables: MutableMapping[str, str] = os.environ) -> Path:
     """Leaves of the environment what scripts/environment names. Gives the folder of the cache."""
     patterns = passing()
@@ -31,7 +41,7 @@ def clean(variables: MutableMapping[str, str] = os.environ) -> Path:
     # Tools speak English, and UTF-8.
     variables["LC_ALL"] = "C.UTF-8"
     # Not all work in the folder that it may be relative to.
-    variables["MEMFILE_CACHE"] = os.path.abspath(variables.get("MEMFILE_CACHE", "/var/cache/memfile"))
+    variables["MEMFILE_CACHE"] = os.path.abspath(variables.get("MEMFILE_CACHE") or default_cache(variables))
     return Path(variables["MEMFILE_CACHE"])
 
 

@@ -33,8 +33,19 @@ clean_environment "${BASH_SOURCE[0]%/*}/environment" "$@"
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 PROG=$(basename "$0")
 
+# default_cache SHARED: the folder for all users if this one can write there, else one
+# of this user's own. scripts/environment.py decides in the same way.
+default_cache() {
+	local shared=$1 own=${XDG_CACHE_HOME:-}
+	[[ $own == /* ]] || own=${HOME:-/nonexistent}/.cache
+	if [ -w "$shared" ] || { [ ! -e "$shared" ] && [ -w "${shared%/*}" ]; }; then
+		printf '%s' "$shared"
+	else
+		printf '%s' "$own/memfile"
+	fi
+}
 # Not all work in the folder that it may be relative to.
-CACHE=$(realpath -ms -- "${MEMFILE_CACHE:-/var/cache/memfile}")
+CACHE=$(realpath -ms -- "${MEMFILE_CACHE:-$(default_cache /var/cache/memfile)}")
 export MEMFILE_CACHE=$CACHE
 DL=$CACHE/dl
 SRC=$CACHE/src
@@ -43,7 +54,8 @@ LOGS=$CACHE/logs
 TOOLS=$CACHE/tools
 PATCHES=$ROOT/patches/7.3
 
-# Exit status of every script: 0 ok, 1 a test failed, 2 usage, tool or build.
+# Exit status of every script: 0 ok, 1 a test failed, 2 usage, tool or build. What
+# else a script may end with is in its help.
 say() { printf '%s\n' "$*"; }
 note() { printf '%s: %s\n' "$PROG" "$*" >&2; }
 die() {

@@ -249,9 +249,42 @@ class Variables(Surroundings):
 
     def test_empty_variable_is_as_none(self) -> None:
         # An empty one used to make the current folder the cache.
-        variables = {"MEMFILE_CACHE": "", "QEMU": ""}
-        self.assertEqual(environment.clean(variables), Path("/var/cache/memfile"))
+        variables = {"MEMFILE_CACHE": "", "QEMU": "", "HOME": str(self.folder)}
+        self.assertIn(environment.clean(variables), (Path("/var/cache/memfile"), self.folder / ".cache/memfile"))
         self.assertNotIn("QEMU", variables)
+
+
+class WithoutRoot(Surroundings):
+    """An ordinary user has a cache of their own, and learns what only root can install."""
+
+    def test_cache_falls_back_to_one_that_can_be_written(self) -> None:
+        script = self.folder / "script"
+        script.write_text(f'#!/bin/bash -p\n. "{ROOT}/scripts/lib.sh"\ndefault_cache "$1"\n')
+        home, xdg = f"{self.folder}/.cache", f"{self.folder}/xdg"
+        there, absent = self.folder / "there", self.folder / "absent"
+        there.mkdir()
+        for shared, variables, wanted in (
+            (there, {}, str(there)),
+            (absent, {}, str(absent)),
+            ("/nonexistent/memfile", {}, f"{home}/memfile"),
+            ("/nonexistent/memfile", {"XDG_CACHE_HOME": xdg}, f"{xdg}/memfile"),
+            # Not absolute: to be ignored, says its specification.
+            ("/nonexistent/memfile", {"XDG_CACHE_HOME": "xdg"}, f"{home}/memfile"),
+            (there, {"XDG_CACHE_HOME": xdg}, str(there)),
+        ):
+            with self.subTest(f"{shared} {variables}"):
+                env = {"PATH": self.path, "HOME": str(self.folder), **variables}
+                self.assertEqual(self.run_it("bash", script, shared, env=env).stdout, wanted)
+                self.assertEqual(environment.default_cache(env, Path(shared)), wanted)
+
+    def test_setup_names_what_is_missing_and_has_an_exit_code_for_it(self) -> None:
+        # The rustc of these surroundings has no library's source.
+        run = self.run_it("scripts/setup", "--check")
+        self.assertEqual(run.returncode, 4, run.stderr)
+        self.assertRegex(run.stderr, r"(?m)^setup: missing: .*rust\S*-src")
+        self.assertRegex(run.stderr, r"(?m)^setup: as root: apt-get install .*rust\S*-src")
+        self.assertEqual((self.calls("apt-get"), run.stdout), ([], ""))
+        self.assertEqual(self.run_it("scripts/setup", "--chekc").returncode, 2)
 
 
 class Paths(Surroundings):
