@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# What a person types; kbuild reads Kbuild only. Everything is built in the
-# cache (MEMFILE_CACHE, default /var/cache/memfile), nothing in the checkout.
+# The targets for people; kbuild reads Kbuild only. Everything is built in the cache,
+# nothing in the checkout. The cache is MEMFILE_CACHE, else /var/cache/memfile if that
+# can be written, else ~/.cache/memfile.
 
 KERNEL ?= plain
 export KERNEL_SRC RUSTC LLVM BINDGEN QEMU MEMFILE_CACHE KDIR
@@ -12,13 +13,13 @@ SHELL := /bin/bash
 # As the scripts are run: nothing of bash's own from the environment.
 .SHELLFLAGS := -pc
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-guest check guest guest-shell bench trace proof mutants shell kernel module selftests clippy patches clean distclean
+.PHONY: help setup lint ci demo demo-guest check guest guest-shell bench trace proof mutants shell kernel module selftests clippy patches clean distclean
 
-help:		## this list
+help:		## print this list
 	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan|cfi|gcc] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
-demo: all	## two tables and a plot: memory of real guests, also under pressure
+demo: all	## print what real guests on each kind of memory cost, also under pressure; write a page
 	@scripts/demo $(KERNEL)
 
 demo-guest: all	## the same story with a real Linux in a real QEMU, on every kind of memory
@@ -38,23 +39,23 @@ guest-shell: all	## the same with a shell in the guest
 # These want a QEMU of ours.
 demo-guest check guest guest-shell: SETUP = --qemu
 
-check: setup	## every test; TESTS='punch.* upstream.*' chooses, V=1 shows the consoles
+check: setup	## run every test; TESTS='punch.* upstream.*' chooses, V=1 shows the consoles
 	@set -f; scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
 
-bench: all	## instructions of private memory and of shmem, with ratios and targets
+bench: all	## count instructions of private memory and of shmem, with ratios and targets
 	@scripts/build-kernel base
 	@scripts/bench
 
-trace: all	## the life of one page, from the tracepoints of a small guest
+trace: all	## print the life of one page, from the tracepoints of a small guest
 	@scripts/trace $(KERNEL)
 
-proof:		## the host's checks in depth: OPS=1000000 operations, PREEMPTIONS=4, SEED=, SANITIZER=miri|address
+proof:		## test the core on the host, in depth: OPS=1000000 operations, PREEMPTIONS=4, SEED=, SANITIZER=miri|address
 	@scripts/proof
 
-mutants: setup	## known defects put back, each to be found by its tests; NAMES='hole-* seal-*'
+mutants: setup	## put known defects back, each must be found by its tests; NAMES='hole-* seal-*'
 	@set -f; scripts/mutants -- $(NAMES)
 
-shell: all	## the kernel interactively, module loaded (virtme-ng)
+shell: all	## open a shell on the same kernel, module loaded (virtme-ng)
 	@scripts/shell $(KERNEL)
 
 setup:		## install what is missing
@@ -63,13 +64,20 @@ setup:		## install what is missing
 kernel: setup	## fetch, patch and build the kernel
 	@scripts/build-kernel $(KERNEL)
 
-module:		## only memfile.ko, against KDIR=<a built, patched kernel>
+module:		## build only memfile.ko, against KDIR=<a built, patched kernel>
 	@scripts/build-module $(KERNEL)
 
-selftests:	## the guest's test programs
+selftests:	## build the guest's test programs
 	@scripts/build-selftests
 
-clippy:		## the module through clippy, warnings are errors
+lint:		## check the style of scripts, Rust, patches and documents; builds no kernel
+	@scripts/setup --lint
+	@scripts/lint
+
+ci:		## run everything a change must pass: lint, and check on several kernels
+	@.ci/run
+
+clippy:		## check the module with clippy, warnings are errors
 	@scripts/build-module --clippy $(KERNEL)
 
 patches:	## write patches/7.3 anew from the work tree (scripts/work-tree)

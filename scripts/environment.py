@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# What make, the shells that it starts, or QEMU take apart.
+# Characters that are special to make, to the shells that it starts, or to QEMU.
 SPECIAL = re.compile(r"""[\s:,;#%$&'"`\\()\[\]{}*?<>|=!]""")
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-# shellcheck shell=bash disable=SC2034 # used by those who source it
+# shellcheck shell=bash disable=SC2034 # used by the scripts that source it
 #
-# What the scripts share: where things are, how they speak, which tools they
-# use. Sourced, never run. Every path of the cache is named here only.
+# Shared by the scripts: paths, messages, tools. Sourced, never run. No other script
+# names a path of the cache.
 
 set -euo pipefail
 
@@ -44,7 +44,7 @@ default_cache() {
 		printf '%s' "$own/memfile"
 	fi
 }
-# Not all work in the folder that it may be relative to.
+# Absolute, because scripts change the folder.
 CACHE=$(realpath -ms -- "${MEMFILE_CACHE:-$(default_cache /var/cache/memfile)}")
 export MEMFILE_CACHE=$CACHE
 DL=$CACHE/dl
@@ -93,7 +93,7 @@ BASE_TREE=$SRC/base-$KERNEL
 PATCHED_TREE=$SRC/memfile-$KERNEL
 SOURCE="Linux $KERNEL"
 FETCH=fetch-kernel
-# What scripts/mutants writes, in kernel and module, and the tree with the former in it.
+# The files that scripts/mutants writes, and the tree that contains those of the kernel.
 MUTANTS=$CACHE/mutants
 MUTANTS_TREE=$MUTANTS/tree
 
@@ -131,7 +131,7 @@ llvm_tool() {
 }
 
 # Variables every kernel make gets. The compiler is LLVM's, unless the kernel is one of another:
-# COMPILER=() has what says so.
+# COMPILER=() has the variables that choose it.
 kernel_make_vars() {
 	[ -n "${COMPILER+set}" ] || COMPILER=(LLVM="$LLVM")
 	KMAKE=("${COMPILER[@]}" RUSTC="$RUSTC" BINDGEN="$BINDGEN"
@@ -140,7 +140,7 @@ kernel_make_vars() {
 		KBUILD_BUILD_HOST=memfile LOCALVERSION=)
 }
 
-# What identifies the toolchain in a stamp. libclang reads the headers for Rust, whatever compiles.
+# Identifies the toolchain in a stamp. libclang always reads the headers for Rust.
 toolchain_id() {
 	[ "${COMPILER[0]}" != LLVM= ] || { gcc --version | head -1; ld --version | head -1; }
 	"$RUSTC" -V

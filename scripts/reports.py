@@ -9,13 +9,14 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from ktap import FAIL, PASS, SKIP, Case
 
 # The version of KCIDB's format that this is.
 KCIDB_VERSION = {"major": 5, "minor": 3}
-# What neither format may contain.
+# Characters that neither format may contain.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -27,12 +28,12 @@ class Run:
     name: str
     # The configuration of the kernel: plain, debug ...
     kernel: str
-    # What is tested, as `git describe` names it, and the kernel under it.
+    # The checkout, as `git describe` names it, and the version of the kernel.
     checkout: str
     base: str
-    # SHA-256 as KCIDB wants it, see patchset_hash(); None if it is not known.
+    # SHA-256 in the form of KCIDB, see patchset_hash(); None if it is not known.
     patches: str | None
-    # When it began, and how long it took.
+    # Start and duration.
     started: datetime.datetime
     seconds: float
     # Exit code and reason of the whole.
@@ -64,10 +65,12 @@ def junit(run: Run) -> str:
         }
 
     everything = [case for cases in suites.values() for case in cases]
-    root = ElementTree.Element("testsuites", name=f"memfile-{run.kernel}", time=f"{run.seconds:.1f}", **counts(everything))
+    attributes = {"name": f"memfile-{run.kernel}", "time": f"{run.seconds:.1f}", **counts(everything)}
+    root = ElementTree.Element("testsuites", attributes)
     for name, cases in suites.items():
+        timestamp = run.started.isoformat(timespec="seconds")
         suite = ElementTree.SubElement(
-            root, "testsuite", name=text_of([name]), timestamp=run.started.isoformat(timespec="seconds"), **counts(cases))
+            root, "testsuite", {"name": text_of([name]), "timestamp": timestamp, **counts(cases)})
         for case in cases:
             element = ElementTree.SubElement(
                 suite, "testcase", classname=text_of([name]), name=text_of([case.name.rpartition(".")[2]]))
@@ -86,7 +89,7 @@ def path_of(name: str) -> str:
     return ".".join(["memfile", *filter(None, parts)])
 
 
-def kcidb(run: Run, origin: str) -> dict[str, object]:
+def kcidb(run: Run, origin: str) -> dict[str, Any]:
     """A report for KCIDB: one checkout, one build, one test for each case."""
     checkout = f"{origin}:{run.checkout}-{run.base}"
     build = f"{origin}:{run.name}"

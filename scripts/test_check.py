@@ -13,6 +13,7 @@ import time
 import unittest
 import unittest.mock
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 # The checkout stays clean.
@@ -127,10 +128,10 @@ class Reports(unittest.TestCase):
         check.Case("kunit", check.PASS),
     )
 
-    def run_of(self, code: int = 1, reason: str = "a test failed", cases: tuple[object, ...] = CASES) -> reports.Run:
+    def run_of(self, code: int = 1, reason: str = "a test failed", cases: tuple[Any, ...] = CASES) -> reports.Run:
         return reports.Run(
             name="check-1", kernel="plain", checkout="abc1234-dirty", base="7.3.4", patches="0" * 64,
-            started=datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc), seconds=6.5,
+            started=datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC), seconds=6.5,
             code=code, reason=reason, cases=list(cases),
         )
 
@@ -141,10 +142,11 @@ class Reports(unittest.TestCase):
         suites = {suite.get("name"): suite for suite in root}
         self.assertEqual(set(suites), {"punch", "host.rust_host", "kunit", "check"})
         self.assertEqual([case.get("name") for case in suites["punch"]], ["hole", "other"])
-        failure = suites["punch"].find("testcase/failure")
+        failure, skipped = suites["punch"].find("testcase/failure"), suites["host.rust_host"].find("testcase/skipped")
+        assert failure is not None and skipped is not None
         self.assertEqual(failure.get("message"), "a <b>")
         self.assertEqual(failure.text, "line & ?[1m\nmore")
-        self.assertEqual(suites["host.rust_host"].find("testcase/skipped").get("message"), "no reason")
+        self.assertEqual(skipped.get("message"), "no reason")
 
     def test_kcidb_has_every_case_once_with_its_status(self) -> None:
         report = json.loads(json.dumps(reports.kcidb(self.run_of(), "me")))

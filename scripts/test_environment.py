@@ -18,6 +18,7 @@ import unittest
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 # The checkout stays clean.
 sys.dont_write_bytecode = True
@@ -116,7 +117,7 @@ class Surroundings(unittest.TestCase):
             stdin=subprocess.DEVNULL, capture_output=True,
         )
 
-    def calls(self, tool: str) -> list[dict]:
+    def calls(self, tool: str) -> list[dict[str, Any]]:
         lines = self.record.read_text().splitlines() if self.record.exists() else []
         return [call for line in lines if Path((call := json.loads(line))["argv"][0]).name == tool]
 
@@ -126,7 +127,7 @@ class Surroundings(unittest.TestCase):
         self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
         return run.stdout
 
-    def assert_clean(self, call: dict, *more: str) -> None:
+    def assert_clean(self, call: dict[str, Any], *more: str) -> None:
         """The tool saw what the list names, and what the script has added."""
         patterns = [*environment.passing(), "LC_ALL", *more]
         strange = {name for name in call["env"] if not any(fnmatchcase(name, pattern) for pattern in patterns)}

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from typing import Any
 
 # The checkout stays clean.
 sys.dont_write_bytecode = True
@@ -51,7 +52,7 @@ class MutantsTest(unittest.TestCase):
         path.write_text(text)
         return path
 
-    def read(self, text: str) -> list:
+    def read(self, text: str) -> list[Any]:
         return mutants.read_list(self.put("list.toml", text))
 
     def refused(self, text: str) -> str:
@@ -129,11 +130,12 @@ ok 1 punch
         found = mutants.phases(self.OUTPUT.splitlines(), console)
         asleep, awake = found["hole", "asleep"], found["hole", "awake"]
         self.assertEqual({name: case.status for name, case in asleep.cases.items()}, {"punch.hole": "pass"})
-        self.assertEqual({name: case.status for name, case in awake.cases.items()}, {"kunit:memfile_range.clips": "fail"})
+        statuses = {name: case.status for name, case in awake.cases.items()}
+        self.assertEqual(statuses, {"kunit:memfile_range.clips": "fail"})
         self.assertEqual((asleep.code, awake.code, found["other", "asleep"].code), (0, 1, None))
         self.assertEqual((asleep.splats, awake.splats), ([], ["[ 2.0] WARNING: y"]))
 
-    def judge(self, expect: str, status: str, code: int | None, machine: int = 0, splats: list | None = None) -> str:
+    def judge(self, expect: str, status: str, code: int | None, machine: int = 0, splats: list[str] | None = None) -> str:
         mutant = self.read(ENTRY + f'expect = "{expect}"\n')[0]
         cases = {"punch.hole": mutants.Case("punch.hole", status)} if status else {}
         phase = mutants.Phase(cases, splats or [], code)
@@ -164,13 +166,13 @@ ok 1 punch
 class Machines(MutantsTest):
     """Mutants share a machine; boots are made up here."""
 
-    def run_with(self, boots: list, names: list[str]) -> dict[str, str]:
+    def run_with(self, boots: list[Any], names: list[str]) -> dict[str, str]:
         text = "".join(ENTRY.replace('"hole"', f'"{name}"') for name in names)
         run = mutants.Mutants(self.folder / "log", self.read(text))
         run.known = ["punch.hole"]
         asked = []
 
-        def boot(batch: list) -> tuple:
+        def boot(batch: list[Any]) -> tuple[dict[str, object], dict[Any, Any]]:
             asked.append([mutant.name for mutant in batch])
             found = {}
             for (name, state), status in boots[len(asked) - 1].items():
@@ -178,7 +180,7 @@ class Machines(MutantsTest):
                 found[name, state] = mutants.Phase(cases, [], 0 if status else None)
             return {"code": 0, "reason": "ok", "finished": True}, found
 
-        setattr(run, "boot", boot)
+        run.boot = boot
         with contextlib.redirect_stdout(io.StringIO()):
             run.work(run.mutants)
         self.asked = asked
