@@ -8,7 +8,7 @@ use super::{Figure, Missing, Real, Report, Row};
 use crate::MIB;
 
 /// Bytes as MiB, to a tenth where that says something.
-fn mib(bytes: i64) -> String {
+pub(super) fn mib(bytes: i64) -> String {
     let tenths = (bytes.abs() * 10 + MIB as i64 / 2) / MIB as i64;
     let sign = if bytes < 0 && tenths > 0 { "-" } else { "" };
     match (tenths / 10, tenths % 10) {
@@ -274,12 +274,12 @@ impl Table {
         let mut out = format!("<table>\n<caption>{}</caption>\n", escaped(&self.title));
         out += &row("th", self.heads.iter().map(join).collect());
         out.extend(self.rows.iter().map(|cells| row("td", cells.clone())));
-        out + &format!("</table>\n<p>{}</p>\n", escaped(&self.notes.join("\n")))
+        out + &format!("</table>\n<p class=notes>{}</p>\n", escaped(&self.notes.join("\n")))
     }
 }
 
 /// Text as HTML.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
