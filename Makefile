@@ -13,7 +13,7 @@ SHELL := /bin/bash
 # As the scripts are run: nothing of bash's own from the environment.
 .SHELLFLAGS := -pc
 .DEFAULT_GOAL := help
-.PHONY: help setup lint ci demo demo-guest check guest guest-shell bench trace proof mutants shell kernel module selftests clippy patches clean distclean
+.PHONY: help setup lint ci docs demo demo-guest check guest guest-shell bench trace proof mutants shell kernel module selftests clippy patches clean distclean
 
 help:		## print this list
 	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan|cfi|gcc] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
@@ -76,6 +76,10 @@ lint:		## check the style of scripts, Rust, patches and documents; builds no ker
 
 ci:		## run everything a change must pass: lint, and check on several kernels
 	@.ci/run
+
+docs:		## make one HTML page of all documents
+	@scripts/setup --lint
+	@scripts/docs
 
 clippy:		## check the module with clippy, warnings are errors
 	@scripts/build-module --clippy $(KERNEL)
