@@ -17,12 +17,12 @@ const STYLE: &str = "
 @media (prefers-color-scheme: dark) { :root { --back: #15191e; --text: #e6edf3; --dim: #9aa5b1;
   --line: #3a434d; --band: #20262d; --memory: #6cb0f5; --swap: #f0974d; --blocks: #6cc57b;
   --allocated: #59636e; } }
-body { font: 15px/1.45 sans-serif; max-width: 66em; margin: 2em auto; padding: 0 1em;
+body { font: 15px/1.45 sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em;
   background: var(--back); color: var(--text); }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1.5em 0 0.5em; }
+table { border-collapse: collapse; margin: 1.5em 0 0.5em; font-size: 13px; }
 caption { text-align: left; font-weight: bold; padding-bottom: 0.5em; }
-th, td { padding: 0.25em 0.6em; text-align: right; vertical-align: bottom; }
+th, td { padding: 0.25em 0.5em; text-align: right; vertical-align: bottom; }
 th { border-bottom: 2px solid var(--line); max-width: 8em; }
 td { border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 .word { text-align: left; white-space: nowrap; }
@@ -94,7 +94,8 @@ fn summary(report: &Report) -> Result<String> {
             mib(bytes(most.after_write)),
         )?;
     }
-    let swapped = |course: &&Course| course.samples.iter().any(|sample| sample.swapped > 0);
+    // Less is shown as 0: pages of the test program, not of the guest.
+    let swapped = |course: &&Course| course.samples.iter().any(|s| s.swapped >= MIB / 2);
     let (gone, stayed): (Vec<_>, Vec<_>) = report.story.courses.iter().partition(swapped);
     let names = |courses: &[&Course]| match courses {
         [] => "none".to_owned(),
@@ -179,7 +180,7 @@ fn in_mib(bytes: u64) -> f64 {
 fn chart(story: &Story) -> Result<String> {
     const LEFT: i64 = 210;
     const WIDTH: i64 = 740;
-    const TOP: i64 = 62;
+    const TOP: i64 = 78;
     const ROW: i64 = 118;
     let Some(longest) = story.courses.iter().max_by_key(|course| course.samples.len()) else {
         return Ok("<p>No course of the story could be run.</p>\n".into());
@@ -209,9 +210,10 @@ fn chart(story: &Story) -> Result<String> {
     }
 
     // What the host or the guest does before a step, as a band behind all courses.
+    let mut last = String::new();
     for (n, sample) in (0..).zip(&longest.samples) {
         let event = match sample.step {
-            Step::Reclaimed => format!("host wants {} MiB", story.wanted / MIB),
+            Step::Reclaimed => format!("host wants {} MiB each time", story.wanted / MIB),
             Step::Punched => "guest gives back".into(),
             Step::Compacted => "host compacts".into(),
             _ => String::new(),
@@ -231,7 +233,14 @@ fn chart(story: &Story) -> Result<String> {
                 at(n) - at(n - 1),
                 height - TOP - 6
             )?;
+            // Once for several of a kind.
+            if event != last {
+                // The compaction follows the giving back, whose words need the room before it.
+                let x = if sample.step == Step::Compacted { at(n) + 6 } else { at(n - 1) };
+                writeln!(out, "<text x={x} y={}>{event}</text>", TOP - 6)?;
+            }
         }
+        last = event;
     }
 
     let every = || story.courses.iter().flat_map(|course| &course.samples);
