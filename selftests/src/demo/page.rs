@@ -101,9 +101,9 @@ fn summary(report: &Report) -> Result<String> {
         [] => "none".to_owned(),
         some => some.iter().map(|course| escaped(&course.name)).collect::<Vec<_>>().join("; "),
     };
-    write!(
+    writeln!(
         out,
-        "When the host wanted memory back, these gave pages to swap: {}; and these kept all: {}. {}</p>\n",
+        "When the host wanted memory back, these gave pages to swap: {}; and these kept all: {}. {}</p>",
         names(&gone),
         names(&stayed),
         if report.is_right() {
