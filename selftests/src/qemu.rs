@@ -244,7 +244,7 @@ impl Machine {
         }
         let child = command.spawn().with_context(|| format!("start {}", lab.qemu.display()))?;
         drop(ends);
-        let guest = Guest::new(port);
+        let guest = Guest::new(port, limit(REQUEST));
         Ok(Machine { child, ended: None, socket: Some(socket), qmp: None, guest, console, folder })
     }
 

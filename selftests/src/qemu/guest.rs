@@ -19,9 +19,9 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub(super) fn new(stream: UnixStream) -> Guest {
+    pub(super) fn new(stream: UnixStream, limit: Duration) -> Guest {
         let lines = Lines::new(stream);
-        Guest { lines, number: 0, limit: super::limit(super::REQUEST), release: String::new() }
+        Guest { lines, number: 0, limit, release: String::new() }
     }
 
     /// Wait until it is there.

@@ -501,7 +501,7 @@ fn boots_with_all_private(lab: &Lab, size: u64) -> CaseResult {
     println!(
         "{} MiB: {} KiB before it ran, {} KiB when it was up after {:.1} s",
         size / MIB,
-        started * PAGE >> 10,
+        (started * PAGE) >> 10,
         allocated >> 10,
         took.as_secs_f64()
     );
