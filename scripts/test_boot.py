@@ -25,8 +25,10 @@ class Accelerator(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.cache = Path(folder.name)
-        for name, value in (("CACHE", self.cache), ("kvm_answers", lambda: None)):
-            patch = mock.patch.object(boot, name, value)
+        for patch in (
+            mock.patch.object(boot, "kvm_answers", lambda: None),
+            mock.patch.object(boot.paths, "KVM_PROBE", self.cache / "kvm-probe"),
+        ):
             patch.start()
             self.addCleanup(patch.stop)
 

@@ -19,9 +19,8 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-import environment
+from paths import PLOT
 
-PLOT = environment.clean() / "build/selftests/memfile-plot"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MIB = 1 << 20
 

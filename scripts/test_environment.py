@@ -64,7 +64,9 @@ elif out:
     (out / "include/config/kernel.release").write_text("7.3")
 """,
     "cargo": """
-for name in ("memfile-tests", "memfile-demo", "memfile-bench", "memfile-trace", "memfile-plot"):
+for name in (
+    "memfile-tests", "memfile-demo", "memfile-bench", "memfile-trace", "memfile-vm", "memfile-guest", "memfile-plot",
+):
     path = pathlib.Path(os.environ["CARGO_TARGET_DIR"], "x86_64-unknown-linux-gnu/release", name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
