@@ -477,10 +477,6 @@ fn arguments(
     add(&["-chardev", &format!("socket,id=port,fd={port}"), "-serial", "chardev:port"]);
     add(&["-kernel", &lab.kernel.display().to_string()]);
     add(&["-initrd", &initrd.display().to_string(), "-append", &append]);
-    if memory.layout == Layout::All && memory.kind.is_private() {
-        // The firmware loads the kernel word by word: devices do not reach private memory.
-        add(&["-global", "fw_cfg_io.dma_enabled=off"]);
-    }
     line.extend(memory.arguments());
     line.extend(config.arguments.iter().cloned());
     line
