@@ -162,6 +162,8 @@ pub fn select<'a>(suites: &[&'a Suite], patterns: &[String]) -> Vec<(&'a Suite, 
 /// Run what the patterns choose and write one KTAP document to `out`.
 pub fn run(suites: &[&Suite], options: &Options, out: &mut dyn Write) -> Result<Totals> {
     let selected = select(suites, &options.patterns);
+    // SAFETY: Takes no pointer.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
     let mut totals = Totals::default();
     let knobs = Knobs::now();
     writeln!(out, "KTAP version 1\n1..{}", selected.len())?;
@@ -370,12 +372,14 @@ impl Worker {
     /// Kill it and all that it started.
     fn end(&mut self) {
         if self.status.is_none() {
-            let mut status = 0;
-            // SAFETY: The child is not reaped yet, so the group is still its own; the status
-            // outlives the call.
+            let (mut status, mut other) = (0, 0);
+            // SAFETY: The child is not reaped yet, so the group is still its own; the statuses
+            // outlive the calls.
             unsafe {
                 libc::kill(-self.pid, libc::SIGKILL);
                 libc::waitpid(self.pid, &mut status, 0);
+                // What it started is our child now, and holds memory until it is gone.
+                while libc::waitpid(-self.pid, &mut other, 0) > 0 {}
             }
             self.status = Some(status);
         }

@@ -139,7 +139,8 @@ fn course(lab: &Lab, name: &str, memory: Memory, release: &mut String) -> Result
     Ok(Course { name: name.into(), samples: meter.samples(), own_data })
 }
 
-/// Memory of this process with a hole in every other page, so that compaction has something to do.
+/// Memory of this process, which may be locked, with a hole in every other page, so that compaction
+/// has something to do.
 pub fn ragged_memory(size: u64) -> Result<Mapping> {
     let mapping = Mapping::anonymous(size)?;
     let _ = mapping.madvise(0, size, libc::MADV_NOHUGEPAGE);
@@ -147,7 +148,7 @@ pub fn ragged_memory(size: u64) -> Result<Mapping> {
         mapping.store(at, 1);
     }
     for at in (0..size).step_by(2 * PAGE as usize) {
-        mapping.madvise(at, PAGE, libc::MADV_DONTNEED).context("make holes")?;
+        mapping.madvise(at, PAGE, libc::MADV_DONTNEED_LOCKED).context("make holes")?;
     }
     Ok(mapping)
 }
