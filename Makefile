@@ -5,9 +5,9 @@
 # can be written, else ~/.cache/memfile.
 
 KERNEL ?= plain
-export KERNEL_SRC RUSTC LLVM BINDGEN QEMU MEMFILE_CACHE KDIR
+export KERNEL_SRC RUSTC LLVM BINDGEN QEMU QEMU_SRC MEMFILE_CACHE KDIR
 # An empty variable in the environment would hide a script's default.
-$(foreach v,KERNEL_SRC RUSTC LLVM BINDGEN QEMU MEMFILE_CACHE KDIR,$(if $($v),,$(eval unexport $v)))
+$(foreach v,KERNEL_SRC RUSTC LLVM BINDGEN QEMU QEMU_SRC MEMFILE_CACHE KDIR,$(if $($v),,$(eval unexport $v)))
 
 SHELL := /bin/bash
 # As the scripts are run: nothing of bash's own from the environment.
