@@ -301,13 +301,15 @@ fn pages_exist_exactly_where_the_guest_has_been() -> CaseResult {
 
 fn guest_converts_pages_by_hypercall() -> CaseResult {
     const PAGES: u64 = 16;
+    /// A page frame below the DIMM.
+    const ORDINARY: u64 = 0x4000;
     with_guest(Kind::BOTH, |fixture| {
         let machine = &mut fixture.machine;
         machine.guest().hold("locked", "convert", 2 * PAGES * PAGE, 8)?;
         let frames = machine.guest().frames("convert")?;
         ensure!(frames.len() as u64 == 2 * PAGES, "{} frames", frames.len());
         let (private, shared) = (machine.private_pages()?, machine.shared()?);
-        let (converted, kept) = frames.split_at(PAGES as usize);
+        let converted = &frames[..PAGES as usize];
         for &frame in converted {
             machine.guest().convert(frame, 1, 0)?;
         }
@@ -327,7 +329,10 @@ fn guest_converts_pages_by_hypercall() -> CaseResult {
         ensure!(machine.shared()? == shared, "the shared side is still there");
         machine.guest().verify_zeros("convert", 0, PAGES)?;
         machine.guest().verify_pages("convert", 9, PAGES, PAGES)?;
-        ensure!(!kept.is_empty());
+        // What has no private side is refused, and the guest goes on.
+        let refused = machine.guest().convert(ORDINARY, 1, KVM_MAP_GPA_RANGE_ENCRYPTED);
+        ensure!(refused.is_err(), "ordinary memory became private");
+        machine.guest().verify_pages("convert", 9, PAGES, PAGES)?;
         machine.guest().release_area("convert")
     })
 }
