@@ -13,7 +13,7 @@ SCRIPTS = Path(__file__).resolve().parent
 PATCHES = SCRIPTS.parent / "patches/qemu-10.0"
 
 
-def run(script: str, *args: str, **env: str) -> subprocess.CompletedProcess:
+def run(script: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(SCRIPTS / script), *args], capture_output=True, text=True, check=False, env={**os.environ, **env}
     )
