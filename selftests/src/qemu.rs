@@ -135,9 +135,13 @@ impl Config {
         self
     }
 
-    /// A balloon that also reports what the guest does not use.
-    pub fn with_balloon(self) -> Config {
-        self.with(["-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on"])
+    /// A balloon, which may also report what the guest does not use. It names pages and does not
+    /// reach them: it needs no other memory than the guest has, which QEMU assumes for all devices
+    /// of a guest with private memory, and which Linux does not take from a balloon.
+    pub fn with_balloon(self, reporting: bool) -> Config {
+        let reporting = if reporting { "on" } else { "off" };
+        let device = "virtio-balloon-pci,id=balloon,iommu_platform=off,free-page-reporting=";
+        self.with(["-device".to_owned(), format!("{device}{reporting}")])
     }
 
     /// QEMU's memory is charged to this one.

@@ -86,7 +86,7 @@ fn course(lab: &Lab, name: &str, memory: Memory, release: &mut String) -> Result
     pressure::drop_caches()?;
     pressure::compact()?;
     let mut meter = Meter::of(Cgroup::new()?)?;
-    let config = Config::new(memory).with_balloon().within(meter.cgroup());
+    let config = Config::new(memory).with_balloon(true).within(meter.cgroup());
     let mut machine = Machine::start(lab, &config)?;
     let read = |meter: &mut Meter, machine: &Machine, step| {
         let allocated = match memory.kind {

@@ -109,9 +109,8 @@ fn with_guest(kind: Kind, work: impl FnOnce(&mut Fixture) -> CaseResult) -> Case
         let cgroup = Cgroup::new()?;
         let config = match kind {
             // Nothing is given back but what is asked for.
-            Kind::PINNED => Config::new(Memory::dimm(kind, SMALL))
-                .with(["-device", "virtio-balloon-pci,id=balloon"]),
-            _ => Config::new(Memory::dimm(kind, SIZE)).with_balloon(),
+            Kind::PINNED => Config::new(Memory::dimm(kind, SMALL)).with_balloon(false),
+            _ => Config::new(Memory::dimm(kind, SIZE)).with_balloon(true),
         };
         let config = config.within(&cgroup);
         let mut machine = Machine::start(&lab, &config)?;
