@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A file's node: who has bound which pages, and how they learn that pages go away.
+//! A file's node: it keeps the bindings and calls their consumers when pages leave the file.
 //!
 //! # Lock order
 //!
-//! Outermost first; each may be taken by whoever holds those above it.
+//! Outermost first; a task that holds a lock may take those below it.
 //!
 //! 1. KVM's `slots_lock` (registration and unregistration run under it), then its
 //!    `slots_arch_lock` (registration only)
@@ -13,19 +13,20 @@
 //! 4. what consumers take in their callbacks; KVM: `mmu_lock`
 //! 5. [`Node::state`], a spinlock, held for one look or one change at a time
 //!
-//! The list of the stores of other modules (`abi::foreign`) has a mutex, which registration takes
-//! under 1 when a file is of no store in the kernel. Nothing is taken under it.
+//! The list of the stores of other modules (`abi::foreign`) has a mutex. Registration takes it
+//! under 1 when a file is of no store in the kernel, and takes nothing under it.
 //!
-//! The list of files for debugfs ([`stats::Files`]) has one as well. Whoever drops the last reference
-//! to a node takes it, under a folio lock if that is a swap-out. Its holders take nothing and
-//! allocate nothing.
+//! The list of files for debugfs ([`stats::Files`]) has a mutex as well. The task that drops the
+//! last reference to a node takes it, under a folio lock if that task swaps out. Its holder takes
+//! no other lock and allocates nothing.
 //!
 //! Registration allocates and migrates under 1, where pages have to leave areas for movable memory.
-//! So nobody may want `slots_lock` or `slots_arch_lock` who holds a folio lock, or is in reclaim.
+//! So a task that holds a folio lock, or is in reclaim, must not take `slots_lock` or
+//! `slots_arch_lock`.
 //!
-//! Callbacks run without [`Node::state`]. They may sleep, but since swap-out calls them with a
-//! folio lock held and inside of reclaim, they may neither allocate nor take a sleeping lock whose
-//! holder does (rule 16). [`Node::state`] itself is never held across an allocation.
+//! Callbacks run without [`Node::state`]. They may sleep, but swap-out calls them inside of reclaim
+//! with a folio lock held, so they may neither allocate nor take a sleeping lock whose holder
+//! allocates (rule 16). [`Node::state`] itself is never held across an allocation.
 //!
 //! # Waits
 //!
@@ -33,26 +34,26 @@
 //! older than themselves, and hold `slots_lock` at most. An invalidation ends without waiting for
 //! any of them: what lies between its start and its end is truncation under the inode lock, the
 //! copying of one folio, or its move to the swap cache; these wait for folio locks only, whose
-//! holders do not wait for `slots_lock`. `store.h` asks the same of other stores.
+//! holders do not wait for `slots_lock`. `store.h` requires the same of other stores.
 //!
 //! # Invariants
 //!
 //! * No two notifiers in `exclusive` overlap (rule 7).
-//! * A notifier is in one tree from its birth until nothing calls it any more; who calls it is said
-//!   by its [`Life`], see [`crate::policy::clock`].
+//! * A notifier is in one tree from its birth until no invalidation calls it any more; its [`Life`]
+//!   decides which invalidations call it, see [`crate::policy::clock`].
 //! * An invalidation is in `running` from before its first callback until after its last one.
 //! * `flags` are the union of what bindings have asked for since the file had neither a binding nor
-//!   a page, [`Flags::CREATION`] before the first one (rule 8), and what the inode's mapping was
-//!   told last.
-//! * New pages come from areas for movable memory only while the file is bound and may move; if any
-//!   may lie there, `in_movable_areas` is set.
+//!   a page, [`Flags::CREATION`] before the first one (rule 8); the inode's mapping has the same
+//!   flags.
+//! * New pages come from areas for movable memory only while the file is bound and its pages may
+//!   move; if a page may lie there, `in_movable_areas` is set.
 //!
 //! # Memory ordering
 //!
-//! All of it is the spinlock's. An invalidation that begins after [`Node::bind`] has inserted the
-//! notifier finds it; one that began before is found in `running` by [`Node::bind`], which waits,
-//! so that pages taken away are gone before the consumer asks for them. The consumer's own
-//! protocol (KVM: `mmu_invalidate_seq` under `mmu_lock`) orders callbacks against its faults.
+//! The spinlock gives all ordering. An invalidation that begins after [`Node::bind`] has inserted
+//! the notifier finds it; [`Node::bind`] finds one that began before in `running` and waits for it,
+//! so that pages taken away are gone before the consumer asks for them. The consumer's own protocol
+//! (KVM: `mmu_invalidate_seq` under `mmu_lock`) orders callbacks against its faults.
 
 use super::stats;
 use crate::abi::file::File;
@@ -97,23 +98,23 @@ use kernel::{
 pub(crate) struct Node {
     /// The file.
     pub(crate) inode: Inode,
-    /// Where it has its pages.
+    /// The store that owns its pages.
     pub(crate) store: AnyStore,
-    /// What happened to it.
+    /// Its counters.
     pub(crate) counters: stats::Entry,
     #[pin]
     state: SpinLock<State>,
-    /// Somebody may be waiting for an invalidation to end.
+    /// Registration, unregistration and [`Node::drain`] wait here for the end of an invalidation.
     #[pin]
     ended: CondVar,
 }
 
 struct State {
-    /// Bindings that map pages.
+    /// Bindings of mappers.
     exclusive: Tree,
-    /// How many there are.
+    /// The number of bindings in `exclusive`.
     bound: usize,
-    /// Bindings that only listen.
+    /// Bindings of observers.
     observers: Tree,
     running: Invalidations,
     clock: Clock,
@@ -121,7 +122,7 @@ struct State {
     claim: Claim,
     /// Pages may lie in areas for movable memory.
     in_movable_areas: bool,
-    /// How often new pages were allowed to.
+    /// How often new pages were allowed to lie there.
     allowances: u64,
 }
 
@@ -134,8 +135,8 @@ impl State {
         }
     }
 
-    /// The first notifier that hears of an invalidation of `scope`, or the next one `after` one that
-    /// did: it is still in its tree, because its death waits for this invalidation.
+    /// The first notifier that an invalidation of `scope` calls, or the next one `after` a notifier
+    /// that it calls: that one is still in its tree, because its death waits for this invalidation.
     fn listener(&self, scope: Scope, after: Option<Notifier>) -> Option<Notifier> {
         let search = |tree: &Tree, mut at: Option<Notifier>| loop {
             let notifier = tree.next(scope.pages, at)?;
@@ -151,8 +152,8 @@ impl State {
         search(&self.exclusive, after).or_else(|| search(&self.observers, None))
     }
 
-    /// Is `notifier` the first listener of its context, the one that is called for all of them? The
-    /// first listener of all is; so the search is short unless many contexts share a range.
+    /// Is `notifier` the first of its context, the one that is called for all of them? The first
+    /// notifier of all is; so the search is short unless many contexts share a range.
     fn leads(&self, scope: Scope, notifier: Notifier) -> bool {
         let mut at = None;
         while let Some(other) = self.listener(scope, at) {
@@ -167,7 +168,7 @@ impl State {
         true
     }
 
-    /// The next listener of the same context.
+    /// The next notifier of the same context that the invalidation calls.
     fn peer(&self, scope: Scope, after: Notifier) -> Option<Notifier> {
         after.context()?;
         let mut at = after;
@@ -181,8 +182,8 @@ impl State {
 
     /// Where new pages come from, now that the flags or the bindings have changed.
     ///
-    /// An unbound file takes them from unmovable blocks although they may move: the usual next thing
-    /// is a binding that pins them, and a pinned page must not sit in a movable block.
+    /// An unbound file takes them from unmovable blocks although they may move: usually a binding
+    /// that pins them follows, and a pinned page must not lie in a movable block.
     fn place(&mut self, store: &AnyStore) {
         let movable = self.bound != 0 && !self.flags.unmovable();
         store.allocate_movable(movable);
@@ -194,7 +195,7 @@ impl State {
 }
 
 impl Node {
-    /// A node for a new, empty file, which one VM only may bind or all.
+    /// A node for a new, empty file. If `one_vm` is set, only one VM may bind it.
     pub(crate) fn new(store: AnyStore, one_vm: bool) -> Result<Arc<Self>> {
         let inode = store.inode();
         let counters = stats::Entry::new(inode.number())?;
@@ -224,7 +225,7 @@ impl Node {
         Ok(node)
     }
 
-    /// `MEMFILE_F_*` that its pages are promised.
+    /// `MEMFILE_F_*` that hold for its pages.
     pub(crate) fn flags(&self) -> Flags {
         self.state.lock().flags
     }
@@ -237,9 +238,9 @@ impl Node {
     /// fallocate(2), in bytes. Sleeps, takes the inode lock.
     ///
     /// The store does the work. When it punches a hole, it calls [`Self::invalidate_start`] and
-    /// [`Self::invalidate_end`] around that, once for the whole hole (rule 14). Allocation takes
-    /// nothing away; when it fails, shmem undoes what is not uptodate, and all that a consumer ever
-    /// got is (rule 16, rule 22).
+    /// [`Self::invalidate_end`] around that, once for the whole hole (rule 14). Allocation takes no
+    /// page away; when it fails, shmem removes only pages that are not uptodate, and each page that
+    /// a consumer got is uptodate (rule 16, rule 22).
     pub(crate) fn fallocate(&self, file: File, mode: i32, offset: i64, len: i64) -> Result {
         let bytes = |value| u64::try_from(value).map_err(|_| EINVAL);
         let size = self.inode.size();
@@ -250,8 +251,8 @@ impl Node {
         self.store.fallocate(file, mode, offset, len)
     }
 
-    /// Binds `notifier` to the pages of `file` it names (rules 6 to 8). Sleeps, and may allocate and
-    /// take folio locks.
+    /// Binds `notifier` to the pages of `file` that it names (rules 6 to 8). Sleeps, and may
+    /// allocate and take folio locks.
     pub(crate) fn bind(&self, file: File, flags: u64, notifier: Notifier) -> Result {
         if !notifier.has_ops() {
             return Err(EINVAL);
@@ -278,8 +279,8 @@ impl Node {
                     break flags;
                 }
 
-                // What will not move any more must not stay where others need room. Meanwhile all
-                // may change, so look again.
+                // Pages that will not move any more must leave areas for movable memory. The lock
+                // is released for that and the state may change, so check again.
                 self.store.allocate_movable(false);
                 let allowances = state.allowances;
                 drop(state);
@@ -323,12 +324,12 @@ impl Node {
         Ok(())
     }
 
-    /// Unbinds `notifier`. No callback runs when this returns (rule 9), and no grace period is
-    /// waited for, only what is running now and calls this very notifier. What the pages were
-    /// promised holds on (rule 8), so there is nothing to do for each of them. Sleeps.
+    /// Unbinds `notifier`. No callback runs when this returns (rule 9). It waits for no grace
+    /// period, only for running invalidations that call this notifier. The promises for the pages
+    /// hold on (rule 8), so no work is done page by page. Sleeps.
     pub(crate) fn unbind(&self, notifier: Notifier) {
         let Ok(span) = notifier.span(self.inode.pages()) else {
-            // Not reached: bind() accepted it, and a file that is bound keeps its size.
+            // Not reached: bind() accepted the span, and a file that is bound keeps its size.
             return;
         };
         let pages = span.pages();
@@ -358,8 +359,8 @@ impl Node {
         notifier.release_file();
     }
 
-    /// Waits until nothing invalidates any more. Before the node is freed: a swap-out may have
-    /// taken the last page of the file and not have ended yet. Sleeps.
+    /// Waits until no invalidation is running, before the node is freed: a swap-out may have taken
+    /// the last page of the file and not have ended yet. Sleeps.
     pub(crate) fn drain(&self) {
         self.counters.destroy.count();
         let mut state = self.state.lock();
@@ -378,7 +379,7 @@ impl Node {
         })
     }
 
-    /// The first half of [`Self::invalidate`], for a caller who keeps the record of `inv`.
+    /// The first half of [`Self::invalidate`], for a caller that keeps the record of `inv`.
     pub(crate) fn invalidate_start(&self, inv: Invalidation, pages: Range) {
         self.counters.invalidate.count();
         trace::invalidate_start(&self.inode, pages);
@@ -388,8 +389,8 @@ impl Node {
         });
     }
 
-    /// The second half. When [`Self::end`] gives the lock up, the inode may go: nothing may touch it
-    /// after that. (`self` stays, for the caller holds a reference to it.)
+    /// The second half. When [`Self::end`] releases the lock, the inode may be freed: nothing may
+    /// use it after that. (`self` stays, because the caller holds a reference to it.)
     pub(crate) fn invalidate_end(&self, inv: Invalidation) {
         self.each_context(inv, |notifier, frames| {
             notifier.invalidate_end(inv, frames);
@@ -400,7 +401,7 @@ impl Node {
         self.end(inv);
     }
 
-    /// Has a consumer used any of `pages` since the last time? Sleeps.
+    /// Has a consumer used any of `pages` since the last call? Sleeps.
     pub(crate) fn test_clear_young(&self, pages: Range) -> bool {
         Invalidation::with(self, |inv| {
             let mut young = false;
@@ -418,8 +419,8 @@ impl Node {
         let mut state = self.state.lock();
         let seq = state.clock.tick();
         state.running.push(inv, seq, pages);
-        // From now on it is settled who takes part. Mostly that is one binding, and the tree need
-        // not be searched again.
+        // The set of bindings that take part is fixed from now on. Mostly it is one binding, and
+        // the tree need not be searched again.
         let scope = Scope { seq, pages };
         let first = state.listener(scope, None);
         let more = first.is_some_and(|first| state.listener(scope, Some(first)).is_some());
@@ -429,8 +430,8 @@ impl Node {
     fn end(&self, inv: Invalidation) {
         let mut state = self.state.lock();
         state.running.remove(inv);
-        // This is done under the lock: whoever waits in order to free the inode cannot go on before
-        // this function has finished.
+        // Under the lock: a task that waits in order to free the inode cannot go on before this
+        // function has finished.
         self.ended.notify_all();
     }
 
@@ -452,8 +453,8 @@ impl Node {
         }
     }
 
-    /// Does the same once for each context. The consumer gets the other bindings of the context from
-    /// [`Self::next_range`], so that it can do all of them under one lock.
+    /// Does the same once for each context. The consumer gets the other bindings of the context
+    /// from [`Self::next_range`], so that it can handle all of them under one lock.
     fn each_context(&self, inv: Invalidation, mut call: impl FnMut(Notifier, Range)) {
         let (Some(scope), Hits { first, .. }) = (inv.scope(), Hits::of(inv)) else {
             return;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The pages of a file: how a consumer gets one, and what the memory management does with them. All
-//! of it is the same for all stores.
+//! The pages of a file: how a consumer gets one, and what the memory management does with them. The
+//! same for all stores.
 
 use super::node::Node;
 use crate::abi::folio::{
@@ -23,10 +23,11 @@ use kernel::prelude::*;
 /// The page behind the consumer's `frame`, with its index in the file and the largest order at which
 /// the consumer may map around it (rules 10 to 12). `S` is the store of the node. Sleeps.
 ///
-/// The page is dirty: its only copy is this one, from now on. The store keeps it in its place until
-/// the caller hands it on; what protects the consumer then is the notifier, and no lock (rule 13).
+/// The page is dirty: it is the only copy from now on. The store keeps it in its place until the
+/// caller hands it on; after that the notifier protocol protects the consumer, and no lock does
+/// (rule 13).
 ///
-/// A page that is in swap, or on its way there, is not waited for.
+/// Does not wait for a page that is in swap, or on its way there.
 pub(crate) fn get_pfn<S: Store>(
     node: &Node,
     span: Span,
@@ -52,7 +53,7 @@ pub(crate) fn get_pfn<S: Store>(
     Ok(Found::There((page, index, order)))
 }
 
-/// Has a consumer used `pages`, all of one folio, since the last look (rule 19)? Follows
+/// Has a consumer used `pages`, all of one folio, since the last call (rule 19)? Follows
 /// `folio_referenced()`. Sleeps.
 pub(crate) fn referenced(node: &Node, pages: Range) -> bool {
     let young = node.test_clear_young(pages);
@@ -62,26 +63,26 @@ pub(crate) fn referenced(node: &Node, pages: Range) -> bool {
     young
 }
 
-/// `pages`, all of one folio, leave for swap (rule 19): the start of their invalidation. That they
-/// may go was said before: files of flag `UNRECLAIMABLE` are unevictable. Sleeps.
+/// Starts the invalidation of `pages`, all of one folio, which go to swap (rule 19). Files with
+/// `UNRECLAIMABLE` are unevictable and do not come here. Sleeps.
 pub(crate) fn writeout_start(node: &Node, inv: Invalidation, pages: Range) {
     node.counters.swap_out.count();
     trace::swap_out(&node.inode, pages);
     node.invalidate_start(inv, pages);
 }
 
-/// `pages`, all of one folio, have left for swap, which did not want them after all: they are back.
+/// Swap did not take `pages`, all of one folio: they are back in the file.
 pub(crate) fn writeout_undone(node: &Node, _pages: Range) {
     node.counters.swap_out.uncount();
     node.counters.swap_out_undone.count();
 }
 
-/// Migrates `pages`, all of one folio, as their store does it (rules 18 and 19). Sleeps.
+/// Migrates `pages`, all of one folio, by the function of their store (rules 18 and 19). Sleeps.
 pub(crate) fn migrate(node: &Node, pages: Range, migration: &Migration) -> Result {
     announce_migration(node, pages, || node.store.migrate(migration))
 }
 
-/// Does `migrate`, which moves `pages`, if these may move: consumers lose them meanwhile.
+/// Calls `migrate`, which moves `pages`, if they may move. No consumer has them mapped meanwhile.
 pub(crate) fn announce_migration(
     node: &Node,
     pages: Range,
@@ -98,8 +99,8 @@ pub(crate) fn announce_migration(
         .inspect_err(|_| node.counters.migrate_error.count())
 }
 
-/// A memory error hit `pages`, all of one folio: consumers lose them. The folio stays in the file,
-/// and [`get_pfn`] refuses it, until it is punched (rule 20). Sleeps.
+/// Unmaps `pages`, all of one folio that has a memory error, from consumers. The folio stays in the
+/// file, and [`get_pfn`] refuses it, until it is punched (rule 20). Sleeps.
 pub(crate) fn poison(node: &Node, pages: Range) {
     node.counters.poison.count();
     trace::poison(&node.inode, pages);

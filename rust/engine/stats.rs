@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What has happened: `debugfs/memfile/counters` since the module was loaded, to all files, and
-//! `debugfs/memfile/files` to each file that there is.
+//! Counters: `debugfs/memfile/counters` for all files since the module was loaded, and
+//! `debugfs/memfile/files` for each file that exists.
 //!
 //! `counters` has one line per counter, `name value`; `files` has a line of names and one line of
 //! values per file, oldest first, which begins with the inode number. The values are totals, never
-//! reset. Each is exact by itself; together they are not a snapshot.
+//! reset. Each value is exact; together they are not a snapshot.
 //!
-//! An event costs one atomic addition to a counter of its file, whoever looks or not; reading adds
-//! up.
+//! An event costs one atomic addition to a counter of its file; reading adds the counters up.
 
 use crate::abi::debugfs::Show;
 use crate::abi::lock::module_mutex;
@@ -39,7 +38,7 @@ impl Counter {
         self.0.fetch_add(1, Relaxed);
     }
 
-    /// One less: what was counted did not last.
+    /// One less: the event was undone.
     pub(crate) fn uncount(&self) {
         self.0.fetch_add(-1, Relaxed);
     }
@@ -73,20 +72,20 @@ macro_rules! counters {
     };
 }
 
-/// What happened to files that are gone.
+/// The sums of files that are gone.
 static GONE: Counters = Counters::new();
 
 /// Numbers the files.
 static SERIAL: Atomic<i64> = Atomic::new(0);
 
-/// The counters of one file, and what it is known by.
+/// The counters of one file, and its numbers.
 pub(crate) struct File {
     serial: i64,
     ino: u64,
     counters: Counters,
 }
 
-/// The files that there are, by age.
+/// The files that exist, by age.
 pub(crate) struct Files(Option<RBTree<i64, Arc<File>>>);
 
 impl Files {
@@ -101,11 +100,11 @@ impl Files {
 }
 
 module_mutex! {
-    /// The files that there are.
+    /// The files that exist.
     static FILES: Files = Files::new();
 }
 
-/// A file's place among [`Files`], until it is dropped. Sleeps then.
+/// A file's entry in [`Files`], removed when it is dropped. Dropping sleeps.
 pub(crate) struct Entry(Arc<File>);
 
 impl Entry {
@@ -140,7 +139,7 @@ impl Drop for Entry {
             .0
             .as_mut()
             .and_then(|files| files.remove_node(&self.0.serial));
-        // Under the lock, so that a reader finds them in one of the two places.
+        // Under the lock, so that a reader finds the counts in exactly one of the two places.
         GONE.add(&self.0.counters);
         drop(files);
         drop(node);
@@ -195,23 +194,23 @@ counters! {
     unbind,
     /// Pages given to consumers.
     get_pfn,
-    /// Pages that were in swap, or on their way there: the consumer waited and asked again.
+    /// Pages that were in swap, or on their way there: the consumer waits and asks again.
     get_pfn_wait,
-    /// Pages refused, for whatever reason.
+    /// Pages refused, for any reason.
     get_pfn_error,
     /// References to pages given back.
     put_pfn,
-    /// Invalidations, of whatever cause.
+    /// Invalidations, of any cause.
     invalidate,
     /// Among them: holes punched.
     punch,
     /// Among them: folios that migrated.
     migrate,
-    /// Folios that were asked to migrate and did not.
+    /// Folios whose migration was refused or failed.
     migrate_error,
-    /// Folios that left for swap, and did not come back as they were.
+    /// Folios that went to swap, and were not given back by it.
     swap_out,
-    /// Folios that left for swap, which did not take them: they came back at once.
+    /// Folios that swap did not take: they came back at once.
     swap_out_undone,
     /// Swap-outs refused because a consumer had used the folio.
     young,

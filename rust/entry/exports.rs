@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the stores of other modules call.
+//! The exports for stores of other modules.
 //!
-//! C header: `rust/store.h`. What is there but not here is in [`super::ops`]: those functions are
-//! the core's callbacks as well, by which the kernel's own stores say the same.
+//! C header: `rust/store.h`. The exports that are missing here are in [`super::ops`]: those
+//! functions are also the core's callbacks for the kernel's own stores.
 
 use super::ops::{
     self,
@@ -47,7 +47,7 @@ unsafe extern "C" fn memfile_register_store(store: *const bindings::memfile_stor
 
 /// # Safety
 ///
-/// For C; takes any pointer.
+/// None: for C, takes any pointer.
 #[no_mangle]
 unsafe extern "C" fn memfile_unregister_store(store: *const bindings::memfile_store) -> c_int {
     from_result(|| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What C calls: pointers become references, errors become errnos. Nothing is decided here.
+//! The functions that C calls: pointers become references, errors become errnos. No decisions here.
 
 pub(crate) mod exports;
 pub(crate) mod ops;

@@ -2,8 +2,8 @@
 
 //! The core's callbacks.
 //!
-//! C header: [`include/linux/memfile.h`](srctree/include/linux/memfile.h), which says what each of
-//! them is for and what the caller holds.
+//! C header: [`include/linux/memfile.h`](srctree/include/linux/memfile.h), which documents each of
+//! them and the locks of the caller.
 
 use crate::abi::file::{
     AnyFile,
@@ -60,8 +60,8 @@ pub(crate) struct Registration(());
 impl Registration {
     /// Registers, once in the module's life. Sleeps. `EBUSY` if another core is registered.
     pub(crate) fn new() -> Result<Self> {
-        // Every lock of the whole module (`module_mutex!`).
-        // SAFETY: This is the only place, and nobody has used the lock before.
+        // Initialises every lock that belongs to the whole module (`module_mutex!`). SAFETY: This
+        // is the only place, and nobody has used the lock before.
         unsafe { stats::FILES.init() };
         // SAFETY: As above.
         unsafe { foreign::STORES.init() };
@@ -131,7 +131,7 @@ fn node_into_raw(node: Arc<Node>) -> *mut bindings::memfile_node {
     Arc::into_raw(node).cast_mut().cast()
 }
 
-/// Gives a new node to C, until [`destroy`].
+/// Gives a new node to C, which keeps it until [`destroy`].
 pub(super) fn give_node(node: Result<Arc<Node>>) -> *mut bindings::memfile_node {
     match node {
         Ok(node) => node_into_raw(node),
@@ -140,7 +140,7 @@ pub(super) fn give_node(node: Result<Arc<Node>>) -> *mut bindings::memfile_node 
 }
 
 /// The record of an invalidation that C starts and ends by two calls. It owns a reference to the
-/// node until [`invalidate_end`], who may find that nothing else does any more.
+/// node until [`invalidate_end`], where it may be the last one.
 ///
 /// # Safety
 ///
@@ -196,7 +196,7 @@ unsafe extern "C" fn create(
 pub(super) unsafe extern "C" fn destroy(node: *mut bindings::memfile_node) {
     // SAFETY: It was made by `into_raw()`, and this is its end for C.
     let node = unsafe { Arc::<Node>::from_raw(node.cast_const().cast()) };
-    // Who is in the last step of an invalidation has a reference, but does not use the inode.
+    // A task in the last step of an invalidation has a reference, but does not use the inode.
     node.drain();
 }
 

@@ -32,7 +32,7 @@ impl Page for Given {
         Given::page_poisoned(self)
     }
 
-    /// Where else a page has its content is the store's business.
+    /// The store keeps track of other copies of the page.
     fn mark_dirty(&self) {}
 
     fn into_pfn(self, _index: u64, order: u32) -> Pfn {
@@ -66,7 +66,7 @@ impl Store for ForeignInode {
         ForeignInode::migrate(self, migration)
     }
 
-    /// The pages that it has in its page cache are as those of others.
+    /// The mapping's flags hold for pages in its page cache, as in other stores.
     fn set_flags(self, flags: Flags) {
         self.inode().set_flags(flags);
         self.tell_flags(flags);

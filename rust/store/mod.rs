@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Stores: where the files have their pages. [`Store`] is all that the engine knows of them.
+//! Stores: they own the pages of files. [`Store`] is all that the engine knows of them.
 //!
 //! A store in the kernel is one type that implements [`Store`], in a file of its own, and one line
 //! in [`AnyStore`] and [`each_store`]; stores of other modules share a type.
 //!
-//! # Who calls whom
+//! # Calls
 //!
 //! The engine calls a store through the trait. In the other direction a store tells the core what
 //! happens to its pages: shmem by the callbacks of `struct memfile_core_ops`, the store of another
@@ -27,7 +27,7 @@ use crate::policy::flags::Flags;
 use crate::policy::range::PAGE_SIZE;
 use kernel::prelude::*;
 
-/// A page that a store has found for a consumer. It stays where it is until it is handed on.
+/// A page that a store has found for a consumer. It stays in its place until it is handed on.
 ///
 /// Dropping it gives it back.
 pub(crate) trait Page: Sized {
@@ -37,13 +37,13 @@ pub(crate) trait Page: Sized {
     /// Does any page of its folio have a memory error?
     fn poisoned(&self) -> bool;
 
-    /// Does page `index` of the file have one? It must be one of the folio's.
+    /// Does page `index` of the file have a memory error? It must be a page of the folio.
     fn page_poisoned(&self, index: u64) -> bool;
 
-    /// There is no other copy of what a consumer will write to it.
+    /// Marks the page as the only copy of its content.
     fn mark_dirty(&self);
 
-    /// Hands it on as page `index` of the file, to a consumer that may map it at `order`.
+    /// Hands the page on as page `index` of the file, to a consumer that may map it at `order`.
     fn into_pfn(self, index: u64, order: u32) -> Pfn;
 }
 
@@ -58,7 +58,7 @@ pub(crate) trait Store: Copy + Send + Sync {
     /// The file's inode.
     fn inode(self) -> Inode;
 
-    /// In what the size of a file is counted, in bytes: a power of two, and whole pages.
+    /// The size of a file is a multiple of this, in bytes: a power of two, and whole pages.
     fn unit(self) -> u64 {
         PAGE_SIZE
     }
@@ -67,39 +67,41 @@ pub(crate) trait Store: Copy + Send + Sync {
     /// none, and knows which of its pages have a memory error. Sleeps.
     fn find(self, index: u64) -> Result<Found<Self::Page>>;
 
-    /// fallocate(2) on `file`, which is one of this inode, after the engine has looked at it.
-    /// `offset` and `len` are bytes. The store announces what it takes away (rule 14). Sleeps.
+    /// fallocate(2) on `file`, which is one of this inode, after the engine has checked the
+    /// arguments. `offset` and `len` are bytes. The store invalidates what it takes away (rule 14).
+    /// Sleeps.
     fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result;
 
-    /// Moves a folio of the file. The engine has announced it. Sleeps.
+    /// Moves a folio of the file. Its invalidation is running. Sleeps.
     fn migrate(self, migration: &Migration) -> Result;
 
-    /// What consumers want of the pages from now on. Does not sleep; the caller serialises.
+    /// Sets the flags that consumers want from now on. Does not sleep; the caller serialises.
     fn set_flags(self, flags: Flags) {
         self.inode().set_flags(flags);
     }
 
-    /// Do new pages come from areas for movable memory? Does not sleep; the caller serialises.
+    /// Sets whether new pages come from areas for movable memory. Does not sleep; the caller
+    /// serialises.
     fn allocate_movable(self, movable: bool) {
         self.inode().allocate_movable(movable);
     }
 
     /// Migrates the pages out of areas for movable memory. Sleeps, allocates, takes folio locks.
     ///
-    /// Errors: `ENOMEM`, `EBUSY` if somebody else holds a page.
+    /// Errors: `ENOMEM`, `EBUSY` if a page has another user.
     fn leave_movable_areas(self) -> Result {
         self.inode().leave_movable_areas()
     }
 }
 
-/// The store of one file, whichever it is.
+/// The store of one file, of any type.
 ///
-/// What is called for each page does not come by here: see [`Store::of`].
+/// Functions that are called for each page do not go through this: see [`Store::of`].
 #[derive(Clone, Copy)]
 pub(crate) enum AnyStore {
     /// shmem.
     Shmem(ShmemInode),
-    /// A store of another module.
+    /// The store of another module.
     Foreign(ForeignInode),
 }
 
