@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! C as bindgen sees it: the kernel crate's types, and those it does not have.
+//! The bindings to C: the kernel crate's types, and bindgen's for the rest.
 
 #![allow(
     clashing_extern_declarations,
@@ -18,9 +18,9 @@
 pub(crate) use kernel::bindings::*;
 use kernel::ffi as ctypes;
 
-/// C's `enum migrate_mode`, of which the kernel crate makes a `u32`: control-flow integrity tells
-/// the two apart, see `abi/cfi.rs`. It knows an enum by its name, and so it does what is `repr(C)`,
-/// which x86-64 passes like the integer.
+/// C's `enum migrate_mode`, which is a `u32` in the kernel crate. Control-flow integrity tells the
+/// two apart, see `abi/cfi.rs`: it knows an enum by its name, as it does a `repr(C)` type, which
+/// x86-64 passes like the integer.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct migrate_mode(ctypes::c_uint);

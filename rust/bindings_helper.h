@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What bindgen reads; Kbuild lists the names it takes. */
+/* Input of bindgen; Kbuild lists the names that it takes. */
 #include <linux/anon_inodes.h>
 #include <linux/fs.h>
 #include <linux/file.h>

@@ -2,20 +2,20 @@
 
 //! memfile: private memory for guests, through a file descriptor.
 //!
-//! Five layers. Each knows only those below it, and no file knows, by way of others, itself;
+//! Five layers. Each uses only those below it, and no file uses itself by way of others;
 //! `scripts/check-layers` proves it.
 //!
-//! * [`entry`]: what C calls, the core's callbacks and the exports for other modules.
-//! * [`engine`]: what a memfile does, whatever its store. No `unsafe`.
-//! * [`store`]: where the pages are: one trait, shmem, and the stores of other modules. No `unsafe`.
+//! * [`entry`]: the functions that C calls, the core's callbacks and the exports for other modules.
+//! * [`engine`]: what a memfile does, for every store. No `unsafe`.
+//! * [`store`]: the owners of the pages: one trait, shmem, and the stores of other modules. No
+//!   `unsafe`.
 //! * [`abi`]: C's objects as safe Rust.
-//! * [`policy`]: what is allowed and who hears of what. No `unsafe`, no `kernel::`, tested on the
-//!   host as well.
+//! * [`policy`]: rules and arithmetic. No `unsafe`, no `kernel::`, tested on the host as well.
 //!
-//! Only `entry` and `abi`, where all the `unsafe` is, see C itself (`bindings`). `kunit`, above all of
+//! Only `entry` and `abi` use C (`bindings`), and all `unsafe` is there. `kunit`, above all of
 //! them, tests the engine.
 //!
-//! Start reading at [`engine::node`]: it owns the lock, and says in which order things are taken.
+//! Start reading at [`engine::node`]: it owns the lock, and states the lock order.
 
 use kernel::prelude::*;
 
@@ -45,8 +45,8 @@ struct Memfile {
 
 impl kernel::Module for Memfile {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        // First: it initialises what the files show. And last what cannot fail: whoever has opened
-        // a file by then may not be left without a module.
+        // The registration comes first: it initialises what the files show. The files come last,
+        // because they cannot fail: a task may have one open by then, so the module must stay.
         let registration = entry::ops::Registration::new()?;
         let debugfs = abi::debugfs::Dir::new(c"memfile");
         debugfs.add::<engine::stats::Totals>();

@@ -131,7 +131,7 @@ void memfile_debugfs_file(struct dentry *dir, const char *name,
 	debugfs_create_file(name, 0400, dir, show, &memfile_debugfs_fops);
 }
 
-/* With its files.  Waits for who is reading one. */
+/* With its files.  Waits for tasks that read one. */
 void memfile_debugfs_remove(struct dentry *dir)
 {
 	debugfs_remove(dir);
@@ -162,7 +162,7 @@ MEMFILE_TRACE_RANGE(migrate)
 MEMFILE_TRACE_RANGE(swap_out)
 MEMFILE_TRACE_RANGE(poison)
 
-/* What stores of other modules use.  In Rust, see entry/exports.rs. */
+/* For stores of other modules.  In Rust, see entry/exports.rs. */
 EXPORT_SYMBOL_GPL(memfile_register_store);
 EXPORT_SYMBOL_GPL(memfile_unregister_store);
 EXPORT_SYMBOL_GPL(memfile_node_create);

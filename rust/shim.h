@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * C for Rust: what is a macro or an inline function in the kernel, as a
- * function.  Read by shim.c and by bindgen.  No decisions here.
+ * C for Rust: functions for the kernel's macros and inline functions.  Read by
+ * shim.c and by bindgen.  No decisions here.
  */
 #ifndef _MEMFILE_SHIM_H
 #define _MEMFILE_SHIM_H
@@ -34,7 +34,7 @@ void memfile_put_folio(struct folio *folio);
 void memfile_put_page(struct page *page);
 
 /*
- * debugfs.  A file keeps this module while it is open; what it shows is written
+ * debugfs.  A file keeps this module while it is open; its content is written
  * anew for each reader.
  */
 typedef int (*memfile_show_t)(struct seq_file *m, void *unused);

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What C and Rust call each other through pointers has the same type in both, also by the measure
-//! of control-flow integrity.
+//! Checks that each function that C and Rust call through a pointer has the same type in both
+//! languages, also for control-flow integrity.
 //!
-//! With `CONFIG_CFI` an indirect call goes only where a hash of the function's type is the same. C
-//! and Rust make the same one of integers of the same size and sign (Rust needs
-//! `CFI_ICALL_NORMALIZE_INTEGERS`), of `bool`, of structs by their names, and of pointers to all of
-//! these. So it is nearly enough that rustc takes no function where bindgen's type is wanted. Not
-//! enough is it where bindgen says something else than C: an enum has its name in C and is an alias
+//! With `CONFIG_CFI` an indirect call succeeds only if caller and function have the same hash of
+//! the function's type. C and Rust compute the same hash for integers of the same size and sign
+//! (Rust needs `CFI_ICALL_NORMALIZE_INTEGERS`), for `bool`, for structs by their names, and for
+//! pointers to all of these. So rustc's own type check against bindgen's types is nearly enough. It
+//! is not enough where bindgen's type differs from C's: an enum has its name in C and is an alias
 //! of an integer in the bindings, and a callback among the arguments becomes an [`Option`].
 //!
-//! Therefore the bindings are compiled here once more, with an `int` that is a type of its own, and
-//! nothing is taken for an argument of a callback that might be an alias of an enum. If a callback
-//! has a new one, make a type with the enum's name, as [`bindings::migrate_mode`] is, or give it an
-//! `int` in C.
+//! Therefore this module compiles the bindings once more, with an `int` that is a type of its own,
+//! and accepts no argument type that may be an alias of an enum. If a new callback takes an enum,
+//! make a type with the enum's name, as [`bindings::migrate_mode`] is, or give it an `int` in C.
 
 use crate::bindings;
 use kernel::ffi::c_void;
@@ -51,7 +50,7 @@ macro_rules! implement {
     ($name:ident: $($type:ty,)*) => { $(impl $name for $type {})* };
 }
 
-// No `u32`, no `i32`: an enum looks like that.
+// No `u32`, no `i32`: an enum is an alias of one of them.
 implement! {
     Value: (), bool, u64, i64, usize, isize, c::ctypes::c_int, bindings::migrate_mode,
 }
@@ -63,7 +62,7 @@ implement! {
 impl<T: Target> Value for *mut T {}
 impl<T: Target> Value for *const T {}
 
-/// Has the same hash in both.
+/// Has the same hash in both languages.
 trait Callback {}
 
 macro_rules! callbacks {
@@ -83,7 +82,7 @@ macro_rules! check {
     };
 }
 
-// All there is in them: a new callback does not compile unless it is here.
+// All fields: a new callback does not compile unless it is listed here.
 check! {
     memfile_core_ops {
         create destroy set_size fallocate show_fdinfo register_notifier unregister_notifier

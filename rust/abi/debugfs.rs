@@ -2,8 +2,8 @@
 
 //! Files in debugfs that keep the module while they are open.
 //!
-//! Those of `kernel::debugfs` (7.3) do not: their operations have no owner, so the module can go
-//! while somebody has one open, and closing it then reads the operations that are gone.
+//! Those of `kernel::debugfs` (7.3) do not: their operations have no owner, so the module can be
+//! unloaded while a file is open, and closing the file then reads operations that are freed.
 
 use crate::bindings;
 use kernel::ffi::{
@@ -13,16 +13,16 @@ use kernel::ffi::{
 use kernel::prelude::*;
 use kernel::seq_file::SeqFile;
 
-/// What a file shows.
+/// The content of a file.
 pub(crate) trait Show: 'static {
     /// Its name.
     const NAME: &'static CStr;
 
-    /// Writes all of it. May sleep, and may run in several threads at once.
+    /// Writes the whole content. May sleep, and may run in several threads at once.
     fn show(seq: &SeqFile);
 }
 
-/// A folder in debugfs, with its files, for as long as it lives.
+/// A folder in debugfs with its files, removed when it is dropped.
 ///
 /// # Invariants
 ///
@@ -35,15 +35,16 @@ unsafe impl Send for Dir {}
 unsafe impl Sync for Dir {}
 
 impl Dir {
-    /// An empty one at the top. Sleeps. Where there is no debugfs, nothing happens here and below.
+    /// An empty folder at the top of debugfs. Sleeps. Without debugfs, this and [`Self::add`] do
+    /// nothing.
     pub(crate) fn new(name: &CStr) -> Self {
         // INVARIANT: It was just made.
         // SAFETY: The name is a C string, of which debugfs makes a copy.
         Self(unsafe { bindings::memfile_debugfs_dir(name.as_char_ptr()) })
     }
 
-    /// Adds the file of `T`. Sleeps. From here on it may be read, and keeps the module then: what
-    /// comes after this in the module's initialisation must not fail.
+    /// Adds the file of `T`. Sleeps. From here on it may be open, and then it keeps the module:
+    /// later steps of the module's initialisation must not fail.
     pub(crate) fn add<T: Show>(&self) {
         // SAFETY: The folder is ours by the type invariant, and the name is a C string, of which
         // debugfs makes a copy. `show` stays as long as the module, which open files hold; `drop()`

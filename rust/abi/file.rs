@@ -8,7 +8,7 @@ use super::notifier::Notifier;
 use crate::bindings;
 use core::ptr::NonNull;
 
-/// An open file, of which nobody knows yet whether it is a memfile.
+/// An open file, which may or may not be a memfile.
 ///
 /// # Invariants
 ///
@@ -68,7 +68,7 @@ impl File {
         self.node.as_ptr()
     }
 
-    /// The inode, only to be compared.
+    /// The inode, for comparison only.
     pub(super) fn inode_ptr(self) -> *mut bindings::inode {
         // SAFETY: The file is valid by the type invariant, and its inode does not change.
         unsafe { (*self.as_ptr()).f_inode }

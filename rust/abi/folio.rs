@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Folios of the page cache, and pages that other modules give.
+//! Folios of the page cache, and pages from stores of other modules.
 //!
 //! C headers: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h),
 //! [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
@@ -17,17 +17,17 @@ use kernel::error::{
 /// A page as a consumer gets it.
 pub(crate) use crate::bindings::memfile_pfn as Pfn;
 
-/// What there is behind an index.
+/// The result of a look-up of a page.
 pub(crate) enum Found<T> {
-    /// This.
+    /// The page.
     There(T),
-    /// A folio on its way from or to swap: nobody may have it yet.
+    /// A folio on its way from or to swap: no consumer may have it yet.
     Coming(Coming),
 }
 
 #[cfg(CONFIG_KUNIT = "y")]
 impl<T> Found<T> {
-    /// What is there, if it is.
+    /// The page, if it is there.
     pub(crate) fn there(self) -> Option<T> {
         match self {
             Self::There(this) => Some(this),
@@ -105,7 +105,7 @@ impl Locked {
         self.0.as_ptr()
     }
 
-    /// The file pages it holds.
+    /// The file pages of the folio.
     pub(crate) fn pages(&self) -> Option<Range> {
         // SAFETY: The folio is valid by the type invariant, and does not move while it is locked.
         let start = unsafe { bindings::memfile_folio_index(self.as_ptr()) } as u64;
@@ -124,13 +124,13 @@ impl Locked {
         unsafe { bindings::memfile_folio_poisoned(self.as_ptr()) }
     }
 
-    /// Has page `index` a memory error? It must be one of the folio's.
+    /// Does page `index` have a memory error? It must be a page of the folio.
     pub(crate) fn page_poisoned(&self, index: u64) -> bool {
         // SAFETY: The page is valid because the folio is.
         unsafe { bindings::memfile_page_poisoned(self.page(index)) }
     }
 
-    /// There is no clean copy of it anywhere. Without this, reclaim drops it as if there were.
+    /// Marks the folio as the only copy. Without this, reclaim drops it as if swap had a copy.
     pub(crate) fn mark_dirty(&self) {
         // SAFETY: The folio is valid by the type invariant.
         unsafe { bindings::folio_mark_dirty(self.as_ptr()) };
@@ -141,8 +141,8 @@ impl Locked {
         unsafe { bindings::memfile_folio_page(self.as_ptr(), index as usize) }
     }
 
-    /// Unlocks it, and hands its reference on with page `index` to a consumer that may map it at
-    /// `order`.
+    /// Unlocks the folio, and hands its reference on with page `index` to a consumer that may map
+    /// it at `order`.
     pub(crate) fn into_pfn(self, index: u64, order: u32) -> Pfn {
         let page = self.page(index);
         let this = ManuallyDrop::new(self);
@@ -163,7 +163,7 @@ impl Drop for Locked {
     }
 }
 
-/// A page that another module gave.
+/// A page from the store of another module.
 ///
 /// Dropping it gives up the reference.
 ///
@@ -233,7 +233,7 @@ pub(crate) struct Migration {
     mode: bindings::migrate_mode,
 }
 
-/// What moves a folio in C: `address_space_operations.migrate_folio`.
+/// A function that moves a folio in C: `address_space_operations.migrate_folio`.
 pub(super) type MigrateFolio = unsafe extern "C" fn(
     *mut bindings::address_space,
     *mut bindings::folio,
@@ -262,7 +262,7 @@ impl Migration {
         })
     }
 
-    /// Moves the folio as those of most files are moved. Sleeps.
+    /// Moves the folio by the function that most file systems use. Sleeps.
     pub(crate) fn in_page_cache(&self) -> Result {
         // SAFETY: `migrate_folio()` wants what the type invariant says.
         unsafe { self.by(bindings::migrate_folio) }

@@ -2,7 +2,7 @@
 
 //! Stores of other modules, and their inodes.
 //!
-//! C header: `rust/store.h`, which says what a store does and what it may expect.
+//! C header: `rust/store.h`, which documents the duties of a store and its guarantees.
 
 use super::file::{
     AnyFile,
@@ -64,7 +64,8 @@ impl ForeignStore {
         self.0.as_ptr().addr()
     }
 
-    /// Its files may be bound from now on. Sleeps. `EBUSY` if it is registered already, `ENOMEM`.
+    /// Registers the store: its files may be bound from now on. Sleeps. `EBUSY` if it is registered
+    /// already, `ENOMEM`.
     pub(crate) fn register(self) -> Result {
         let node = RBTreeNode::new(self.key(), self, GFP_KERNEL)?;
         let mut stores = STORES.lock();
@@ -76,7 +77,8 @@ impl ForeignStore {
         Ok(())
     }
 
-    /// The store at `address` gets no new bindings. Sleeps. `EINVAL` if it is not registered.
+    /// Unregisters the store at `address`: it gets no new bindings. Sleeps. `EINVAL` if it is not
+    /// registered.
     pub(crate) fn unregister(address: usize) -> Result {
         let mut stores = STORES.lock();
         let stores = stores.0.as_mut();
@@ -133,7 +135,7 @@ impl ForeignInode {
         Self { inode, store }
     }
 
-    /// What it has in common with the inodes of other stores.
+    /// The inode as the inodes of all stores are.
     pub(crate) fn inode(self) -> Inode {
         self.inode
     }
@@ -148,8 +150,8 @@ impl ForeignInode {
         Ok(unsafe { Given::from_raw(NonNull::new(page).ok_or(ENOMEM)?) })
     }
 
-    /// What the store does for fallocate() on `file`, which is one of this inode. `EOPNOTSUPP` if it
-    /// does nothing. Sleeps.
+    /// Calls the store's fallocate() on `file`, which is one of this inode. `EOPNOTSUPP` if the
+    /// store has none. Sleeps.
     pub(crate) fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
         if file.inode_ptr() != self.inode.as_ptr() {
             return Err(EINVAL);
@@ -161,7 +163,8 @@ impl ForeignInode {
         to_result(err as i32)
     }
 
-    /// Moves a folio as the store does it, or as that of a page cache if it says nothing. Sleeps.
+    /// Moves a folio by the function of the store, or by that of the page cache if the store has
+    /// none. Sleeps.
     pub(crate) fn migrate(self, migration: &Migration) -> Result {
         match self.store.ops().migrate_folio {
             // SAFETY: `store.h` says so.
@@ -170,7 +173,7 @@ impl ForeignInode {
         }
     }
 
-    /// Tells the store what consumers want of the pages. Does not sleep; the caller serialises.
+    /// Passes the flags that consumers want to the store. Does not sleep; the caller serialises.
     pub(crate) fn tell_flags(self, flags: Flags) {
         if let Some(set_flags) = self.store.ops().set_flags {
             // SAFETY: The inode is valid and of the store by the type invariant.
@@ -188,7 +191,8 @@ impl ForeignInode {
         }
     }
 
-    /// Lets the store migrate its pages out of areas for movable memory, if it can do that. Sleeps.
+    /// Lets the store migrate its pages out of areas for movable memory, if it has a function for
+    /// that. Sleeps.
     pub(crate) fn ask_to_leave_movable_areas(self) -> Option<Result> {
         let leave = self.store.ops().leave_movable_areas?;
         // SAFETY: The inode is valid and of the store by the type invariant.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The inode under a node, whatever store it is of.
+//! The inode of a node, of any store.
 //!
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
@@ -40,7 +40,7 @@ impl Inode {
         self.0.as_ptr()
     }
 
-    /// Its number, by which users know it.
+    /// Its number, which users see.
     pub(crate) fn number(self) -> u64 {
         // SAFETY: The inode is valid by the type invariant; the number does not change.
         unsafe { (*self.as_ptr()).i_ino }
@@ -70,8 +70,8 @@ impl Inode {
         unsafe { bindings::memfile_has_pages(self.as_ptr()) }
     }
 
-    /// Tells the memory management what it may do with the pages of the page cache. Does not sleep;
-    /// the caller serialises.
+    /// Tells the memory management whether it may migrate and evict the pages of the page cache.
+    /// Does not sleep; the caller serialises.
     pub(crate) fn set_flags(self, flags: Flags) {
         // SAFETY: The inode is valid by the type invariant.
         unsafe { bindings::memfile_set_migratable(self.as_ptr(), !flags.unmovable()) };
@@ -79,8 +79,8 @@ impl Inode {
         unsafe { bindings::memfile_set_evictable(self.as_ptr(), !flags.unreclaimable()) };
     }
 
-    /// Do new pages of the page cache come from areas for movable memory? Does not sleep; the caller
-    /// serialises.
+    /// Sets whether new pages of the page cache come from areas for movable memory. Does not sleep;
+    /// the caller serialises.
     pub(crate) fn allocate_movable(self, movable: bool) {
         // SAFETY: The inode is valid by the type invariant.
         unsafe { bindings::memfile_set_gfp_movable(self.as_ptr(), movable) };
@@ -89,7 +89,7 @@ impl Inode {
     /// Migrates the pages of the page cache out of areas for movable memory. Sleeps, allocates,
     /// takes folio locks.
     ///
-    /// Errors: `ENOMEM`, `EBUSY` if somebody else holds a page.
+    /// Errors: `ENOMEM`, `EBUSY` if a page has another user.
     pub(crate) fn leave_movable_areas(self) -> Result {
         // SAFETY: The inode is valid by the type invariant.
         to_result(unsafe { bindings::memfile_leave_movable_areas(self.as_ptr()) })

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Invalidations: each has a record on the stack of its caller, and a node lists those that run.
+//! Invalidations: each has a record on the stack of its caller, and a node lists those that are
+//! running.
 
 use crate::bindings;
 use crate::policy::clock::{
@@ -43,7 +44,7 @@ impl Invalidation {
         self.0.as_ptr()
     }
 
-    /// The node that it was begun for, or null.
+    /// The node that the invalidation belongs to, or null.
     pub(crate) fn node_ptr(self) -> *mut bindings::memfile_node {
         // SAFETY: Valid by the type invariant; does not change while it is listed.
         unsafe { (*self.0.as_ptr()).node }
@@ -54,8 +55,8 @@ impl Invalidation {
         unsafe { (*self.0.as_ptr()).node = node };
     }
 
-    /// Calls `f` with an invalidation of `node` whose record is on the stack. `f` must end what it
-    /// begins.
+    /// Calls `f` with an invalidation of `node` whose record is on the stack. `f` must end it if it
+    /// begins it.
     pub(crate) fn with<N, R>(node: &N, f: impl FnOnce(Invalidation) -> R) -> R {
         let mut raw = bindings::memfile_invalidation {
             node: core::ptr::from_ref(node).cast_mut().cast(),
@@ -75,7 +76,7 @@ impl Invalidation {
         result
     }
 
-    /// When it began and what it takes away, or [`None`] if it does not run.
+    /// The tick at which it began and its pages, or [`None`] if it is not running.
     pub(crate) fn scope(self) -> Option<Scope> {
         let raw = self.0.as_ptr();
         // SAFETY: Valid by the type invariant. Only who owns the record writes these three, while
@@ -86,7 +87,7 @@ impl Invalidation {
     }
 }
 
-/// The invalidations of a node that run, in no order.
+/// The running invalidations of a node, in no order.
 ///
 /// # Invariants
 ///
@@ -107,12 +108,12 @@ impl Invalidations {
         }
     }
 
-    /// Is there none?
+    /// Is the list empty?
     pub(crate) fn is_empty(&self) -> bool {
         self.head.is_null()
     }
 
-    /// Adds `inv`, which is in no list. From `seq` on it takes `pages` away.
+    /// Adds `inv`, which is in no list: an invalidation of `pages` that began at `seq`.
     pub(crate) fn push(&mut self, inv: Invalidation, seq: Tick, pages: Range) {
         // SAFETY: Valid by the type invariant of `Invalidation`.
         let raw = unsafe { &mut *inv.0.as_ptr() };

@@ -2,8 +2,9 @@
 
 //! C as safe Rust: the kernel's objects as types whose invariants are written down.
 //!
-//! Each type wraps an object of C; its constructor is `unsafe` and says what the caller must
-//! guarantee, its methods are safe. Nothing here knows what a memfile does with these objects.
+//! Each type wraps an object of C; its constructor is `unsafe` and states what the caller must
+//! guarantee, its methods are safe. This layer does not know what a memfile does with these
+//! objects.
 
 mod cfi;
 pub(crate) mod debugfs;

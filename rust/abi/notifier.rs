@@ -43,13 +43,13 @@ impl Notifier {
         self.0.as_ptr()
     }
 
-    /// Is the binding an observer's, who only listens?
+    /// Is the binding an observer's?
     pub(crate) fn observer(self) -> bool {
         // SAFETY: Valid by the type invariant.
         unsafe { (*self.as_ptr()).observer }
     }
 
-    /// The context: the consumer is called once for all bindings of a context.
+    /// The context. The consumer is called once for all bindings of a context.
     pub(crate) fn context(self) -> Option<NonZeroU64> {
         // SAFETY: Valid by the type invariant, and does not change.
         NonZeroU64::new(unsafe { (*self.as_ptr()).context })
@@ -64,7 +64,7 @@ impl Notifier {
         Span::new(pgoff as u64, nr_pages as u64, frame, file_pages)
     }
 
-    /// Are all callbacks there?
+    /// Does the notifier have all callbacks?
     pub(crate) fn has_ops(self) -> bool {
         // SAFETY: Valid by the type invariant; ops outlive the notifier.
         unsafe {
@@ -106,8 +106,8 @@ impl Notifier {
         self.set_file(core::ptr::null_mut());
     }
 
-    /// Tells the consumer to unmap `frames`, and those of the context's other bindings, and to keep
-    /// them unmapped.
+    /// Tells the consumer to unmap `frames` and the frames of the context's other bindings, and to
+    /// keep them unmapped.
     pub(crate) fn invalidate_start(self, inv: Invalidation, frames: Range) {
         let mut range = self.range(frames);
         // SAFETY: Valid by the type invariant; `has_ops()` was true at registration. The record is
@@ -119,7 +119,7 @@ impl Notifier {
         }
     }
 
-    /// Tells the consumer that it may map all of these again.
+    /// Tells the consumer that it may map these frames again.
     pub(crate) fn invalidate_end(self, inv: Invalidation, frames: Range) {
         let mut range = self.range(frames);
         // SAFETY: As in `invalidate_start()`.
@@ -150,17 +150,17 @@ impl Notifier {
     }
 }
 
-/// Which notifiers take part in an invalidation, as far as its record says so.
+/// The part of an invalidation's record that says which notifiers take part.
 #[derive(Clone, Copy)]
 pub(crate) struct Hits {
-    /// The first one in the file.
+    /// The first notifier in the file.
     pub(crate) first: Option<Notifier>,
     /// There are others.
     pub(crate) more: bool,
 }
 
 impl Hits {
-    /// Writes them to the record of `inv`.
+    /// Writes this to the record of `inv`.
     pub(crate) fn note(self, inv: Invalidation) {
         let raw = inv.as_ptr();
         let first = self.first.map_or(core::ptr::null_mut(), Notifier::as_ptr);
@@ -172,7 +172,7 @@ impl Hits {
         }
     }
 
-    /// Reads them from the record of `inv`, which runs.
+    /// Reads it from the record of `inv`, which is running.
     pub(crate) fn of(inv: Invalidation) -> Self {
         let raw = inv.as_ptr();
         // SAFETY: Valid by the type invariant of `Invalidation`; does not change while listed.
@@ -205,7 +205,7 @@ impl Tree {
         }
     }
 
-    /// When `notifier`, which is in this tree, lives. `self` proves that the lock is held.
+    /// The life of `notifier`, which is in this tree. `self` proves that the lock is held.
     pub(crate) fn life(&self, notifier: Notifier) -> Life {
         let raw = notifier.as_ptr();
         // SAFETY: Valid by the type invariant of `Notifier`; written under the lock only.
@@ -213,7 +213,7 @@ impl Tree {
         Life { birth, death }
     }
 
-    /// Sets when `notifier` lives.
+    /// Sets the life of `notifier`.
     pub(crate) fn set_life(&mut self, notifier: Notifier, life: Life) {
         // SAFETY: Valid by the type invariant of `Notifier`; written under the lock only.
         unsafe {

@@ -37,14 +37,15 @@ impl ShmemInode {
         Self(unsafe { Inode::new(inode) })
     }
 
-    /// What it has in common with the inodes of other stores.
+    /// The inode as the inodes of all stores are.
     pub(crate) fn inode(self) -> Inode {
         self.0
     }
 
     /// The folio with page `index`, allocated if there is none, or read back from swap. Zeroed and
-    /// uptodate: `SGP_CACHE` clears what is new, and what was only reserved by fallocate(), but no
-    /// page that is poisoned, and refuses what is past the end. Sleeps, but not until swap is read.
+    /// uptodate: `SGP_CACHE` clears new folios, and folios that fallocate() only reserved, but no
+    /// page that is poisoned, and refuses an index past the end. Sleeps, but does not wait for a
+    /// read from swap.
     ///
     /// Errors: `EINVAL` past the end, `ENOMEM`, `EIO` if swap lost it, `EHWPOISON` if a memory error
     /// hit it in the swap cache.
@@ -76,7 +77,7 @@ impl ShmemInode {
         }
     }
 
-    /// What shmem does for fallocate() on `file`, which is one of this inode. `offset` and `len` are
+    /// Calls shmem's fallocate() on `file`, which is one of this inode. `offset` and `len` are
     /// bytes. Sleeps, takes the inode lock.
     pub(crate) fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
         if file.inode_ptr() != self.0.as_ptr() {

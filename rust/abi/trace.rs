@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The tracepoints of `trace.h`. One that is off costs a call and a jump.
+//! The tracepoints of `trace.h`. A disabled one costs a call and a jump.
 
 use super::inode::Inode;
 use crate::bindings;
@@ -24,11 +24,11 @@ macro_rules! range_events {
 range_events! {
     /// A notifier was registered for these pages.
     bind = memfile_trace_bind,
-    /// It was unregistered.
+    /// It was unregistered from these pages.
     unbind = memfile_trace_unbind,
     /// Consumers are about to lose these pages.
     invalidate_start = memfile_trace_invalidate_start,
-    /// They may come back.
+    /// Consumers may map these pages again.
     invalidate_end = memfile_trace_invalidate_end,
     /// A folio with these pages has moved.
     migrate = memfile_trace_migrate,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The policy layer does not know the kernel, so it has numbers of its own. Here they are compared
-//! with those of C's headers: the module does not compile unless they are the same.
+//! The policy layer does not use the kernel's headers, so it has numbers of its own. They are
+//! compared here with those of C's headers: the module does not compile unless they are the same.
 //!
 //! C headers: [`include/uapi/linux/memfile.h`](srctree/include/uapi/linux/memfile.h),
 //! [`include/uapi/linux/falloc.h`](srctree/include/uapi/linux/falloc.h)

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whose a file is, if its creator wants one VM only to bind it (`MFD_ONE_VM`).
+//! Which VM may bind a file whose creator allows only one (`MFD_ONE_VM`).
 
 use core::num::NonZeroU64;
 
-/// What the creator wanted, and who has come since. A consumer is known by its context; one without
-/// a context cannot be told from others.
+/// Which consumers may bind. A consumer is known by its context; one without a context cannot be
+/// told from others.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Claim {
-    /// Anybody may bind.
+    /// Every consumer may bind.
     Anybody,
-    /// The first one may.
+    /// The first consumer may bind.
     First,
-    /// This one may.
+    /// Only the consumer of this context may bind.
     Only(Option<NonZeroU64>),
 }
 
 impl Claim {
-    /// For a new file.
+    /// The claim on a new file.
     pub(crate) fn new(one_vm: bool) -> Self {
         if one_vm {
             Self::First
@@ -34,7 +34,7 @@ impl Claim {
         }
     }
 
-    /// It has bound.
+    /// The claim after a consumer of this context has bound.
     pub(crate) fn taken(self, context: Option<NonZeroU64>) -> Self {
         match self {
             Self::First => Self::Only(context),

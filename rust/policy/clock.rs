@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who hears of what: the protocol between bindings and invalidations of one file (rules 9, 14).
+//! The protocol between bindings and invalidations of one file: which invalidation calls which
+//! binding, and which event waits for which (rules 9, 14).
 //!
 //! Every event of a file, be it the beginning of an invalidation or the birth or death of a
 //! binding, takes the next tick of the file's clock, under the file's lock. Then
 //!
 //! * an invalidation calls exactly those bindings that were born before its tick and die after it
-//!   ([`Life::hears`]). Ticks do not change, so its end calls whom its start called: balance.
-//! * a birth is complete when the overlapping invalidations of earlier ticks are over: they do not
-//!   call the newcomer, so it must not map what they are taking away ([`Scope::holds_up_birth`]).
-//! * a death is complete when the overlapping invalidations that still call the binding are over:
-//!   no callback after that ([`Scope::holds_up_death`]). Younger ones pass it by, so a stream of
-//!   invalidations cannot keep a binding from dying.
+//!   ([`Life::hears`]). Ticks do not change, so its end calls the same bindings as its start.
+//! * a birth is complete when the overlapping invalidations of earlier ticks have ended: they do
+//!   not call the new binding, so it must not map their pages before ([`Scope::holds_up_birth`]).
+//! * a death is complete when the overlapping invalidations that call the binding have ended: no
+//!   callback runs after that ([`Scope::holds_up_death`]). Younger ones do not call it, so a stream
+//!   of invalidations cannot delay a death without end.
 //!
-//! Nobody waits for anything younger than itself, hence no cycle among these waits.
+//! No event waits for a younger one, hence there is no cycle among these waits.
 
 use super::range::Range;
 
-/// A moment of a file's life.
+/// A moment in the life of a file.
 pub(crate) type Tick = u64;
 
 /// Counts the events of one file.
@@ -25,7 +26,7 @@ pub(crate) type Tick = u64;
 pub(crate) struct Clock(Tick);
 
 impl Clock {
-    /// The next moment. At a billion a second, the last one is 584 years away.
+    /// The next tick. At a billion ticks a second the counter lasts 584 years.
     pub(crate) fn tick(&mut self) -> Tick {
         self.0 = self.0.saturating_add(1);
         self.0
@@ -42,31 +43,33 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// The death of what lives.
+    /// The death of a binding that is not unregistered.
     pub(crate) const NEVER: Tick = Tick::MAX;
 
-    /// Does the binding take part in an invalidation that began at `seq`?
+    /// Does an invalidation that began at `seq` call the binding?
     pub(crate) fn hears(self, seq: Tick) -> bool {
         self.birth < seq && seq < self.death
     }
 }
 
-/// What decides who takes part in an invalidation, and who waits for its end.
+/// The tick and the pages of an invalidation: they decide which bindings take part in it, and which
+/// wait for its end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scope {
     /// Tick of its beginning.
     pub(crate) seq: Tick,
-    /// What it takes away.
+    /// Its pages.
     pub(crate) pages: Range,
 }
 
 impl Scope {
-    /// Must a binding of `pages`, born at `birth`, wait for this before it maps anything?
+    /// Must a binding of `pages`, born at `birth`, wait for this invalidation before it maps a
+    /// page?
     pub(crate) fn holds_up_birth(self, birth: Tick, pages: Range) -> bool {
         self.seq < birth && self.pages.overlaps(pages)
     }
 
-    /// Must a binding of `pages` with this `life` wait for this before it is gone?
+    /// Must a binding of `pages` with this `life` wait for this invalidation before it is gone?
     pub(crate) fn holds_up_death(self, life: Life, pages: Range) -> bool {
         life.hears(self.seq) && self.pages.overlaps(pages)
     }

@@ -16,10 +16,10 @@ pub(crate) fn set_size(old: u64, new: u64, unit: u64) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What a fallocate() comes down to.
+/// The effect of a fallocate().
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Space {
-    /// Allocate; nobody needs to hear of it.
+    /// Allocate, without an invalidation.
     Allocate,
     /// Free these pages.
     Punch(Range),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `MEMFILE_F_*`: what the pages of a file are promised (rule 8).
+//! `MEMFILE_F_*`: the promises for the pages of a file (rule 8).
 
 use super::Refusal;
 
@@ -15,13 +15,13 @@ impl Flags {
     pub(crate) const UNMOVABLE: u32 = 1 << 1;
     /// Pages never go to swap.
     pub(crate) const UNRECLAIMABLE: u32 = 1 << 2;
-    /// All that there are; what KVM registers with unless told otherwise.
+    /// All flags; KVM registers with these by default.
     pub(crate) const ALL: u32 = Self::USER_INACCESSIBLE | Self::UNMOVABLE | Self::UNRECLAIMABLE;
 
-    /// What a file has from its creation to its first binding.
+    /// The flags of a file from its creation to its first binding.
     pub(crate) const CREATION: Self = Self(Self::USER_INACCESSIBLE);
 
-    /// What a consumer asks for: known bits, and not weaker than [`Self::CREATION`].
+    /// The flags that a consumer asks for: known bits, and not weaker than [`Self::CREATION`].
     pub(crate) fn from_consumer(bits: u64) -> Result<Self, Refusal> {
         let bits = u32::try_from(bits).map_err(|_| Refusal::Invalid)?;
         if bits & !Self::ALL != 0 || bits & Self::USER_INACCESSIBLE == 0 {
@@ -45,10 +45,10 @@ impl Flags {
         self.0 & Self::UNRECLAIMABLE != 0
     }
 
-    /// What the file is after a binding with `wish` joins `bound` others.
+    /// The flags of the file after a binding with `wish` joins `bound` others.
     ///
-    /// It may ask for more than the file has. It may ask for less only while nobody relies on what
-    /// the file has: no binding, and no page that was promised it.
+    /// A binding may ask for more than the file has. It may ask for less only while the file has no
+    /// binding, and no page for which the promise holds.
     pub(crate) fn joined(self, bound: usize, has_pages: bool, wish: Self) -> Result<Self, Refusal> {
         let weaker = self.0 & !wish.0 != 0;
         if weaker && (bound != 0 || has_pages) {

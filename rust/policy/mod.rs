@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What memfile decides, and nothing else.
+//! The rules of memfile, as plain Rust.
 //!
 //! No `unsafe`, no `kernel::`: these files also compile on the host (`rust/host`), where `cargo
 //! test` runs the same tests that KUnit runs when the module is loaded, and property tests besides.
@@ -11,7 +11,7 @@ pub(crate) mod file;
 pub(crate) mod flags;
 pub(crate) mod range;
 
-/// Why a request is refused; each variant is the C errno of that meaning.
+/// Why a request is refused; each variant is an errno of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// `-EINVAL`

@@ -3,8 +3,8 @@
 //! Ranges of pages, and the one place that converts file offsets to a consumer's frames.
 //!
 //! A range is `[start, end)` and counts pages, here and everywhere (rule 17). Four versions of the
-//! 2022 series had four different bugs in this arithmetic; in memfile consumers do none of it: the
-//! core hands them frames.
+//! 2022 series had four different bugs in this arithmetic; consumers of memfile do no such
+//! arithmetic: the core gives them frames.
 
 use super::Refusal;
 
@@ -31,7 +31,7 @@ impl Range {
         (start < end).then_some(Self { start, end })
     }
 
-    /// For tests, where the numbers are there to see.
+    /// For tests, with constants.
     #[cfg(any(test, CONFIG_KUNIT = "y"))]
     pub(crate) const fn of(start: u64, end: u64) -> Self {
         assert!(start < end);
@@ -52,7 +52,7 @@ impl Range {
         self.start
     }
 
-    /// One behind the last page.
+    /// The page behind the last one.
     pub(crate) fn end(self) -> u64 {
         self.end
     }
@@ -62,7 +62,7 @@ impl Range {
         self.start < other.end && other.start < self.end
     }
 
-    /// The pages that both have.
+    /// The pages in both.
     pub(crate) fn intersect(self, other: Self) -> Option<Self> {
         Self::new(self.start.max(other.start), self.end.min(other.end))
     }
@@ -114,7 +114,8 @@ impl Span {
     }
 
     /// The largest order, at most that of the folio, at which the consumer may map around `frame`:
-    /// page and frame sit alike in their naturally aligned block, and the binding has all of it.
+    /// page and frame have the same place in their naturally aligned blocks, and the binding has
+    /// the whole block.
     pub(crate) fn order_at(self, frame: u64, folio_order: u32) -> u32 {
         let Some(page) = self.page_of(frame) else {
             return 0;
