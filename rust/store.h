@@ -3,10 +3,10 @@
  * Stores of other modules.  memfile.ko exports this for modules that have files
  * of their own, with pages that consumers (KVM) are to map.
  *
- * A store makes the files, says which they are and gives their pages;
- * memfile.ko knows who has bound which of them, as it does for memfds.  All that
- * shmem tells memfile.ko of its pages and hears from it, a store of another
- * module may tell and hear as well.
+ * A store makes the files, tells which files are its own and gives their pages;
+ * memfile.ko keeps their bindings, as it does for memfds.  A store of another
+ * module can announce the same events to memfile.ko as shmem, and gets the same
+ * requests.
  */
 #ifndef _MEMFILE_STORE_H
 #define _MEMFILE_STORE_H
@@ -14,7 +14,7 @@
 #include <linux/memfile.h>
 
 /**
- * struct memfile_store - where files of another module have their pages
+ * struct memfile_store - the store of another module
  * @lookup: the node of @file, or NULL if it is none of this store's files.
  *	Does not sleep.
  * @get_page: the page at @index, which is below the size of @inode; zeroed if
@@ -24,28 +24,29 @@
  *	for a page with a memory error.  May sleep, and may run at any time
  *	while the node is bound.
  * @fallocate: allocate or punch; called by memfile_node_fallocate(), which has
- *	looked at the arguments.  May sleep.
+ *	checked the arguments.  May sleep.
  * @set_flags: consumers want MEMFILE_F_* @flags of the pages from now on.  Runs
  *	in memfile_node_create() first.  Under a spinlock, does not sleep.
  * @allocate_movable: may new pages come from areas for movable memory?
  *	Likewise.
  * @leave_movable_areas: migrate the pages out of areas for movable memory; new
  *	ones do not come from there any more.  0 or -ENOMEM or -EBUSY, which the
- *	consumer gets that wanted it.  May sleep.
+ *	registration of the consumer returns.  May sleep.
  * @migrate_folio: move @src to @dst, both locked; called by
  *	memfile_node_migrate_folio(), while no consumer has a page of @src
  *	mapped.  May sleep, does not allocate.
  *
- * @lookup and @get_page are mandatory, and never called for a file that nobody
- * holds: its f_op->owner is what keeps the store's module.  The others may be
- * NULL.  Then there is no fallocate(); the flags and the GFP mask of the
- * inode's mapping, which memfile.ko sets in any case, say what consumers want of
- * pages in the page cache; and migrate_folio() moves them.
+ * @lookup and @get_page are mandatory, and are called only for files to which
+ * somebody holds a reference: the file's f_op->owner keeps the store's module.
+ * The others may be NULL.  Then there is no fallocate(); the flags and the GFP
+ * mask of the inode's mapping, which memfile.ko sets in any case, tell what
+ * consumers want of pages in the page cache; and migrate_folio() moves them.
  *
  * A page leaves its file between memfile_node_invalidate_start() and
- * memfile_node_invalidate_end(), and is not given any more when the latter is
- * called.  What was given until then stays memory of its own until its
- * reference is given back; consumers that get it too late do not map it.
+ * memfile_node_invalidate_end(), and @get_page does not return it any more when
+ * the latter is called.  A page that it returned before stays allocated until
+ * its reference is given back; a consumer that gets it too late does not map
+ * it.
  */
 struct memfile_store {
 	struct memfile_node *(*lookup)(struct file *file);
@@ -71,10 +72,10 @@ int memfile_register_store(const struct memfile_store *store);
 
 /**
  * memfile_unregister_store - no new bindings
- * @store: what was registered
+ * @store: the registered store
  *
- * Those that there are stay as they are.  @lookup is not called any more when
- * this returns.
+ * Existing bindings stay as they are.  @lookup is not called any more when this
+ * returns.
  *
  * Context: May sleep.
  * Return: 0, or -EINVAL if it is not registered.
@@ -86,8 +87,8 @@ int memfile_unregister_store(const struct memfile_store *store);
  * @inode: a new inode, which outlives the node.  Its size is a whole number of
  *	pages, and does not change while it is bound.  inode_add_bytes() counts
  *	its pages, wherever they are.  If it has pages in its page cache, the
- *	flags of its mapping say what consumers want of them.
- * @store: whose it is, registered or not
+ *	flags of its mapping tell what consumers want of them.
+ * @store: its store, registered or not
  *
  * Context: May sleep.
  * Return: the node, or an ERR_PTR.
@@ -97,7 +98,7 @@ struct memfile_node *memfile_node_create(struct inode *inode,
 
 /**
  * memfile_node_destroy - undo memfile_node_create()
- * @node: the node; nobody holds a file of it any more, so nobody has it bound
+ * @node: the node; there is no file of it any more, so there is no binding
  *
  * Context: May sleep; waits for running invalidations.
  */
@@ -109,8 +110,8 @@ void memfile_node_destroy(struct memfile_node *node);
  * @file: the file
  * @mode: as in fallocate(2), likewise @offset and @len
  *
- * For &file_operations.fallocate.  What is legal for a memfd made with
- * MFD_INACCESSIBLE goes on to &memfile_store.fallocate.
+ * For &file_operations.fallocate.  Calls &memfile_store.fallocate if the
+ * request is legal for a memfd made with MFD_INACCESSIBLE.
  *
  * Context: May sleep.
  * Return: 0; -EINVAL (not whole pages, past the end), -EOPNOTSUPP (another
@@ -122,7 +123,7 @@ long memfile_node_fallocate(struct memfile_node *node, struct file *file,
 /**
  * memfile_node_show_fdinfo - lines for /proc/PID/fdinfo/FD
  * @node: the file's node
- * @m: where they go
+ * @m: receives the lines
  *
  * For &file_operations.show_fdinfo.
  *
@@ -133,9 +134,10 @@ void memfile_node_show_fdinfo(struct memfile_node *node, struct seq_file *m);
 /**
  * memfile_node_referenced - has a consumer used a folio?
  * @node: the file's node
- * @folio: locked; its index is its place in the file.  So in the next four.
+ * @folio: locked; its index is its place in the file.  The same holds for the
+ *	next four functions.
  *
- * For a store that takes pages away when they are not in use.
+ * For a store that takes away pages that are not in use.
  *
  * Context: May sleep, as memfile_node_invalidate_start().
  * Return: true if it was used since the last call.
@@ -145,12 +147,11 @@ bool memfile_node_referenced(struct memfile_node *node, struct folio *folio);
 /**
  * memfile_node_writeout_start - a folio is about to go to swap
  * @node: the file's node
- * @inv: of the caller, who keeps it until memfile_node_invalidate_end()
- * @folio: what goes
+ * @inv: the record, which the caller keeps until memfile_node_invalidate_end()
+ * @folio: the folio
  *
- * As memfile_node_invalidate_start(), and counted as a swap-out.  Whether the
- * folio may go, &memfile_store.set_flags has said: not with
- * MEMFILE_F_UNRECLAIMABLE.
+ * As memfile_node_invalidate_start(), and counted as a swap-out.  Not for files
+ * to which &memfile_store.set_flags has given MEMFILE_F_UNRECLAIMABLE.
  *
  * Context: As memfile_node_invalidate_start().
  */
@@ -159,9 +160,9 @@ void memfile_node_writeout_start(struct memfile_node *node,
 				 struct folio *folio);
 
 /**
- * memfile_node_writeout_undone - it is back in the file, swap did not take it
+ * memfile_node_writeout_undone - swap did not take a folio, it is back
  * @node: the file's node
- * @folio: what came back
+ * @folio: the folio
  *
  * Context: Does not sleep.
  */
@@ -172,8 +173,8 @@ void memfile_node_writeout_undone(struct memfile_node *node,
  * memfile_node_migrate_folio - move a folio
  * @node: the file's node
  * @mapping: the mapping of its inode
- * @dst: where to; locked
- * @src: what moves
+ * @dst: the destination; locked
+ * @src: the folio that moves; locked
  * @mode: how long it may take
  *
  * For &address_space_operations.migrate_folio, or for a store that moves its
@@ -192,11 +193,11 @@ int memfile_node_migrate_folio(struct memfile_node *node,
 /**
  * memfile_node_error_folio - a folio has a memory error
  * @node: the file's node
- * @folio: what has it
+ * @folio: the folio
  *
- * For &address_space_operations.error_remove_folio.  Consumers have no page of
- * it mapped when this returns; &memfile_store.get_page refuses it from before
- * the call on.
+ * For &address_space_operations.error_remove_folio.  No consumer has a page of
+ * it mapped when this returns; &memfile_store.get_page must refuse it from
+ * before the call on.
  *
  * Context: May sleep, as memfile_node_invalidate_start().
  */
@@ -205,23 +206,23 @@ void memfile_node_error_folio(struct memfile_node *node, struct folio *folio);
 /**
  * memfile_node_invalidate_start - pages are about to leave their file
  * @node: the file's node
- * @inv: of the caller, who keeps it until memfile_node_invalidate_end()
+ * @inv: the record, which the caller keeps until memfile_node_invalidate_end()
  * @start: the first page
- * @end: behind the last one
+ * @end: the page behind the last one
  *
- * No consumer has them mapped when this returns, or maps them before the end.
+ * No consumer has the pages mapped when this returns, or maps them before the
+ * end.
  *
- * Context: May sleep.  What the caller holds must not be wanted by who waits
- * for the end of an invalidation: (un)registration of notifiers, under KVM's
- * slots_lock.
+ * Context: May sleep.  The caller holds no lock that (un)registration of a
+ * notifier may need: it waits for invalidations, under KVM's slots_lock.
  */
 void memfile_node_invalidate_start(struct memfile_node *node,
 				   struct memfile_invalidation *inv,
 				   pgoff_t start, pgoff_t end);
 
 /**
- * memfile_node_invalidate_end - they have left it
- * @inv: of memfile_node_invalidate_start()
+ * memfile_node_invalidate_end - the pages have left their file
+ * @inv: the record from memfile_node_invalidate_start()
  *
  * Context: As above.
  */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * memfile:*, the life of pages and bindings.  Ranges are [start, end) in pages
- * of the file; a file is known by its inode number.
+ * Tracepoints memfile:*, for pages and bindings.  Ranges are [start, end) in
+ * pages of the file; a file is known by its inode number.
  */
 #undef TRACE_SYSTEM
 #define TRACE_SYSTEM memfile

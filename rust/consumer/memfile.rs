@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memfiles for drivers: bind pages of one, hear when they go away, get them.
+//! Memfiles for drivers: bind pages of one, get them, and unmap them when they go away.
 //!
 //! This is what `kernel::memfile` would be in the kernel's tree. It is no part of memfile.ko. It
-//! knows the interface that KVM uses, `include/linux/memfile.h`, and nothing of the module behind
-//! it. A module takes it in with `#[path]`, beside `crate::bindings`, as `rust/test/memfile_test.rs`
+//! uses the same interface as KVM, `include/linux/memfile.h`, and nothing of the module behind it.
+//! A module takes it in with `#[path]`, beside `crate::bindings`, as `rust/test/memfile_test.rs`
 //! does.
 //!
-//! A driver says in a [`Consumer`] what it does when pages go away, and binds pages as
+//! A driver implements the callbacks in a [`Consumer`], and binds pages as
 //!
 //! * a [`Mapper`], which has pages to itself and may ask for them, or as
-//! * an [`Observer`], which only listens.
+//! * an [`Observer`], which only gets the callbacks.
 //!
-//! What protects a page that a driver has mapped is this protocol and nothing else (rule 13): a
-//! [`Page`] is a reference for the moment of mapping, and does not keep a page in its file.
+//! Only this protocol protects a page that a driver has mapped (rule 13): a [`Page`] is a reference
+//! for the moment of mapping, and does not keep a page in its file.
 //!
 //! C header: [`include/linux/memfile.h`](srctree/include/linux/memfile.h)
 //!
 //! # Example
 //!
 //! A device whose table is filled on demand. (The file is a part of the test module: it is
-//! compiled, and its promises are tested by the suite `consumer`.)
+//! compiled, and the suite `consumer` tests its promises.)
 //!
 #![doc = concat!("```ignore\n", include_str!("../test/example.rs"), "```")]
 
@@ -33,14 +33,14 @@ use kernel::fs::LocalFile;
 use kernel::prelude::*;
 use kernel::types::Opaque;
 
-/// What a driver does when pages of its binding go away.
+/// The callbacks of a driver for pages of its binding.
 ///
 /// Frames are the driver's own numbers for the pages, see [`Span`], already clipped to the binding.
 /// Each [`Self::invalidate_start`] is followed by one [`Self::invalidate_end`] with the same
-/// frames; several invalidations may be under way at once, on several CPUs.
+/// frames; several invalidations may be running at once, on several CPUs.
 ///
-/// A memory error is an invalidation like any other; it shows when the page is asked for again,
-/// which fails with `EHWPOISON`.
+/// A memory error is an invalidation like any other; the next request for the page fails with
+/// `EHWPOISON`.
 ///
 /// # Context
 ///
@@ -62,26 +62,26 @@ pub(crate) trait Consumer: Send + Sync + 'static {
     }
 }
 
-/// What a binding binds: file pages `[pgoff, pgoff + nr_pages)` are the driver's frames from
+/// The span of a binding: file pages `[pgoff, pgoff + nr_pages)` are the driver's frames from
 /// `frame` on.
 #[derive(Clone, Copy)]
 pub(crate) struct Span {
     /// First page of the file.
     pub(crate) pgoff: u64,
-    /// How many.
+    /// Number of pages.
     pub(crate) nr_pages: u64,
-    /// The driver's number for the first one.
+    /// The driver's frame for the first one.
     pub(crate) frame: u64,
 }
 
-/// `MEMFILE_F_*`: what the file is to be as long as it is bound.
+/// `MEMFILE_F_*`: the promises that the driver wants for the pages.
 ///
-/// The first mapper decides, the others must want the same.
+/// A later mapper may ask for more, and for less only while the file has no page and no binding.
 #[derive(Clone, Copy)]
 pub(crate) struct Flags(u64);
 
 impl Flags {
-    /// Any bits. Registration refuses those that do not exist.
+    /// Flags from any bits. Registration refuses those that do not exist.
     pub(crate) fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
@@ -90,22 +90,22 @@ impl Flags {
 /// Marks a binding that has its pages to itself.
 pub(crate) enum Maps {}
 
-/// Marks a binding that only listens.
+/// Marks a binding of an observer.
 pub(crate) enum Listens {}
 
 /// A binding whose pages no other mapper may bind, and which may ask for them.
 pub(crate) type Mapper<T> = Binding<T, Maps>;
 
-/// A binding that hears what happens to its pages and may overlap anything.
+/// A binding that only gets the callbacks, and may overlap any other.
 pub(crate) type Observer<T> = Binding<T, Listens>;
 
 /// The binding of a consumer: the notifier is registered from its creation to its end.
 ///
-/// It holds the file open. When it is dropped, running callbacks are waited for, and none starts
-/// after that; dropping sleeps, and must not happen in a callback.
+/// It holds the file open. Dropping it waits for running callbacks, and none starts after that; it
+/// sleeps, and must not happen in a callback.
 ///
-/// Whoever owns it sees to it that it is dropped before its module is unloaded, as everything in
-/// the module's own structure and behind its open files is.
+/// Its owner must drop it before the module is unloaded. That holds for all that is in the module's
+/// own structure or behind its open files.
 ///
 /// # Invariants
 ///
@@ -125,11 +125,11 @@ unsafe impl<T: Consumer, M> Send for Binding<T, M> {}
 unsafe impl<T: Consumer, M> Sync for Binding<T, M> {}
 
 impl<T: Consumer> Mapper<T> {
-    /// Registers. Sleeps; an invalidation that began earlier on the same pages is waited for.
+    /// Registers. Sleeps; waits for invalidations of the same pages that began earlier.
     ///
     /// Errors: `EINVAL` if `file` is no memfile, `span` is empty or reaches past its end, or
-    /// `flags` are not what it has; `EACCES` if it is not open for writing; `EEXIST` if another
-    /// mapper has any of the pages.
+    /// `flags` are weaker than those of the file; `EACCES` if it is not open for writing; `EEXIST`
+    /// if another mapper has any of the pages.
     pub(crate) fn new<'a>(
         file: &'a LocalFile,
         span: Span,
@@ -163,7 +163,7 @@ impl<T: Consumer> Mapper<T> {
                 Err(err) => return Err(err),
             }
         }
-        // INVARIANT: It was got right now.
+        // INVARIANT: The call above has returned it.
         Ok(Page {
             notifier: &self.notifier,
             raw,
@@ -172,7 +172,7 @@ impl<T: Consumer> Mapper<T> {
 }
 
 impl<T: Consumer> Observer<T> {
-    /// Registers. Sleeps; an invalidation that began earlier on the same pages is waited for.
+    /// Registers. Sleeps; waits for invalidations of the same pages that began earlier.
     ///
     /// Errors: `EINVAL` if `file` is no memfile, or `span` is empty or reaches past its end.
     pub(crate) fn new<'a>(
@@ -287,9 +287,9 @@ impl<T: Consumer, M> PinnedDrop for Binding<T, M> {
     }
 }
 
-/// A page that a mapper was given, with a reference that dropping it gives back.
+/// A page that a mapper got, with a reference that dropping it gives back.
 ///
-/// To be dropped once it is mapped or will not be.
+/// To be dropped once the page is mapped, or will not be mapped.
 ///
 /// # Invariants
 ///
@@ -306,8 +306,8 @@ impl Page<'_> {
         self.raw.pfn as u64
     }
 
-    /// The largest order at which it may be mapped: so many frames around the one asked for, in
-    /// their natural alignment, are as contiguous in memory, and are bound.
+    /// The largest order at which it may be mapped: that many frames around the requested one, in
+    /// their natural alignment, are contiguous in memory and are bound.
     pub(crate) fn order(&self) -> u32 {
         self.raw.order
     }

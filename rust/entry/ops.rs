@@ -60,8 +60,8 @@ pub(crate) struct Registration(());
 impl Registration {
     /// Registers, once in the module's life. Sleeps. `EBUSY` if another core is registered.
     pub(crate) fn new() -> Result<Self> {
-        // Initialises every lock that belongs to the whole module (`module_mutex!`). SAFETY: This
-        // is the only place, and nobody has used the lock before.
+        // Initialises every lock that belongs to the whole module (`module_mutex!`).
+        // SAFETY: This is the only place, and nobody has used the lock before.
         unsafe { stats::FILES.init() };
         // SAFETY: As above.
         unsafe { foreign::STORES.init() };

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Writes broken variants of the engine, for which the checker in `protocol.rs` has to find the
-//! fault: they guard the checker.
+//! Writes broken variants of the engine, which test the checker in `protocol.rs`: it must find the
+//! fault of each.
 //!
-//! Each is `engine/node.rs` with one text replaced. Where that text does not occur exactly once any
-//! more, the variant is left whole, so that its test fails: then give it a text that does.
+//! Each is `engine/node.rs` with one text replaced. If that text does not occur exactly once, the
+//! variant is unchanged and its test fails: then give it a text that does.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::{env, fs};
 
-/// Name, what it replaces, and by what.
+/// Name, text, and replacement.
 const MUTANTS: &[(&str, &str, &str)] = &[
     (
         "bind_does_not_wait",

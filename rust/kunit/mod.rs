@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit's tests of the engine, and what they need: a node with pages of shmem under it that
-//! userspace does not know of, and consumers that write down what they hear.
+//! KUnit's tests of the engine, and their helpers: a node on a shmem file that userspace cannot
+//! see, and consumers that record their callbacks.
 //!
-//! They stand at the top because a consumer asks for further ranges where C does,
-//! [`crate::entry`]. The policy layer, which needs none of this, has its tests in its own files.
+//! They are the top layer because a consumer asks for further ranges as C does, through
+//! [`crate::entry`]. The tests of the policy layer need no helpers and are in its own files.
 //!
-//! A test that fails ends its thread where it stands and leaves all of this behind.
+//! A test that fails ends its thread at once and frees nothing.
 
 mod node;
 mod pages;
@@ -75,7 +75,7 @@ impl TestFile {
         &self.node
     }
 
-    /// Binds `consumer`, which is not bound, to file pages from `pgoff` on.
+    /// Binds `consumer`, which has no binding, to file pages from `pgoff` on.
     pub(crate) fn bind(
         &self,
         consumer: Pin<&TestConsumer<'_>>,
@@ -102,7 +102,7 @@ impl TestFile {
     }
 }
 
-/// Which callback it was.
+/// Kinds of callbacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Start,
@@ -110,17 +110,17 @@ pub(crate) enum Call {
     Young,
 }
 
-/// A callback: of which consumer, which one, for which frames.
+/// A callback: the consumer, the kind, the frames.
 pub(crate) type Event = (char, Call, u64, u64);
 
-/// What consumers have heard, in its order.
+/// The callbacks of consumers, in order.
 pub(crate) struct Journal {
     events: [Cell<Option<Event>>; 32],
     len: Cell<usize>,
 }
 
 impl Journal {
-    /// Nothing heard.
+    /// No callbacks.
     pub(crate) fn new() -> Self {
         Self {
             events: [const { Cell::new(None) }; 32],
@@ -135,7 +135,7 @@ impl Journal {
         self.len.set(self.len.get() + 1);
     }
 
-    /// Is this all that was heard? Then forgets it.
+    /// Are these all callbacks since the last time? Then forgets them.
     pub(crate) fn take(&self, wanted: &[Event]) -> bool {
         let heard = self.events.iter().map_while(Cell::take);
         let len = self.len.replace(0);
@@ -151,9 +151,9 @@ pub(crate) struct TestConsumer<'a> {
     notifier: Opaque<bindings::memfile_notifier>,
     journal: &'a Journal,
     name: char,
-    /// What it says when asked whether its pages are in use.
+    /// Its answer when asked whether its pages are in use.
     pub(crate) young: Cell<bool>,
-    /// To what; the test keeps it alive.
+    /// The node that it is bound to; the test keeps it alive.
     bound: Cell<Option<NonNull<Node>>>,
 }
 
@@ -169,7 +169,7 @@ impl<'a> TestConsumer<'a> {
         ..Self::OPS
     };
 
-    /// One that maps, or that listens, and whose frames begin at `frame`.
+    /// A mapper, or an observer, whose frames begin at `frame`.
     pub(crate) fn new(
         journal: &'a Journal,
         name: char,
@@ -185,7 +185,7 @@ impl<'a> TestConsumer<'a> {
         Self::with(journal, name, notifier)
     }
 
-    /// One whose bindings are called together with those of the same `context`.
+    /// A mapper whose bindings are called together with those of the same `context`.
     pub(crate) fn of_context(
         journal: &'a Journal,
         name: char,
@@ -201,7 +201,7 @@ impl<'a> TestConsumer<'a> {
         Self::with(journal, name, notifier)
     }
 
-    /// One that lacks a callback.
+    /// A consumer that lacks a callback.
     pub(crate) fn incomplete(journal: &'a Journal) -> Result<Pin<KBox<Self>>> {
         let notifier = bindings::memfile_notifier {
             ops: &TestConsumer::<'static>::NO_END,
@@ -274,7 +274,7 @@ impl<'a> TestConsumer<'a> {
             } = unsafe { range.read() };
             // SAFETY: As above.
             unsafe { Self::note(notifier, call, start, end) };
-            // The core may not be registered, or not be this one: ask the node.
+            // The core may not be registered, or be another one: ask the node.
             // SAFETY: As above.
             if !unsafe { ops::next_range(inv, range) } {
                 return;

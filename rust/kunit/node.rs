@@ -132,7 +132,7 @@ mod tests {
         });
         assert!(journal.take(&all(End)));
 
-        // The first of a context need not be the first of all.
+        // The first binding of a context need not be the first of all.
         file.node().invalidate(Range::of(6, 9), || {
             assert!(journal.take(&[('b', Start, 2, 4), ('c', Start, 100, 101)]));
         });
@@ -147,7 +147,7 @@ mod tests {
         let a = TestConsumer::new(&journal, 'a', true, 0)?;
         let b = TestConsumer::new(&journal, 'b', true, 0)?;
         file.bind(a.as_ref(), 0, 0, 16)?;
-        // It waits for invalidations of its own pages only: this one it does not overlap.
+        // A binding waits for invalidations of its own pages only: it does not overlap this one.
         file.node().invalidate(Range::of(0, 8), || {
             assert_eq!(file.bind(b.as_ref(), 0, 8, 8), Ok(()));
             b.unbind();

@@ -78,7 +78,7 @@ mod tests {
         }
         for flags in [FREE, UNRECLAIMABLE] {
             file.bind(a.as_ref(), flags, 0, 16)?;
-            // The end comes even if it did not work.
+            // The end comes even if the migration failed.
             for wanted in [Ok(()), Err(EAGAIN)] {
                 let result = announce_migration(file.node(), pages, || {
                     assert!(journal.take(&[('a', Start, 2, 3)]));

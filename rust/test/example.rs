@@ -24,15 +24,15 @@ const FRAMES: u64 = 64;
 pub(crate) struct Device {
     #[pin]
     table: SpinLock<Table>,
-    /// Some invalidation has ended.
+    /// An invalidation has ended.
     #[pin]
     ended: CondVar,
 }
 
 struct Table {
-    /// What the device sees: the pfn behind each frame.
+    /// The device's table: the pfn behind each frame.
     entries: [Option<u64>; FRAMES as usize],
-    /// How many invalidations are under way.
+    /// How many invalidations are running.
     running: u64,
     /// How many have ended.
     ended: u64,
@@ -84,7 +84,7 @@ impl Device {
         KBox::try_pin_init(Mapper::new(file, span, flags, device), GFP_KERNEL)
     }
 
-    /// The device has no entry for `frame`: makes one.
+    /// Makes an entry for `frame`, which has none.
     pub(crate) fn fault(mapper: &Mapper<Self>, frame: u64) -> Result<u64> {
         let device = mapper.consumer();
         loop {
@@ -95,7 +95,7 @@ impl Device {
             let ended = table.ended;
             drop(table);
 
-            // Sleeps, and an invalidation may come by meanwhile.
+            // Sleeps, and an invalidation may run meanwhile.
             let page = mapper.get_pfn(frame)?;
 
             let mut table = device.table.lock();
@@ -105,11 +105,11 @@ impl Device {
                 *table.entry(frame)? = Some(page.pfn());
                 return Ok(page.pfn());
             }
-            // What we got may be gone from the file already: try again.
+            // The page may have left the file already: try again.
         }
     }
 
-    /// What the device has for `frame`.
+    /// The device's entry for `frame`.
     pub(crate) fn entry(&self, frame: u64) -> Result<Option<u64>> {
         self.table.lock().entry(frame).copied()
     }

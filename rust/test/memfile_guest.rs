@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! In a guest: asks the host to convert pages, when it is loaded, and is not needed after that. For
-//! tests, whose user space may not make hypercalls.
+//! A module for guests: when it is loaded, it asks the host to convert pages. It is not needed
+//! after that. For tests, because userspace may not make hypercalls.
 //!
-//! The pages belong to whoever loads it; it has no idea of what lies in them.
+//! The pages belong to the test that loads it; the module does not look at their content.
 
 #[path = "guest/abi.rs"]
 mod abi;

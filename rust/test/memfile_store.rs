@@ -3,8 +3,7 @@
 //! A backing store beside shmem, for tests: plain pages in a tree, in files of `/dev/memfile-store`.
 //!
 //! It registers with memfile.ko when it is loaded. Consumers bind its files as they bind memfds, so
-//! what is proved with it is that neither they nor the core need shmem.
-//! `selftests/src/store.rs` is the other side.
+//! it proves that neither they nor the core need shmem. `selftests/src/store.rs` is the other side.
 
 #[path = "store/abi.rs"]
 mod abi;
@@ -36,7 +35,7 @@ module! {
 
 #[pin_data]
 struct Module {
-    /// Dropped first, as what it is asked for registers.
+    /// Dropped first, because its ioctls register the store.
     #[pin]
     _device: MiscDeviceRegistration<Device>,
     _registration: abi::Registration,
@@ -55,7 +54,7 @@ impl kernel::InPlaceModule for Module {
 
 const MAGIC: u32 = b'M' as u32;
 
-/// Makes a file of so many pages: returns its descriptor.
+/// Makes a file of that many pages and returns its descriptor.
 const CREATE: u32 = _IO(MAGIC, 1);
 /// Registers the store.
 const REGISTER: u32 = _IO(MAGIC, 2);

@@ -5,8 +5,8 @@
 //! Each open file of the device is one consumer, and has at most one binding. Arguments are arrays
 //! of 64-bit numbers, described at the constants; `selftests/src/consumer.rs` is the other side.
 //!
-//! No `unsafe` here: this module shows what a driver needs of [`memfile`], the abstraction that it
-//! shares with nobody yet. It does not depend on memfile.ko, which may come and go.
+//! No `unsafe` here: this module shows what a driver needs of [`memfile`], the abstraction whose
+//! only user it is so far. It does not depend on memfile.ko, which may come and go.
 
 #[path = "../bindings.rs"]
 mod bindings;
@@ -86,10 +86,10 @@ const MAGIC: u32 = b'm' as u32;
 const BIND: u32 = _IOW::<[u64; 6]>(MAGIC, 1);
 /// Unbinds. `EINVAL` if nothing is bound.
 const UNBIND: u32 = _IO(MAGIC, 2);
-/// What was heard since the last [`BIND`]: callbacks after [`UNBIND`] (since the device was
+/// The callbacks since the last [`BIND`]: how many came after [`UNBIND`] (since the device was
 /// opened), how many of each kind, then kind, start and end of the first events.
 const EVENTS: u32 = _IOR::<[u64; 5 + 3 * KEPT]>(MAGIC, 3);
-/// Keeps callbacks in `invalidate_start` (argument not 0), or lets them go (0).
+/// Holds callbacks in `invalidate_start` (argument not 0), or lets them go (0).
 const BLOCK: u32 = _IO(MAGIC, 4);
 /// Gets the page behind a frame and gives it back: frame; pfn, order.
 const GET: u32 = _IOWR::<[u64; 3]>(MAGIC, 5);
@@ -97,7 +97,7 @@ const GET: u32 = _IOWR::<[u64; 3]>(MAGIC, 5);
 const HOLD: u32 = _IOWR::<[u64; 3]>(MAGIC, 6);
 /// The device accesses a frame: frame; pfn, unused.
 const FAULT: u32 = _IOWR::<[u64; 3]>(MAGIC, 7);
-/// What the device has for a frame: frame; pfn, whether there is one.
+/// The device's entry for a frame: frame; pfn, whether there is one.
 const ENTRY: u32 = _IOWR::<[u64; 3]>(MAGIC, 8);
 
 enum Binding {
@@ -216,7 +216,7 @@ impl Session {
         Ok(())
     }
 
-    /// The commands that ask for a frame. What they answer: frame, and two words.
+    /// The commands on a frame. The answer: frame, and two words.
     fn page(&self, cmd: u32, frame: u64) -> Result<[u64; 3]> {
         let binding = self.binding.lock();
         let binding = binding.as_ref().ok_or(EINVAL)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A consumer that writes down what it hears, and that can be made to hear slowly.
+//! A consumer that records its callbacks, and that can delay them.
 
 use crate::memfile::Consumer;
 use core::ops::Range;
@@ -15,10 +15,10 @@ use kernel::{
     new_spinlock, //
 };
 
-/// How many events are kept; later ones are counted only.
+/// How many events are recorded; later ones are only counted.
 pub(crate) const KEPT: usize = 32;
 
-/// Which callback it was: the numbers that user space sees.
+/// Kinds of callbacks, with the numbers that userspace sees.
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
     Start = 1,
@@ -26,7 +26,7 @@ pub(crate) enum Kind {
     Young = 3,
 }
 
-/// What a binding has heard. Outlives the binding.
+/// The record of a binding's callbacks. Outlives the binding.
 #[pin_data]
 pub(crate) struct Log {
     #[pin]
@@ -42,9 +42,9 @@ struct State {
     counts: [u64; 4],
     /// Callbacks stay in [`Consumer::invalidate_start`].
     blocked: bool,
-    /// No binding reports here: what comes now comes too late.
+    /// There is no binding: a callback now comes too late.
     closed: bool,
-    /// How much did.
+    /// How many came too late.
     late: u64,
 }
 
@@ -72,7 +72,7 @@ impl State {
 }
 
 impl Log {
-    /// Nothing heard, nothing bound.
+    /// An empty record without a binding.
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -89,7 +89,7 @@ impl Log {
         )
     }
 
-    /// A new binding reports here.
+    /// A new binding records here.
     pub(crate) fn open(&self) {
         let mut state = self.state.lock();
         state.events = [[0; 3]; KEPT];
@@ -97,12 +97,12 @@ impl Log {
         state.closed = false;
     }
 
-    /// It is gone.
+    /// The binding is gone.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
     }
 
-    /// Keeps callbacks, or lets them go.
+    /// Holds callbacks, or lets them go.
     pub(crate) fn block(&self, blocked: bool) {
         self.state.lock().blocked = blocked;
         self.changed.notify_all();
@@ -120,7 +120,7 @@ impl Log {
         Ok(())
     }
 
-    /// Numbers for user space: callbacks that came too late, how many of each kind, the events.
+    /// Numbers for userspace: callbacks that came too late, how many of each kind, the events.
     pub(crate) fn read(&self) -> (u64, [u64; 4], [[u64; 3]; KEPT]) {
         let state = self.state.lock();
         (state.late, state.counts, state.events)
@@ -134,7 +134,7 @@ impl Consumer for Recorder {
     fn invalidate_start(&self, frames: Range<u64>) {
         let mut state = self.0.state.lock();
         state.push(Kind::Start, frames);
-        // Whoever dies meanwhile must be able to.
+        // A task that is killed meanwhile must be able to end.
         while state.blocked && !self.0.changed.wait_interruptible(&mut state) {}
     }
 

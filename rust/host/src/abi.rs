@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! C's objects as the engine sees them, without any C: what stands in for `rust/abi`.
+//! The stand-in for `rust/abi`: C's objects as the engine sees them, without C.
 //!
-//! It is stricter than C: using what was freed, or looking for the next in a tree from one that is
-//! not in it, panics.
+//! It is stricter than C: a use after free, or a search in a tree from a notifier that is not in
+//! it, panics.
 
 use crate::kernel::prelude::*;
 use crate::policy::Refusal;
@@ -33,17 +33,17 @@ pub(crate) mod inode {
     use std::ops::Deref;
     use std::rc::Rc;
 
-    /// What the tests set, and what they look at.
+    /// State that the tests set and check.
     #[derive(Default)]
     pub(crate) struct Body {
         pub(crate) bytes: Cell<u64>,
-        /// It has pages.
+        /// The inode has pages.
         pub(crate) has_pages: Cell<bool>,
-        /// What the store's `set_flags()` was told last.
+        /// The last argument of the store's `set_flags()`.
         pub(crate) flags: Cell<Option<Flags>>,
-        /// What the store's `allocate_movable()` was told last.
+        /// The last argument of the store's `allocate_movable()`.
         pub(crate) movable: Cell<Option<bool>>,
-        /// What the store's `leave_movable_areas()` answers.
+        /// The answer of the store's `leave_movable_areas()`.
         pub(crate) stuck: Cell<Option<Error>>,
         /// How often that was called.
         pub(crate) left: Cell<u32>,
@@ -119,8 +119,8 @@ pub(crate) mod notifier {
     use std::num::NonZeroU64;
     use std::rc::Rc;
 
-    /// What a consumer is called back for. It asks for the ranges one after the other, and may hold
-    /// locks of its own meanwhile.
+    /// The ranges of a callback. The consumer asks for them one after the other, and may hold locks
+    /// of its own meanwhile.
     pub(crate) trait Consumer {
         fn invalidate_start(&self, ranges: Ranges);
         fn invalidate_end(&self, ranges: Ranges);
@@ -160,7 +160,7 @@ pub(crate) mod notifier {
         pub(super) static BODIES: RefCell<Vec<Rc<Body>>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// A consumer's binding; the number says which.
+    /// A consumer's binding, by its number.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct Notifier(usize);
 
@@ -237,7 +237,7 @@ pub(crate) mod notifier {
         }
     }
 
-    /// Which notifiers take part in an invalidation.
+    /// The notifiers that take part in an invalidation.
     #[derive(Clone, Copy)]
     pub(crate) struct Hits {
         pub(crate) first: Option<Notifier>,
@@ -316,7 +316,7 @@ pub(crate) mod invalidation {
         hits: (Option<Notifier>, bool),
     }
 
-    /// One running invalidation; the number says which.
+    /// One running invalidation, by its number.
     #[derive(Clone, Copy, PartialEq, Eq)]
     pub(crate) struct Invalidation(usize);
 

@@ -23,7 +23,7 @@ pub(crate) mod mutants {
     include!(concat!(env!("OUT_DIR"), "/mutants.rs"));
 }
 
-/// What the checker needs of a node.
+/// The functions of a node that the checker uses.
 pub(crate) trait Protocol: Sized + 'static {
     fn new(store: AnyStore) -> Arc<Self>;
     fn bind(&self, file: File, flags: u64, notifier: Notifier) -> Result;

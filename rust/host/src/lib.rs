@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The policy layer of the kernel module, compiled for the host; for the tests the heart of the
-//! engine as well, without a kernel under it.
+//! The policy layer of the kernel module, compiled for the host; for the tests also
+//! `engine/node.rs`, without a kernel.
 
 #![deny(unsafe_code)]
 #![allow(dead_code, reason = "the module uses it, here it is only tested")]

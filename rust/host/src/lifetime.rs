@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A file goes as early as it can: whoever waits in `drain()` for its last invalidation goes on as
-//! soon as that gives up the lock, and frees what is C's while the call has not returned yet.
+//! A file is freed as early as possible: the task that waits in `drain()` for the last invalidation
+//! goes on as soon as that releases the lock, and frees C's objects while the call has not returned
+//! yet.
 //!
-//! This proves little unless somebody watches, who knows of each reference how long it is promised
-//! to be valid: `SANITIZER=miri make proof`.
+//! This proves little without Miri, which knows how long each reference is promised to be valid:
+//! `SANITIZER=miri make proof`.
 
 #![allow(unsafe_code, reason = "the node is held as C holds it")]
 
@@ -17,7 +18,7 @@ use crate::store::AnyStore;
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// A file in the middle of an invalidation. Its end lets C go on to destroy the node.
+/// A file with a running invalidation, whose end lets C destroy the node.
 fn last_invalidation() -> (*const Node, Invalidation, Rc<Cell<bool>>) {
     abi::reset();
     let node = Node::new(AnyStore::with_pages(8), false).expect("memory is there");
@@ -40,7 +41,7 @@ fn last_invalidation() -> (*const Node, Invalidation, Rc<Cell<bool>>) {
 #[test]
 fn node_stays_for_who_ends_the_last_invalidation() {
     let (node, inv, destroyed) = last_invalidation();
-    // SAFETY: C has it still, so it is valid.
+    // SAFETY: C still holds it, so it is valid.
     unsafe { Arc::increment_strong_count(node) };
     // SAFETY: The reference that the record has taken.
     let node = unsafe { Arc::from_raw(node) };
@@ -49,7 +50,7 @@ fn node_stays_for_who_ends_the_last_invalidation() {
     assert!(destroyed.get());
 }
 
-/// What was wrong once: Miri has to see it.
+/// An old bug: Miri must find it.
 #[cfg(miri)]
 #[test]
 #[ignore = "undefined behaviour, for Miri"]

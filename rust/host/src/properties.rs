@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The policy layer against models that are too slow and too simple to be wrong.
+//! Tests the policy layer against slow and simple models.
 
 use crate::policy::flags::Flags;
 use crate::policy::range::{Range, Span};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-/// Pages and frames small enough that everything meets everything.
+/// Pages and frames small enough that ranges often meet.
 const SMALL: u64 = 64;
 
 prop_compose! {

@@ -2,21 +2,21 @@
 
 //! The protocol of bindings and invalidations under every interleaving.
 //!
-//! What runs is `engine/node.rs` itself, on loom's locks, against consumers that map pages as KVM
-//! does. What must hold, in every order in which the threads can take their steps:
+//! The tests run `engine/node.rs` itself, on loom's locks, against consumers that map pages as KVM
+//! does. In every order in which the threads can take their steps:
 //!
-//! * a page leaves the file only when nobody maps it, and nobody maps one that has left;
+//! * a page leaves the file only when no consumer maps it, and no consumer maps one that has left;
 //! * a consumer is called for exactly those of its frames that an invalidation covers, and between
 //!   its birth and its death each start has its end;
 //! * when unbinding returns, nothing calls the consumer (its memory is freed at once, and loom
 //!   reports every use of it that is not ordered before that), and the same for the node;
-//! * nobody waits for ever.
+//! * no thread waits for ever.
 //!
-//! Two threads are checked exhaustively. For three, the number of times that a thread is interrupted
-//! although it could go on is bounded: `MEMFILE_PREEMPTIONS=N` sets the bound, 0 lifts it.
+//! Two threads are checked exhaustively. For three, the number of preemptions is bounded:
+//! `MEMFILE_PREEMPTIONS=N` sets the bound, 0 lifts it.
 //!
-//! The second half of the file does the same with broken variants of the engine, and fails unless
-//! the fault is found.
+//! The second half of the file runs broken variants of the engine, and fails unless the checker
+//! finds the fault.
 
 use crate::abi;
 use crate::abi::file::File;
@@ -35,13 +35,13 @@ use std::rc::Rc;
 
 /// Pages of the file.
 const PAGES: u64 = 8;
-/// What KVM registers with by default.
+/// KVM's default flags.
 const FLAGS: u64 = 7;
 
-/// How many preemptions there are in scenarios of three threads, unless told otherwise.
+/// The default number of preemptions in scenarios of three threads.
 const PREEMPTIONS: usize = 3;
 
-/// Runs a scenario in all the ways it can go.
+/// Runs a scenario in all its interleavings.
 fn explore(threads: usize, scenario: impl Fn() + Send + Sync + 'static) {
     let mut explorer = loom::model::Builder::new();
     explorer.max_branches = 100_000;
@@ -63,7 +63,7 @@ fn explore(threads: usize, scenario: impl Fn() + Send + Sync + 'static) {
     );
 }
 
-/// A file and those who use it.
+/// A file and its users.
 struct World<N> {
     node: Arc<N>,
     node_memory: Rc<Memory>,
@@ -132,7 +132,7 @@ impl<N: Protocol> World<N> {
         slot
     }
 
-    /// Unbinds and frees a slot, after the guest has been kept from it, as KVM does.
+    /// Unbinds and frees a slot once the guest cannot use it any more, as KVM does.
     fn unbind(&self, slot: &Slot) {
         let mut mmu = slot.vm.mmu.lock();
         mmu.mapped.retain(|&frame| !slot.has(frame));
@@ -140,7 +140,7 @@ impl<N: Protocol> World<N> {
         drop(mmu);
         self.node.unbind(slot.notifier());
         slot.memory.free();
-        // Nobody else looks at these any more: no lock.
+        // No other thread uses these any more: no lock.
         let open = |mmu: &Mmu| mmu.open.iter().any(|frames| slot.has(frames.start()));
         assert!(!slot.vm.mmu.peek(open), "a start without an end");
     }
@@ -183,7 +183,7 @@ impl<N: Protocol> World<N> {
             generations[page as usize] += 1;
         }
         drop(generations);
-        // Whoever maps one from now on finds another generation.
+        // A consumer that maps a page from now on finds another generation.
         let slots = self.slots.borrow().clone();
         for slot in slots {
             let mmu = slot.vm.mmu.lock();
@@ -195,8 +195,8 @@ impl<N: Protocol> World<N> {
         self.node.invalidate_end(inv);
     }
 
-    /// The host takes the shared page at `frame` of `vm` away, as an mmu_notifier does it: it looks
-    /// into the page table only, and flushes if it finds something there.
+    /// The host takes the shared page at `frame` of `vm` away, as an mmu_notifier does: it looks
+    /// into the page table only, and flushes if it finds a page there.
     fn take_shared(&self, vm: &Vm, frame: u64) {
         let mut mmu = vm.mmu.lock();
         if let Some(at) = mmu.mapped.iter().position(|&other| other == frame) {
@@ -205,7 +205,7 @@ impl<N: Protocol> World<N> {
         }
         assert!(
             !mmu.tlb.contains(&frame),
-            "a TLB has what no page table has"
+            "a TLB has a page that no page table has"
         );
     }
 
@@ -256,7 +256,7 @@ impl Vm {
 
 #[derive(Default)]
 struct Mmu {
-    /// Starts whose end has not come.
+    /// Starts without their end.
     open: Vec<Range>,
     /// Counts the ends.
     seq: u64,
@@ -279,13 +279,13 @@ impl Mmu {
     }
 }
 
-/// A consumer, as KVM is one: what a fault found is mapped only if no invalidation has come by.
+/// A consumer like KVM: a fault maps its page only if no invalidation has run meanwhile.
 struct Slot {
     start: u64,
     end: u64,
     frame: u64,
     notifier: Cell<Option<Notifier>>,
-    /// What the callbacks use; the checker looks at the rest for longer than a consumer could.
+    /// The part that callbacks use; the checker reads the rest for longer than a consumer could.
     memory: Memory,
     vm: Rc<Vm>,
     holes: Rc<RefCell<Vec<Range>>>,
@@ -395,7 +395,7 @@ fn slot_is_replaced_in_a_hole<N: Protocol>() {
     world.free();
 }
 
-/// One that only listens goes away while a hole is punched.
+/// An observer goes away while a hole is punched.
 fn observer_leaves_in_a_hole<N: Protocol>() {
     let world = World::<N>::new();
     let slot = world.bound(0, 4, false);
@@ -417,7 +417,7 @@ fn swap_out_ends_while_the_file_goes<N: Protocol>() {
     join([swap]);
 }
 
-/// Of two overlapping exclusive bindings at most one comes to be, of two others both do.
+/// Of two overlapping exclusive bindings at most one succeeds, of two others both succeed.
 fn two_bind_at_once<N: Protocol>() {
     for (start, both) in [(3, false), (4, true)] {
         let world = World::<N>::new();
@@ -533,7 +533,7 @@ fn vms_take_turns_in_a_file<N: Protocol>() {
     world.free();
 }
 
-/// The consumer does as it should.
+/// The consumer is correct.
 fn flush_comes_before_the_lock_is_given_up<N: Protocol>() {
     shared_pages_go_during_a_punch::<N>(Flush::BeforeUnlock);
 }
@@ -600,7 +600,7 @@ mod the_checker_finds_that {
     }
 
     #[test]
-    #[should_panic(expected = "a TLB has what no page table has")]
+    #[should_panic(expected = "a TLB has a page that no page table has")]
     fn the_flush_comes_after_the_lock() {
         explore(2, || {
             shared_pages_go_during_a_punch::<Node>(Flush::AfterUnlock)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Random sequences of everything that can happen to a file, against a model that keeps lists and
-//! looks at every page.
+//! Random sequences of all operations on a file, against a model that keeps lists and looks at
+//! every page.
 //!
-//! There is one thread. Where a call has to wait, [`Driver::meanwhile`] lets other things happen
-//! until it need not any more, and checks that it did need to.
+//! There is one thread. Where a call has to wait, [`Driver::meanwhile`] runs other operations until
+//! the wait is over, and checks that the wait was needed.
 //!
 //! `MEMFILE_OPS=N` makes it at least N operations, `MEMFILE_SEED=N` repeats a run.
 
@@ -71,7 +71,7 @@ enum Kind {
     Observer,
     /// The file is open for reading only.
     ReadOnly,
-    /// A consumer that forgot its callbacks.
+    /// A consumer without callbacks.
     Deaf,
 }
 
@@ -111,14 +111,14 @@ enum Call {
     Young,
 }
 
-/// Who was called, for what, with which frames.
+/// The calls: the binding, the callback, the frames.
 type Heard = (Call, usize, Vec<u64>);
 
-/// A consumer that only writes down.
+/// A consumer that only records.
 struct Ear {
     id: usize,
     heard: Rc<RefCell<Vec<Heard>>>,
-    /// Which binding has which number.
+    /// The bindings by their numbers.
     ids: Rc<RefCell<Vec<(Notifier, usize)>>>,
     /// How often contexts were called.
     calls: Rc<Cell<usize>>,
@@ -135,7 +135,7 @@ impl Ear {
         for (notifier, frames) in ranges {
             let ids = self.ids.borrow();
             let found = ids.iter().find(|(other, _)| *other == notifier);
-            self.note(call, found.expect("a span that nobody made").1, frames);
+            self.note(call, found.expect("a span of no binding").1, frames);
         }
     }
 }
@@ -155,7 +155,7 @@ impl Consumer for Ear {
     }
 }
 
-/// What the model knows of a binding.
+/// A binding in the model.
 #[derive(Clone)]
 struct Bound {
     id: usize,
@@ -167,13 +167,13 @@ struct Bound {
     dying: bool,
 }
 
-/// What the model knows of an invalidation.
+/// An invalidation in the model.
 struct Running {
     id: usize,
     inv: Invalidation,
     pages: std::ops::Range<u64>,
     called: Vec<(usize, Vec<u64>)>,
-    /// How many contexts these are.
+    /// The number of their contexts.
     contexts: usize,
 }
 
@@ -181,7 +181,7 @@ struct Running {
 struct Model {
     /// The flags that bindings have asked for, as far as they hold.
     promised: Option<u64>,
-    /// One context only may bind, and this is it.
+    /// The only context that may bind.
     one_vm: bool,
     owner: Option<u64>,
     has_pages: bool,
@@ -189,7 +189,7 @@ struct Model {
     movable: bool,
     bound: Vec<Bound>,
     running: Vec<Running>,
-    /// Which invalidations the call under way has to wait for.
+    /// The invalidations that the current call has to wait for.
     awaited: Vec<usize>,
     ids: usize,
 }
@@ -204,7 +204,7 @@ impl Model {
         self.ids
     }
 
-    /// Who hears of an invalidation that begins now, and for which frames.
+    /// The bindings that an invalidation calls if it begins now, and the frames.
     fn hearers(&self, pages: &std::ops::Range<u64>) -> Vec<(usize, Vec<u64>)> {
         let alive = self.bound.iter().filter(|bound| !bound.dying);
         let hits = alive.map(|bound| {
@@ -248,7 +248,7 @@ impl Model {
         alone + contexts.len()
     }
 
-    /// What binding must answer.
+    /// The expected result of binding.
     fn judge(&self, [pgoff, nr_pages, frame, flags, context]: [u64; 5], kind: Kind) -> Result {
         let end = u128::from(pgoff) + u128::from(nr_pages);
         let last = u128::from(frame) + u128::from(nr_pages);
@@ -319,7 +319,7 @@ impl Driver {
         driver
     }
 
-    /// A call waits. It must have somebody to wait for, and gets nearer to its end.
+    /// A call waits. It must have an event to wait for, and this brings it nearer.
     fn meanwhile(&self) {
         self.waits.set(self.waits.get() + 1);
         let awaited = !self.model.borrow().awaited.is_empty();
@@ -359,7 +359,7 @@ impl Driver {
             heard.iter().all(|(call, ..)| *call == Call::Start),
             "{heard:?}"
         );
-        assert_eq!(sorted(starts), called, "who is called at the start");
+        assert_eq!(sorted(starts), called, "bindings called at the start");
         assert_eq!(self.calls.take(), contexts, "contexts are called once");
 
         let mut model = self.model.borrow_mut();
@@ -398,7 +398,7 @@ impl Driver {
             .into_iter()
             .map(|(_, id, frames)| (id, frames))
             .collect();
-        assert_eq!(sorted(ends), called, "who is called at the end");
+        assert_eq!(sorted(ends), called, "bindings called at the end");
         assert_eq!(self.calls.take(), contexts, "contexts are called once");
     }
 
@@ -469,7 +469,7 @@ impl Driver {
         assert_eq!(notifier.file_held(), want.is_ok());
         let left = self.node.inode.left.get() - left;
         assert_eq!(left > 0, leaves, "pages leave areas for movable memory");
-        assert_eq!(self.model.borrow().awaited, [], "it did not wait for these");
+        assert_eq!(self.model.borrow().awaited, [], "did not wait for these");
     }
 
     fn unbind(&self, which: usize) {
@@ -489,7 +489,7 @@ impl Driver {
         self.node.unbind(notifier);
         assert!(!notifier.file_held());
         let mut model = self.model.borrow_mut();
-        assert_eq!(model.awaited, [], "it did not wait for these");
+        assert_eq!(model.awaited, [], "did not wait for these");
         model.bound.remove(which);
     }
 
@@ -554,7 +554,7 @@ impl Driver {
         self.check();
     }
 
-    /// What the file says of itself.
+    /// The lines of fdinfo.
     fn check(&self) {
         let model = self.model.borrow();
         let (flags, count) = (model.flags(), model.exclusive().count());
@@ -569,15 +569,15 @@ impl Driver {
         assert_eq!(
             movable,
             Some(model.allows_movable()),
-            "where pages come from"
+            "the area that new pages come from"
         );
         assert!(
             self.heard.borrow().is_empty(),
-            "a call that nobody asked for"
+            "an unexpected call to the store"
         );
     }
 
-    /// Everything ends.
+    /// Ends all invalidations and bindings.
     fn finish(&self) {
         while !self.model.borrow().bound.is_empty() {
             self.unbind(self.chance.get());
@@ -641,7 +641,7 @@ fn every_call_does_what_the_model_says() {
         panic!("{failure}\nrepeat with MEMFILE_SEED={seed} MEMFILE_OPS={ops}");
     }
     assert!(done.get() >= ops);
-    assert!(waits.get() > ops / 100, "hardly anything waited");
+    assert!(waits.get() > ops / 100, "too few calls waited");
 }
 
 #[test]

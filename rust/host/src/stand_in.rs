@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! As much of the `kernel` crate as the engine uses, for the host.
+//! The part of the `kernel` crate that the engine uses, for the host.
 //!
-//! Locks come in two kinds. Within [`together`] they are loom's, which runs what is done in it once
-//! for every order in which its threads can take their steps. Elsewhere there is one thread only,
-//! and who would wait calls what [`sync::while_waiting`] was given, until the wait is over.
+//! There are two kinds of locks. Within [`together`] they are loom's, which runs the threads in
+//! every order in which they can take their steps. Elsewhere there is one thread only, and a wait
+//! calls the function given to [`sync::while_waiting`] until the wait is over.
 
 #![allow(unsafe_code, reason = "initialisation in place")]
 
@@ -14,7 +14,7 @@ thread_local! {
     static TOGETHER: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does `f` for every interleaving of the threads it starts, as far as `explorer` goes.
+/// Calls `f` for every interleaving of the threads that it starts, within the bounds of `explorer`.
 pub(crate) fn together(explorer: &loom::model::Builder, f: impl Fn() + Send + Sync + 'static) {
     struct Reset;
     impl Drop for Reset {
@@ -84,7 +84,8 @@ pub(crate) mod sync {
     use std::rc::Rc;
     pub(crate) use std::sync::Arc;
 
-    /// Memory that somebody frees. With loom, a use that is not ordered before it is an error.
+    /// Memory that a test frees. With loom, a use that is not ordered before the freeing is an
+    /// error.
     pub(crate) struct Memory(Option<UnsafeCell<()>>);
 
     impl Memory {
@@ -116,12 +117,12 @@ pub(crate) mod sync {
         NODE.set(memory.clone());
     }
 
-    /// What a wait of this thread does until it is over.
+    /// The function that a wait of this thread calls until it is over.
     pub(crate) fn while_waiting(f: Option<Rc<dyn Fn()>>) {
         WAITING.set(f);
     }
 
-    /// What happens whenever this thread has given up a lock, before it goes on.
+    /// The function that this thread calls each time it has released a lock.
     pub(crate) fn after_unlock(f: Option<Rc<dyn Fn()>>) {
         UNLOCKED.set(f);
     }
@@ -141,7 +142,7 @@ pub(crate) mod sync {
             }
         }
 
-        /// For the checker, who is alone with it.
+        /// For the checker, which is its only user.
         pub(crate) fn peek<R>(&self, f: impl FnOnce(&T) -> R) -> R {
             f(&self.value.borrow())
         }
@@ -224,7 +225,7 @@ pub(crate) mod sync {
 pub(crate) mod seq_file {
     use std::cell::RefCell;
 
-    /// What a file of `/proc` shows.
+    /// The content of a file of `/proc`.
     #[derive(Default)]
     pub(crate) struct SeqFile(pub(crate) RefCell<String>);
 }

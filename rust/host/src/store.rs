@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The store under a file, without any pages: what stands in for `rust/store`.
+//! The stand-in for `rust/store`: the store of a file, without pages.
 
 use crate::abi::file::File;
 use crate::abi::inode::Inode;

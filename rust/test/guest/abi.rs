@@ -9,7 +9,7 @@ use kernel::prelude::*;
 const MAP_GPA_RANGE: usize = 12;
 
 /// Asks the host to map `pages` pages from page frame `frame` on as `attributes` say, which are the
-/// hypercall's own. What lay there is the host's to keep or to drop.
+/// hypercall's own. The host may keep or drop the old content.
 pub(crate) fn map_gpa_range(frame: u64, pages: u64, attributes: u64) -> Result {
     let (mut result, address) = (MAP_GPA_RANGE, frame << 12);
     // SAFETY: The instruction changes `rax` only, and memory in a way that is asked for: whoever

@@ -4,8 +4,8 @@
 //!
 //! Each file has an inode of its own. It cannot be opened anew, so the inode ends with the file.
 //!
-//! The memory management does not know the pages. What it would do with those of a page cache, user
-//! space asks for with an ioctl of the file: that a page migrates, goes to swap, or breaks.
+//! The memory management does not know the pages. Userspace asks with an ioctl of the file for what
+//! it would do with pages of a page cache: a page migrates, goes to swap, or gets a memory error.
 
 use crate::bindings;
 use crate::memory::Memory;
@@ -34,8 +34,8 @@ use kernel::sync::atomic::{
 };
 use kernel::types::ForeignOwnable;
 
-/// The store's registration, from the module's load to its unload, save for what [`register`] and
-/// [`unregister`] do meanwhile.
+/// The store's registration, from the module's load to its unload; [`register`] and [`unregister`]
+/// change it meanwhile.
 pub(crate) struct Registration(());
 
 impl Registration {
@@ -92,14 +92,14 @@ static OPERATIONS: Operations = Operations(bindings::file_operations {
     ..pin_init::zeroed()
 });
 
-/// What is behind a file.
+/// The content of a file.
 #[pin_data]
 struct Body {
     node: Node,
     /// The size of the file in pages.
     end: usize,
-    /// What consumers want, as the store has heard: flags, whether new pages may come from areas for
-    /// movable memory, and how often pages had to leave these.
+    /// The core's requests to the store: flags, whether new pages may come from areas for movable
+    /// memory, and how often pages had to leave these.
     flags: Atomic<u64>,
     movable: Atomic<u64>,
     left: Atomic<u64>,
@@ -120,7 +120,7 @@ unsafe impl Send for Node {}
 unsafe impl Sync for Node {}
 
 impl Node {
-    /// Does `work` while nobody maps `pages`, of which there are some. Sleeps.
+    /// Does `work` while no consumer maps `pages`, which is not empty. Sleeps.
     fn invalidate(&self, pages: Range<usize>, work: impl FnOnce()) {
         let mut record = bindings::memfile_invalidation::default();
         let raw = &raw mut record;
@@ -134,7 +134,7 @@ impl Node {
     }
 }
 
-/// A page of ours as the core wants to see it: a folio that is locked and knows its place.
+/// A page of ours as the core needs it: a folio that is locked and has its index in the file.
 ///
 /// # Invariants
 ///
@@ -204,14 +204,14 @@ impl Body {
         result
     }
 
-    /// Have consumers used the page at `index` since the last time? Sleeps.
+    /// Have consumers used the page at `index` since the last call? Sleeps.
     fn referenced(&self, index: usize) -> Result<bool> {
         let folio = self.lock(index)?;
         // SAFETY: The node is valid, and the folio locked.
         Ok(unsafe { bindings::memfile_node_referenced(self.node.0.as_ptr(), folio.as_ptr()) })
     }
 
-    /// The page at `index` goes to swap, or is `refused` there; the next who wants it gets it back.
+    /// The page at `index` goes to swap, or is `refused` there; the next request brings it back.
     /// Sleeps.
     fn write_out(&self, index: usize, refused: bool) -> Result {
         let folio = self.lock(index)?;
@@ -228,7 +228,7 @@ impl Body {
         Ok(())
     }
 
-    /// The page at `index` breaks. Sleeps.
+    /// The page at `index` gets a memory error. Sleeps.
     fn break_page(&self, index: usize) -> Result {
         let folio = self.lock(index)?;
         self.memory.break_page(index)?;
@@ -365,15 +365,15 @@ unsafe extern "C" fn show_fdinfo(m: *mut bindings::seq_file, file: *mut bindings
 
 /// The page at this index migrates.
 const MIGRATE: u32 = _IO(MAGIC, 4);
-/// Has a consumer used the page at this index since the last time? 0 or 1.
+/// Has a consumer used the page at this index since the last call? 0 or 1.
 const REFERENCED: u32 = _IO(MAGIC, 5);
 /// The page at this index goes to swap.
 const WRITE_OUT: u32 = _IO(MAGIC, 6);
 /// Likewise, but swap refuses it.
 const WRITE_OUT_REFUSED: u32 = _IO(MAGIC, 7);
-/// The page at this index breaks.
+/// The page at this index gets a memory error.
 const BREAK: u32 = _IO(MAGIC, 8);
-/// What consumers want: flags, 256 if new pages may come from areas for movable memory, and 512 for
+/// The core's requests: flags, 256 if new pages may come from areas for movable memory, and 512 for
 /// each time that pages had to leave these.
 const WANTED: u32 = _IO(MAGIC, 9);
 
@@ -430,7 +430,7 @@ unsafe extern "C" fn allocate_movable(inode: *mut bindings::inode, movable: bool
     unsafe { note(inode, |body| body.movable.store(movable.into(), Relaxed)) };
 }
 
-/// None of our pages are there, so there is nothing to do but to count.
+/// None of our pages lies there, so this only counts.
 ///
 /// # Safety
 ///

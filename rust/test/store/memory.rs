@@ -10,12 +10,12 @@ use kernel::prelude::*;
 use kernel::rbtree::RBTree;
 use kernel::sync::Mutex;
 
-/// What is at an index.
+/// The page at an index.
 struct Slot {
     page: Page,
-    /// The page has a memory error: nobody gets it any more.
+    /// The page has a memory error: no consumer gets it any more.
     broken: bool,
-    /// What takes the place of the page when it migrates.
+    /// The successor of the page when it migrates.
     successor: Option<Page>,
 }
 
@@ -28,15 +28,15 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Has none yet.
+    /// A file without pages.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             slots <- new_mutex!(RBTree::new()),
         })
     }
 
-    /// Does `f` with the page at `index`, a new one if there is none: then does `account`. Sleeps.
-    /// `EHWPOISON` if the page is broken.
+    /// Calls `f` with the page at `index`, and for a new page calls `account`. Sleeps. `EHWPOISON`
+    /// if the page has a memory error.
     pub(crate) fn with_page<R>(
         &self,
         index: usize,
@@ -65,7 +65,7 @@ impl Memory {
         slots.get(&index).map(|slot| f(&slot.page)).ok_or(ENOENT)
     }
 
-    /// The page at `index` is broken from now on. Sleeps.
+    /// The page at `index` has a memory error from now on. Sleeps.
     pub(crate) fn break_page(&self, index: usize) -> Result {
         let mut slots = self.slots.lock();
         slots.get_mut(&index).ok_or(ENOENT)?.broken = true;
@@ -86,8 +86,8 @@ impl Memory {
         Ok(result)
     }
 
-    /// If `is_it` says that the page at `index` is the one that is meant: does `copy`, and puts its
-    /// successor in its place. `EAGAIN` otherwise. Sleeps.
+    /// If `is_it` is true of the page at `index`, does `copy` and puts its successor in its place.
+    /// `EAGAIN` otherwise. Sleeps.
     pub(crate) fn succeed(
         &self,
         index: usize,

@@ -7,7 +7,7 @@
 
 #include "shim.h"
 
-/* Of a new anonymous inode, which is to be a regular file for fallocate(2). */
+/* Make a new anonymous inode a regular file, which fallocate(2) wants. */
 void memfile_store_set_size(struct inode *inode, loff_t size)
 {
 	inode->i_mode |= S_IFREG;
@@ -29,7 +29,7 @@ struct folio *memfile_store_lock(struct page *page, pgoff_t index)
 	return folio;
 }
 
-/* And give up the caller's reference. */
+/* Unlock it, and give up the caller's reference. */
 void memfile_store_unlock(struct folio *folio)
 {
 	folio_unlock(folio);
@@ -41,7 +41,7 @@ pgoff_t memfile_store_index(struct folio *folio)
 	return folio->index;
 }
 
-/* Both are of one page. */
+/* Both folios have one page. */
 void memfile_store_copy(struct folio *dst, struct folio *src)
 {
 	copy_highpage(folio_page(dst, 0), folio_page(src, 0));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counters that nobody reads: what stands in for `rust/engine/stats.rs`.
+//! The stand-in for `rust/engine/stats.rs`: counters without readers.
 
 use crate::kernel::prelude::*;
 
@@ -21,7 +21,7 @@ macro_rules! counters {
 }
 counters! { create destroy bind unbind invalidate punch }
 
-/// A file's own.
+/// The counters of one file.
 pub(crate) struct Entry;
 
 impl Entry {
