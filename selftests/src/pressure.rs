@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Ways to make the kernel move, swap or lose memory, and to see that it did.
 //!
-//! What is set is set back when the value that stands for it is dropped. All of it needs root; what
-//! a kernel does not have ends the case as skipped, with the name of what is missing.
+//! Each value here undoes its change when it is dropped. All of them need root. If the kernel lacks
+//! a feature, the case is skipped and names it.
 
 mod area;
 mod blocks;
@@ -37,20 +37,20 @@ pub use trace::{Event, Frame, Isolation, Trace, frames, moved};
 
 const MEMFILE_COUNTERS: &str = "/sys/kernel/debug/memfile/counters";
 
-/// What grows when a page of a memfile has moved.
+/// The counters that grow when a page of a memfile has moved.
 pub const MOVED: [&str; 3] = ["memfile.migrate", "memfile.invalidate", "pgmigrate_success"];
 
-/// Which huge pages files get that are not in a mounted file system: memfds, and so memfiles.
+/// The setting of huge pages for files in no mounted file system: memfds, and so memfiles.
 pub fn shmem_huge(policy: &str) -> Result<Setting> {
     Setting::set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", policy)
 }
 
-/// Which huge pages anonymous memory gets.
+/// The setting of huge pages for anonymous memory.
 pub fn anonymous_huge(policy: &str) -> Result<Setting> {
     Setting::set("/sys/kernel/mm/transparent_hugepage/enabled", policy)
 }
 
-/// Files get pages of 4 KiB, for a case that counts pages: nothing if they do anyway.
+/// Files get pages of 4 KiB, for a case that counts pages; nothing if that is so already.
 pub fn base_pages() -> Result<Option<Setting>> {
     Setting::unless_so("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "never")
 }
@@ -66,7 +66,7 @@ pub fn generations() -> Result<Setting> {
     Setting::set("/sys/kernel/mm/lru_gen/enabled", "y")
 }
 
-/// Drop whatever is clean.
+/// Drop clean pages.
 pub fn drop_caches() -> Result<()> {
     require_root()?;
     write("/proc/sys/vm/drop_caches", "3")
@@ -85,8 +85,8 @@ pub fn free_huge_blocks() -> Result<u64> {
     text.lines().map(counts).sum::<Option<u64>>().context("/proc/buddyinfo")
 }
 
-/// Take `count` gigantic pages (1 GiB), or as many as there are: how many. The pool is emptied
-/// again. This is `alloc_contig_pages()`, which moves what is in the way.
+/// Take `count` gigantic pages (1 GiB), or as many as there are, and empty the pool again: how
+/// many. This is `alloc_contig_pages()`, which moves pages in the way.
 pub fn gigantic_pages(count: u64) -> Result<u64> {
     let path = "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages";
     let pool = Setting::set(path, &count.to_string())?;
@@ -95,13 +95,13 @@ pub fn gigantic_pages(count: u64) -> Result<u64> {
     Ok(got)
 }
 
-/// Tell the kernel that a page frame is broken.
+/// Inject a memory error into a page frame.
 pub fn poison(pfn: u64) -> Result<()> {
     require_root()?;
     write("/sys/kernel/debug/hwpoison/corrupt-pfn", &format!("{pfn:#x}"))
 }
 
-/// A page frame that [`poison`] broke works again. It must not be in use any more.
+/// Undo [`poison`]. The page frame must not be in use any more.
 pub fn unpoison(pfn: u64) -> Result<()> {
     write("/sys/kernel/debug/hwpoison/unpoison-pfn", &format!("{pfn:#x}"))
 }
@@ -129,11 +129,11 @@ pub fn mapped_frames(mapping: &Mapping) -> Result<Vec<u64>> {
     Ok(words.filter(|word| word & PRESENT != 0).map(|word| word & ((1 << 55) - 1)).collect())
 }
 
-/// The page frames that are charged to a cgroup and that `work` has added to its shmem, none of
-/// which anybody has cleared or written yet.
+/// The page frames that are charged to a cgroup and that `work` has added to its shmem, neither
+/// cleared nor written yet.
 pub fn reserved_by(cgroup: &Cgroup, work: impl FnOnce() -> Result<()>) -> Result<BTreeSet<u64>> {
     let wanted = cgroup.number()?.to_ne_bytes();
-    // Frames change hands meanwhile: it takes more than to be charged.
+    // Other frames come and go meanwhile, so the charge alone does not identify them.
     let reserved = || -> Result<BTreeSet<u64>> {
         let bytes = fs::read("/proc/kpagecgroup").context("/proc/kpagecgroup")?;
         let mut pfns = BTreeSet::new();
@@ -151,7 +151,7 @@ pub fn reserved_by(cgroup: &Cgroup, work: impl FnOnce() -> Result<()>) -> Result
     Ok(reserved()?.difference(&before).copied().collect())
 }
 
-/// What a page frame holds, or what it is to hold: from `/dev/mem`.
+/// Access to the content of a page frame, by `/dev/mem`.
 fn frame(pfn: u64, f: impl FnOnce(&fs::File, u64) -> io::Result<()>) -> Result<()> {
     require_root()?;
     let file = match fs::OpenOptions::new().read(true).write(true).open("/dev/mem") {
@@ -161,7 +161,7 @@ fn frame(pfn: u64, f: impl FnOnce(&fs::File, u64) -> io::Result<()>) -> Result<(
     f(&file, pfn * PAGE).with_context(|| format!("frame {pfn:#x} in /dev/mem"))
 }
 
-/// Read a page frame, whoever has it.
+/// Read a page frame, regardless of its owner.
 pub fn read_frame(pfn: u64) -> Result<Vec<u8>> {
     use std::os::unix::fs::FileExt;
     let mut content = vec![0; PAGE as usize];
@@ -169,7 +169,7 @@ pub fn read_frame(pfn: u64) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Overwrite a page frame, whoever has it.
+/// Overwrite a page frame, regardless of its owner.
 pub fn write_frame(pfn: u64, content: &[u8]) -> Result<()> {
     use std::os::unix::fs::FileExt;
     frame(pfn, |file, at| file.write_all_at(content, at))
@@ -187,19 +187,19 @@ pub const KPF_HWPOISON: u64 = 1 << 19;
 pub const KPF_KSM: u64 = 1 << 21;
 pub const KPF_THP: u64 = 1 << 22;
 
-/// A process that the OOM killer takes before any other, and what memory that frees, until this is
-/// dropped: for cases that leave the kernel so little that it may want more for itself.
+/// A process with memory that the OOM killer kills before any other, until this is dropped: for
+/// cases that leave the kernel too little memory.
 pub struct Victim(libc::pid_t);
 
 impl Victim {
-    /// One with so many bytes of memory.
+    /// A process with that many bytes of memory.
     pub fn with(bytes: u64) -> Result<Victim> {
         let memory = Mapping::anonymous(bytes)?;
         // SAFETY: The child calls nothing but system calls, and never returns.
         let pid = check(unsafe { libc::fork() }).context("fork")? as libc::pid_t;
         if pid != 0 {
             let victim = Victim(pid);
-            // Until it has its memory, and stops.
+            // Wait until it has its memory and stops.
             // SAFETY: A system call.
             check(unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WUNTRACED) })?;
             return Ok(victim);
@@ -230,21 +230,21 @@ impl Drop for Victim {
     }
 }
 
-/// Makes allocations of the calling thread fail, while it lives.
+/// Makes allocations of the calling thread fail, until it is dropped.
 ///
-/// Only another thread can end that: the caller could not even open a file.
+/// Another thread must end that, because the caller cannot even open a file.
 pub struct Failing {
     end: Option<(mpsc::Sender<()>, thread::JoinHandle<()>)>,
     settings: Vec<Setting>,
 }
 
 impl Failing {
-    /// So many percent of all allocations of pages fail, but no more than `times`.
+    /// That percentage of all page allocations fails, at most `times` of them.
     pub fn pages(percent: u32, times: u32) -> Result<Failing> {
         Failing::prepare("fail_page_alloc", percent, times)?.for_pages(0)
     }
 
-    /// All allocations of pages fail once `pages` are allocated.
+    /// All page allocations fail once `pages` are allocated.
     pub fn after_pages(pages: u64) -> Result<Failing> {
         Failing::prepare("fail_page_alloc", 100, 100_000)?.for_pages(pages)
     }
@@ -257,7 +257,7 @@ impl Failing {
         self.start()
     }
 
-    /// The same with objects of the slab allocator: all, or those of one cache.
+    /// The same for objects of the slab allocator: all, or those of one cache.
     pub fn objects(cache: Option<&str>, percent: u32, times: u32) -> Result<Failing> {
         let mut failing = Failing::prepare("failslab", percent, times)?;
         if let Some(cache) = cache {
@@ -310,7 +310,7 @@ impl Drop for Failing {
             drop(end);
             let _ = ender.join();
         }
-        // The other way round: nothing fails any more before everybody is meant.
+        // In reverse order: end the failures before the filter by task is removed.
         while self.settings.pop().is_some() {}
     }
 }
@@ -341,12 +341,12 @@ impl Counts {
         self.0.get(name).copied().with_context(|| format!("there is no counter {name}"))
     }
 
-    /// How much it has grown since then.
+    /// How much it has grown since these counters were read.
     pub fn grown(&self, name: &str) -> Result<u64> {
         Ok(Counts::now()?.get(name)? - self.get(name)?)
     }
 
-    /// Fail unless each of them has grown by `least` or more; says by how much.
+    /// Fail unless each of them has grown by `least` or more; returns by how much.
     pub fn expect_grown(&self, names: &[&str], least: u64) -> Result<()> {
         let now = Counts::now()?;
         for name in names {
@@ -368,7 +368,7 @@ impl Counts {
     }
 }
 
-/// What the kernel says it spends on content, in bytes.
+/// Memory that the kernel counts as content, in bytes.
 #[derive(Clone, Debug)]
 pub struct Accounts(Vec<(&'static str, u64)>);
 
@@ -386,8 +386,8 @@ impl Accounts {
         Ok(Accounts(accounts))
     }
 
-    /// Fail unless all are where they were, but for `slack` bytes each: what the test program
-    /// itself has allocated meanwhile.
+    /// Fail unless each is back where it was, within `slack` bytes: the test program itself
+    /// allocates meanwhile.
     pub fn expect_back(&self, slack: u64) -> Result<()> {
         let mut wrong = Vec::new();
         for ((name, before), (_, now)) in self.0.iter().zip(Accounts::now()?.0) {

@@ -24,16 +24,16 @@ use crate::uapi::*;
 pub use stats::Stats;
 pub use vcpu::{Exit, RunCounters, Stopper, Vcpu, sequence};
 
-/// Which type of VM.
+/// A type of VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmType {
     /// An ordinary VM: no private memory.
     Default,
-    /// `KVM_X86_SW_PROTECTED_VM`: an access is private where the attribute says so.
+    /// `KVM_X86_SW_PROTECTED_VM`: an access is private where the attribute is private.
     Protected,
 }
 
-/// What backs private memory.
+/// Backings of private memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Private {
     Memfile,
@@ -45,11 +45,11 @@ pub enum Private {
 pub enum Door {
     /// `KVM_SET_MEMORY_ATTRIBUTES`.
     Attributes,
-    /// `KVM_MEMORY_ENCRYPT_REG_REGION` and `UNREG_REGION`, v7's door.
+    /// `KVM_MEMORY_ENCRYPT_REG_REGION` and `UNREG_REGION`, as in v7.
     Region,
 }
 
-/// Both doors.
+/// Both ways.
 pub const DOORS: [Door; 2] = [Door::Attributes, Door::Region];
 
 /// The slot that holds program, page tables and mailboxes.
@@ -116,7 +116,7 @@ impl Private {
 
 /// The request that describes a slot.
 ///
-/// `private` is what backs private accesses, from which byte of which file on.
+/// `private` is the backing of private accesses: the file, and the offset in bytes.
 pub fn region(
     id: u32,
     gpa: u64,
@@ -246,7 +246,7 @@ impl Vm {
         unsafe { sys::ioctl_mut(self.fd(), request, &mut arg) }.map(drop)
     }
 
-    /// Convert a range through one of the doors.
+    /// Convert a range in one of the two ways.
     pub fn raw_convert(&self, door: Door, gpa: u64, size: u64, private: bool) -> SysResult<()> {
         match door {
             Door::Attributes if private => {
@@ -257,16 +257,16 @@ impl Vm {
         }
     }
 
-    /// Convert a range through one of the doors.
+    /// Convert a range in one of the two ways.
     pub fn convert(&self, door: Door, gpa: u64, size: u64, private: bool) -> Result<()> {
         let to = if private { "private" } else { "shared" };
         self.raw_convert(door, gpa, size, private)
             .with_context(|| format!("make [{gpa:#x}, +{size:#x}) {to} through {door:?}"))
     }
 
-    /// The doors that this kernel has; v7's comes with memfile.
+    /// The ways that this kernel has; v7's comes with memfile.
     pub fn doors(&self) -> &'static [Door] {
-        // Shared is what a page without a slot is already.
+        // A page without a slot is shared already.
         match self.raw_region(guest::ADDRESS_SPACE - PAGE, PAGE, false) {
             Ok(()) => &DOORS,
             Err(_) => &DOORS[..1],
@@ -304,7 +304,7 @@ impl Vm {
         self.raw_enable_cap_full(capability, 0, [argument, 0, 0, 0])
     }
 
-    /// `KVM_ENABLE_CAP` with everything.
+    /// `KVM_ENABLE_CAP` with flags and all arguments.
     pub fn raw_enable_cap_full(
         &self,
         capability: u32,
@@ -315,20 +315,19 @@ impl Vm {
         self.fd.enable_cap(&cap).map_err(|e| Errno(e.errno()))
     }
 
-    /// Let `KVM_HC_MAP_GPA_RANGE` exit to us.
+    /// Let `KVM_HC_MAP_GPA_RANGE` exit to userspace.
     pub fn exit_on_map_gpa(&self) -> Result<()> {
         self.raw_enable_cap(KVM_CAP_EXIT_HYPERCALL, 1 << KVM_HC_MAP_GPA_RANGE)
             .context("KVM_CAP_EXIT_HYPERCALL")
     }
 
-    /// `KVM_MEMFILE_POPULATE` once; the range becomes what is left of it.
+    /// `KVM_MEMFILE_POPULATE` once; the range becomes the part that is left.
     pub fn raw_populate_once(&self, range: &mut kvm_memfile_populate) -> SysResult<()> {
         // SAFETY: The structure is the one of this ioctl, which only reads the memory it names.
         unsafe { sys::ioctl_mut(self.fd(), KVM_MEMFILE_POPULATE(), range) }.map(drop)
     }
 
-    /// `KVM_MEMFILE_POPULATE` until everything is done or it fails: the errno, and the bytes that
-    /// were left then.
+    /// `KVM_MEMFILE_POPULATE` until all is done or it fails: the errno, and the bytes left.
     pub fn raw_populate(&self, gpa: u64, size: u64, source: u64) -> (SysResult<()>, u64) {
         let mut range = kvm_memfile_populate { gpa, size, source, ..Default::default() };
         loop {
@@ -346,7 +345,7 @@ impl Vm {
     }
 }
 
-/// Anonymous memory in which one page is one page in every figure.
+/// Anonymous memory without huge pages, so that figures count single pages.
 pub fn small_pages(len: u64) -> Result<Mapping> {
     let view = Mapping::anonymous(len)?;
     match view.madvise(0, len, libc::MADV_NOHUGEPAGE) {

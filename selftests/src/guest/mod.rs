@@ -57,15 +57,15 @@ pub const BOX_STOP: u64 = 0xc0;
 pub const BOX_ROUNDS: u64 = 0xc8;
 pub const BOX_DISCARDED: u64 = 0xd0;
 
-// What the stress command expects; program.s has the same list.
-/// Words of a page that the table describes; those after them are the vCPUs' own.
+// Data of the stress command; program.s has the same list.
+/// Words of a page that the table describes; the words after them belong to the vCPUs.
 pub const STRESS_WORDS: u64 = 448;
 /// Bytes of a table entry: epoch, first word, difference, unused.
 pub const STRESS_ENTRY: u64 = 32;
 /// Bytes of a note: epoch, word.
 pub const STRESS_NOTE: u64 = 16;
 
-/// What the guest can be told to do; program.s says what the arguments are.
+/// Commands to the guest; program.s documents the arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Command {
@@ -107,7 +107,7 @@ pub fn payload() -> &'static [u8] {
     unsafe { between(&raw const memfile_payload_start, &raw const memfile_payload_end) }
 }
 
-/// What the payload returns for an argument.
+/// The return value of the payload for an argument.
 pub fn payload_result(argument: u64) -> u64 {
     argument ^ 0x6d65_6d66_696c_6521
 }
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn parts_do_not_overlap() {
         assert!(program().len() as u64 <= PAYLOAD - CODE && !program().is_empty());
-        // So that a test can copy it to another page.
+        // A test can copy it to another page.
         assert!(program().len() as u64 <= PAGE);
         assert!(payload().len() as u64 <= MAILBOXES - PAYLOAD && !payload().is_empty());
         assert!(mailbox(MAX_VCPUS) <= STACKS);

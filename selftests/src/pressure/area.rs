@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! An area for contiguous memory (CMA): what may move can lie there, until a driver wants it whole.
+//! An area for contiguous memory (CMA): movable pages can lie there, until a driver wants the whole
+//! area.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,18 +11,18 @@ use super::{raw_write, read_number};
 use crate::skip::skip;
 use crate::sys::{Errno, SysResult, require_root};
 
-/// The first area that the kernel has.
+/// The kernel's first area.
 pub struct Area {
     path: PathBuf,
     /// First page frame.
     start: u64,
-    /// How many.
+    /// Number of page frames.
     pages: u64,
 }
 
 impl Area {
-    /// SKIP if the kernel was booted without one. The kernel gives pages of an area to those that
-    /// ask for movable ones as long as most of what is free in its zone lies in it.
+    /// SKIP if the kernel was booted without one. The kernel takes movable pages from an area as
+    /// long as most free pages of its zone lie in it.
     pub fn find() -> Result<Area> {
         require_root()?;
         let areas = fs::read_dir("/sys/kernel/debug/cma").ok();
@@ -32,7 +33,7 @@ impl Area {
         let (start, pages) =
             (read_number(path.join("ranges/0/base_pfn"))?, read_number(path.join("count"))?);
         let area = Area { path, start, pages };
-        // What a case had that was killed.
+        // Left by a case that was killed.
         area.give_back();
         Ok(area)
     }
@@ -42,7 +43,7 @@ impl Area {
         (self.start..self.start + self.pages).contains(&pfn)
     }
 
-    /// Take all of it, as a driver would: whatever is in it has to move. `ENOMEM` if it does not.
+    /// Take all of it, as a driver would: all pages in it have to move. `ENOMEM` if one does not.
     pub fn raw_take(&self) -> SysResult<Taken<'_>> {
         raw_write(&self.path.join("alloc"), &self.pages.to_string())
             .map(|()| Taken(self))

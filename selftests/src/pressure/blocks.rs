@@ -14,8 +14,8 @@ use crate::sys::{Alarm, Errno, SysResult, require_root};
 
 const ROOT: &str = "/sys/devices/system/memory";
 
-/// The kernel tries for ever to take a block offline if a page of it does not move. How long to wait
-/// where that may be, and where it may not.
+/// The kernel tries for ever to take a block offline if a page of it does not move. The time limits
+/// where a page may refuse, and where no page may.
 const LIMIT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -33,7 +33,7 @@ impl Block {
         u64::from_str_radix(&text, 16).context("block_size_bytes")
     }
 
-    /// All that are online, in order. SKIP without memory hotplug.
+    /// All blocks that are online, in order. SKIP without memory hotplug.
     pub fn online() -> Result<Vec<Block>> {
         require_root()?;
         let Ok(entries) = fs::read_dir(ROOT) else {
@@ -65,8 +65,8 @@ impl Block {
         raw_write(&self.path.join("state"), state).map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))
     }
 
-    /// Move everything out of it and take it away. `EBUSY` if something in it never moves; `EINTR`
-    /// if something did not for [`LIMIT`]; `EINVAL` if it has holes.
+    /// Move all pages out of it and take it offline. `EBUSY` if a page of it never moves; `EINTR`
+    /// if a page did not move for [`LIMIT`]; `EINVAL` if it has holes.
     pub fn raw_offline(&self) -> SysResult<()> {
         self.offline_within(LIMIT)
     }
@@ -76,9 +76,8 @@ impl Block {
         self.raw_set("offline")
     }
 
-    /// What only movable pages are in goes offline, at once or after a few times more: a page that is
-    /// in use for a moment, and a page that a CPU is about to add to a list, look like pages that
-    /// cannot move.
+    /// A block of movable pages goes offline, at once or after a few more tries: a page that is in
+    /// use for a moment, or that a CPU is about to add to a list, looks like one that cannot move.
     pub fn offline(&self) -> Result<()> {
         let mut result = Ok(());
         for _ in 0..5 {
@@ -90,24 +89,24 @@ impl Block {
         result.with_context(|| format!("take {} offline", self.path.display()))
     }
 
-    /// Give it back: `online_movable` for pages that can be moved again, `online_kernel` for all.
+    /// Take it online: `online_movable` for movable pages only, `online_kernel` for all.
     pub fn give_back(&self, how: &str) -> Result<()> {
         self.raw_set(how).with_context(|| format!("{how} {}", self.path.display()))
     }
 }
 
-/// Blocks that only movable pages are in, and all that are asked for come from there first. They
-/// are ordinary memory again when this is dropped.
+/// Blocks for movable pages only, from which all movable pages come first. They are ordinary memory
+/// again when this is dropped.
 pub struct MovableZone {
     pub blocks: Vec<Block>,
 }
 
 impl MovableZone {
-    /// `count` blocks. SKIP if so many cannot be had.
+    /// `count` blocks. SKIP if that many are not available.
     pub fn make(count: usize) -> Result<MovableZone> {
         let mut zone = MovableZone { blocks: Vec::new() };
         // From the end: the kernel's own pages are more often at the start. The last block holds
-        // what was there first of all.
+        // the first allocations of all.
         for block in Block::online()?.into_iter().rev().skip(1) {
             if zone.blocks.len() == count {
                 break;
@@ -133,8 +132,8 @@ impl MovableZone {
         Ok(false)
     }
 
-    /// Move everything out of each block in turn. With two blocks or more what is in the zone stays
-    /// there, and all of it moves at least once.
+    /// Move all pages out of each block in turn. With two blocks or more all pages stay in the
+    /// zone, and each moves at least once.
     pub fn shuffle(&self) -> Result<()> {
         for block in &self.blocks {
             block.offline()?;
@@ -161,7 +160,7 @@ pub struct SmallMachine {
 }
 
 impl SmallMachine {
-    /// Take memory away until about `bytes` are left in `MemTotal`, or as near as it goes.
+    /// Take memory offline until about `bytes` are left in `MemTotal`, or as near as possible.
     pub fn shrink_to(bytes: u64) -> Result<SmallMachine> {
         let mut machine = SmallMachine { blocks: Vec::new() };
         let size = Block::size()?;

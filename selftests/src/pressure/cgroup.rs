@@ -25,7 +25,7 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Make one that nobody is in.
+    /// Make one without a process.
     pub fn new() -> Result<Cgroup> {
         require_root()?;
         if !read(format!("{ROOT}/cgroup.controllers"))?.contains("memory") {
@@ -33,7 +33,7 @@ impl Cgroup {
         }
         write(format!("{ROOT}/cgroup.subtree_control"), "+memory")?;
         let pid = std::process::id();
-        // Several may be wanted, and a case that was killed leaves its own behind.
+        // A case may need several, and a case that was killed leaves its own behind.
         let path = (0..)
             .map(|n| PathBuf::from(format!("{ROOT}/memfile-{pid}-{n}")))
             .find(|path| !path.exists())
@@ -42,7 +42,7 @@ impl Cgroup {
         Ok(Cgroup { path })
     }
 
-    /// Move the calling process here. What it allocates from now on is charged here.
+    /// Move the calling process here. Its allocations from now on are charged here.
     pub fn join(&self) -> Result<()> {
         write(self.path.join("cgroup.procs"), "0")
     }
@@ -57,12 +57,12 @@ impl Cgroup {
         write(self.path.join(name), &bytes.to_string())
     }
 
-    /// Change a setting for as long as what is returned lives.
+    /// Change a setting until the returned value is dropped.
     pub fn setting(&self, name: &str, value: &str) -> Result<Setting> {
         Setting::set(self.path.join(name), value)
     }
 
-    /// The number by which `/proc/kpagecgroup` knows it.
+    /// Its number in `/proc/kpagecgroup`.
     pub fn number(&self) -> Result<u64> {
         use std::os::unix::fs::MetadataExt;
         Ok(fs::metadata(&self.path).with_context(|| self.path.display().to_string())?.ino())
@@ -91,13 +91,13 @@ impl Cgroup {
         value.parse().with_context(|| format!("{key} in {file}"))
     }
 
-    /// Reclaim that much from it; `EAGAIN` if less could be had.
+    /// Reclaim that much from it; `EAGAIN` if it gave less.
     pub fn raw_reclaim(&self, bytes: u64) -> SysResult<()> {
         raw_write(&self.path.join("memory.reclaim"), &bytes.to_string())
             .map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))
     }
 
-    /// Reclaim what can be had, up to that much: whether it was all.
+    /// Reclaim at most that much: whether it gave all of it.
     pub fn reclaim(&self, bytes: u64) -> Result<bool> {
         match self.raw_reclaim(bytes) {
             Ok(()) => Ok(true),
@@ -107,16 +107,17 @@ impl Cgroup {
         }
     }
 
-    /// The same with what nobody uses. Pages on their way to the lists are not seen, and what is
-    /// active stays so as long as the statistics are old: the one is cured by dropping caches, the
-    /// other by reading. The first look at a page may find it used, the second does not.
+    /// The same for pages that are not in use. Reclaim does not see pages on their way to the
+    /// lists, so caches are dropped first; and active pages stay active while the statistics are
+    /// old, so these are read first. The first look at a page may find it used, the second does
+    /// not.
     pub fn reclaim_unused(&self, bytes: u64) -> Result<bool> {
         drop_caches()?;
         self.line("memory.stat", "active_anon")?;
         self.reclaim(bytes)
     }
 
-    /// Let go of the copies in memory of what is in swap, and is written.
+    /// Drop the copies in memory of pages that are in swap and written.
     pub fn forget(&self, bytes: u64) -> Result<()> {
         for _ in 0..64 {
             if self.line("memory.stat", "swapcached")? == 0 {
@@ -130,7 +131,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // The process must be elsewhere first. What is still charged goes to the parent.
+        // The process must leave first. Remaining charges go to the parent.
         let _ = raw_write(format!("{ROOT}/cgroup.procs").as_ref(), "0");
         if let Err(e) = fs::remove_dir(&self.path) {
             println!("{} stays: {e}", self.path.display());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A disk that takes its time: null_blk, which keeps what is written in memory.
+//! A slow disk: null_blk, which keeps its content in memory.
 
 use std::ffi::CStr;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::sys::{Errno, check, require_root};
 const CONFIGFS: &CStr = c"/sys/kernel/config";
 const DISKS: &str = "/sys/kernel/config/nullb";
 
-/// Bytes that `badblocks` and the like count in.
+/// Bytes of a sector, the unit of `badblocks` and the like.
 const SECTOR: u64 = 512;
 
 /// A disk, until it is dropped.
@@ -29,8 +29,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk of `size` bytes that answers each request `delay` after it came, but not within the
-    /// call that makes the request. SKIP without null_blk and configfs.
+    /// A disk of `size` bytes that completes each request after `delay`, and never within the call
+    /// that makes it. SKIP without null_blk and configfs.
     pub fn new(size: u64, delay: Duration) -> Result<Disk> {
         require_root()?;
         mount_configfs()?;
@@ -42,10 +42,10 @@ impl Disk {
         let disk = Disk { folder, name, size };
         disk.set("size", size.div_ceil(MIB))?;
         disk.set("memory_backed", 1)?;
-        // Interrupts come by a timer.
+        // A timer completes the requests.
         disk.set("irqmode", 2)?;
         disk.set("completion_nsec", u64::try_from(delay.as_nanos())?)?;
-        // More requests than a test has pages would wait for those before them.
+        // A deep queue, so that no request of a test waits for another.
         disk.set("hw_queue_depth", 4096)?;
         disk.set("power", 1)?;
         Ok(disk)
@@ -64,7 +64,7 @@ impl Disk {
         self.size
     }
 
-    /// Reads and writes that were asked for and not answered.
+    /// Reads and writes in flight.
     pub fn in_flight(&self) -> Result<(u64, u64)> {
         let text = read(format!("/sys/block/{}/inflight", self.name))?;
         let mut words = text.split_whitespace().map(str::parse);
@@ -74,7 +74,7 @@ impl Disk {
         }
     }
 
-    /// All requests fail that touch any of the disk from byte `start` on, or none does.
+    /// Make all requests fail that touch the disk from byte `start` on, or none.
     pub fn fail(&self, start: u64, fails: bool) -> Result<()> {
         let sign = if fails { '+' } else { '-' };
         let range = format!("{sign}{}-{}", start / SECTOR, self.size / SECTOR - 1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Idle page tracking: which page frames were used since they were marked idle.
+//! Idle page tracking: it tells which page frames were used since they were marked idle.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -29,27 +29,27 @@ impl Idle {
         }
     }
 
-    /// Whether it tells of a page frame. The last few of the memory are not in it if they do not
-    /// fill a word.
+    /// Whether it covers a page frame. It lacks the last few of the memory if they do not fill a
+    /// word.
     pub fn knows(&self, pfn: u64) -> bool {
         matches!(self.0.read_at(&mut [0; 8], place(pfn).0), Ok(8))
     }
 
-    /// Mark a page frame idle, whoever has used it before.
+    /// Mark a page frame idle.
     pub fn mark(&self, pfn: u64) -> Result<()> {
         let (at, bit) = place(pfn);
-        // Less than was to be written: the last few, which are marked nevertheless.
+        // A short write: the last few, which are marked nevertheless.
         self.0.write_at(&bit.to_ne_bytes(), at).with_context(|| format!("mark {pfn:#x} idle"))?;
         Ok(())
     }
 
-    /// Mark these, and none is missed because it has not reached the lists yet.
+    /// Mark these, also those that have not reached the lists yet.
     pub fn mark_all(&self, pfns: impl IntoIterator<Item = u64>) -> Result<()> {
         drop_caches()?;
         pfns.into_iter().try_for_each(|pfn| self.mark(pfn))
     }
 
-    /// Whether nobody has used it since it was marked. Asks whoever has it mapped.
+    /// Whether it was not used since it was marked. Asks the page tables and the consumers.
     pub fn get(&self, pfn: u64) -> Result<bool> {
         let (at, bit) = place(pfn);
         let mut word = [0; 8];

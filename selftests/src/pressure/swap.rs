@@ -20,11 +20,11 @@ pub struct Swap {
     _willing: Option<Setting>,
 }
 
-/// What swap is on.
+/// The device of the swap.
 enum Device {
-    /// zram with this number: pages are there at once, or not at all.
+    /// zram with this number: a read takes no time.
     Zram(u64),
-    /// A disk, which takes its time.
+    /// A slow disk.
     Disk(Disk),
 }
 
@@ -45,7 +45,7 @@ impl Swap {
         swap.start(0)
     }
 
-    /// Swap on a disk, before any other.
+    /// Swap on a disk, with the highest priority.
     pub fn on_disk(disk: Disk) -> Result<Swap> {
         const SWAP_FLAG_PREFER: i32 = 0x8000;
         let size = disk.size();
@@ -84,7 +84,7 @@ impl Swap {
         }
     }
 
-    /// What mkswap writes: version, last page, signature; no bad pages, no label.
+    /// The header of mkswap: version, last page, signature; no bad pages, no label.
     fn write_header(&self) -> Result<()> {
         let mut page = vec![0u8; PAGE as usize];
         page[1024..1028].copy_from_slice(&1u32.to_ne_bytes());
@@ -114,7 +114,7 @@ impl Swap {
         Ok(())
     }
 
-    /// Bring everything back and give the device up. `ENOMEM` if it does not fit.
+    /// Bring all pages back and give the device up. `ENOMEM` if they do not fit.
     pub fn off(&mut self) -> Result<()> {
         let device = CString::new(self.device())?;
         // SAFETY: The path is a C string.

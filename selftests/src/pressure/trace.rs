@@ -22,7 +22,7 @@ pub struct Trace {
     path: PathBuf,
 }
 
-/// Where a page of a memfile is.
+/// The place of a page of a memfile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
     pub pfn: u64,
@@ -49,7 +49,7 @@ impl Trace {
 
     /// Forget what was recorded.
     pub fn clear(&self) -> Result<()> {
-        // It is the truncation that does it.
+        // Opening with O_TRUNC empties the buffer.
         let path = self.path.join("trace");
         fs::OpenOptions::new().write(true).truncate(true).open(&path).context("clear the trace")?;
         Ok(())
@@ -79,7 +79,7 @@ impl Drop for Trace {
 #[derive(Clone, Debug)]
 pub struct Event {
     pub name: String,
-    /// The thread that it happened in.
+    /// Its thread.
     pub thread: i32,
     /// How many spinlocks and the like that thread held: its preemption count.
     pub depth: u32,
@@ -123,7 +123,7 @@ impl Event {
         hex(self.field(key)?)
     }
 
-    /// The page frames that compaction means: `range=(0x1000 ~ 0x1200)`.
+    /// The page frames of an event of compaction: `range=(0x1000 ~ 0x1200)`.
     pub fn pfns(&self) -> Option<Range<u64>> {
         let (range, _) = self.fields.split_once("range=(")?.1.split_once(')')?;
         let (start, end) = range.split_once(" ~ ")?;
@@ -135,8 +135,8 @@ fn hex(text: &str) -> Option<u64> {
     u64::from_str_radix(text.trim_start_matches("0x"), 16).ok()
 }
 
-/// Where the pages of a slot are now, by offset in the file: faults them in as
-/// `KVM_PRE_FAULT_MEMORY` does, which leaves a page where it is and as it is.
+/// The places of the pages of a slot, by offset in the file. Faults them in by
+/// `KVM_PRE_FAULT_MEMORY`, which neither moves nor changes a page.
 pub fn frames(vcpu: &Vcpu, slot: &Slot, fd: impl AsFd) -> Result<BTreeMap<u64, Frame>> {
     let ino = fstat(fd).context("fstat")?.st_ino;
     let trace = Trace::start(&["memfile:memfile_get_pfn"])?;
@@ -156,31 +156,31 @@ pub fn frames(vcpu: &Vcpu, slot: &Slot, fd: impl AsFd) -> Result<BTreeMap<u64, F
     Ok(frames)
 }
 
-/// How many pages are not where they were.
+/// How many pages have moved.
 pub fn moved(before: &BTreeMap<u64, Frame>, after: &BTreeMap<u64, Frame>) -> u64 {
     let elsewhere =
         |(offset, old): &(&u64, &Frame)| after.get(offset).is_none_or(|new| new.pfn != old.pfn);
     before.iter().filter(elsewhere).count() as u64
 }
 
-/// What happens to a guest's pages while somebody looks for pages to move.
+/// What happens to a guest's pages while the kernel looks for pages to move.
 #[derive(Clone, Copy, Debug)]
 pub struct Isolation {
-    /// How many of the pages were looked at.
+    /// How many of the pages were scanned.
     pub seen: u64,
     /// How often a page was isolated in vain: taken off its list, refused, and put back. It counts
-    /// those of others as well, but few of them do not move.
+    /// other pages as well, but nearly all of them move.
     pub vain: u64,
 }
 
 impl Isolation {
-    /// Watch `work` look for pages.
+    /// Watch while `work` looks for pages.
     pub fn during(
         before: &BTreeMap<u64, Frame>,
         work: impl FnOnce() -> Result<()>,
     ) -> Result<Isolation> {
         let pfns: BTreeSet<u64> = before.values().map(|frame| frame.pfn).collect();
-        // What waits in lists of each CPU joins those that are meant.
+        // Pages in the lists of the CPUs join the lists of the zone.
         drop_caches()?;
         let trace = Trace::start(&[
             "compaction:mm_compaction_isolate_migratepages",
@@ -196,7 +196,7 @@ impl Isolation {
         Ok(isolation)
     }
 
-    /// Fail unless those that were looked at were isolated in vain.
+    /// Fail unless the scanned pages were isolated in vain.
     pub fn expect_vain(&self) -> Result<()> {
         ensure!(self.seen > 0 && self.vain >= self.seen / 2, "{} were isolated", self.vain);
         Ok(())

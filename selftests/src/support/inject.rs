@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Allocations that fail to order.
+//! Injected failures of allocations.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -15,17 +15,16 @@ use crate::sys::{Errno, SysResult, require_root};
 /// More tries than any call needs.
 const LIMIT: u32 = 2000;
 
-/// By how much a call gets more memory from one try to the next, in bytes: less than what it asks
-/// for at once.
+/// How many more bytes a call gets at each try: less than a single allocation.
 const STEP: u32 = 128;
 
-/// Which allocations fail.
+/// The allocations that fail.
 #[derive(Clone, Copy, Debug)]
 pub enum Shortage {
-    /// One of them: the first of a call, then its second, and so on.
+    /// One allocation: the first of a call, then its second, and so on.
     Once,
-    /// All from the slab once a call has had so many bytes from there: none, then a few, and so on.
-    /// What fails once is often tried again in some other way; this fails again.
+    /// All slab allocations once a call has had that many bytes from the slab: none, then a few,
+    /// and so on. Code often retries a failed allocation in another way; the retry fails as well.
     Lasting,
 }
 
@@ -34,9 +33,9 @@ pub const SHORTAGES: [Shortage; 2] = [Shortage::Once, Shortage::Lasting];
 
 /// Fails allocations of the thread that made it, and of no other.
 pub struct Injector {
-    /// Which of the thread's allocations fails next.
+    /// The number of the thread's allocation that fails next.
     nth: File,
-    /// How many percent of its allocations fail, once it has had so many bytes.
+    /// The percentage of its allocations that fail, and after how many bytes.
     percent: File,
     bytes: File,
     _settings: Vec<Setting>,
@@ -50,11 +49,12 @@ impl Injector {
             Ok(file) => Ok(file),
             Err(_) => skip(format!("the kernel has no {path}")),
         };
-        // Opened now, because that cannot be done any more when allocations fail.
+        // Opened now, because an open fails when allocations fail.
         let nth = open("/proc/thread-self/fail-nth")?;
         let percent = open("/sys/kernel/debug/failslab/probability")?;
         let bytes = open("/sys/kernel/debug/failslab/space")?;
-        // Those that may wait as well, those for user memory, single pages; and no word about it.
+        // Include allocations that may wait, allocations for user memory, and single pages; print
+        // nothing.
         let settings = [
             ("failslab/task-filter", "Y"),
             ("failslab/times", "-1"),
@@ -75,10 +75,10 @@ impl Injector {
         Ok(Injector { nth, percent, bytes, _settings: set })
     }
 
-    /// Try `n`, counted from 1, of `call` without memory: what it returns, and whether it came to
-    /// an allocation that failed. For [`Shortage::Lasting`] `failed` says so.
+    /// Try `n`, counted from 1, of `call` without memory: its result, and whether an allocation
+    /// failed. For [`Shortage::Lasting`] `failed` tells the latter.
     ///
-    /// `call` had better not allocate in user space.
+    /// `call` must not allocate in userspace.
     pub fn call<R>(
         &self,
         shortage: Shortage,
@@ -107,9 +107,9 @@ impl Injector {
         }
     }
 
-    /// Make `call` with less memory than it needs, a little more each time, until it has enough;
-    /// in both ways. `check` looks at what each try left behind, and gets everything ready for the
-    /// next. How many failed; all of those said ENOMEM.
+    /// Make `call` with less memory than it needs, a little more each time, until it has enough; in
+    /// both ways. `check` checks the state after each try and prepares the next one. Returns how
+    /// many failed; all of them gave ENOMEM.
     pub fn sweep<S, T: Debug>(
         &self,
         what: &str,
@@ -141,7 +141,7 @@ impl Injector {
 }
 
 fn write(mut file: &File, number: u32) -> Result<()> {
-    // On the stack: the file may be what makes allocations fail.
+    // On the stack: the write may make allocations fail.
     let mut text = [0; 12];
     let mut rest = &mut text[..];
     write!(rest, "{number}")?;

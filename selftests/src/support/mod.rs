@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What several suites need, and no one else does.
+//! Helpers that several suites share.
 
 pub mod inject;
 pub mod setup;
@@ -7,6 +7,6 @@ pub mod stress;
 pub mod uffd;
 pub mod uring;
 
-/// What the controls of the runner change that leave a knob turned, and to what.
+/// The knob that some controls of the runner leave changed, and its value.
 pub const KNOB_PATH: &str = "/proc/sys/vm/swappiness";
 pub const KNOB_VALUE: &str = "7";

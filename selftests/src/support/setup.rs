@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A VM with one vCPU and one slot of private memory: where most cases start.
+//! A VM with one vCPU and one slot of private memory: the start of most cases.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -42,7 +42,7 @@ pub const LAYOUTS: [Layout; 6] = [
     Layout { gpa: 16 * MIB + 7 * PAGE, offset: 64 * MIB + PAGE },
 ];
 
-/// The four choices of `KVM_CAP_MEMFILE`, named after what may happen to the pages.
+/// The four choices of `KVM_CAP_MEMFILE`, named after what the host may do with the pages.
 pub const PINNED: u64 = MEMFILE_F_ALL;
 pub const MOVABLE: u64 = MEMFILE_F_USER_INACCESSIBLE | MEMFILE_F_UNRECLAIMABLE;
 pub const RECLAIMABLE: u64 = MEMFILE_F_USER_INACCESSIBLE | MEMFILE_F_UNMOVABLE;
@@ -74,8 +74,8 @@ impl Setup {
         Setup::in_vm(vm_with_flags(flags)?, Private::Memfile, size, LAYOUTS[0])
     }
 
-    /// The same with memory that KVM itself uses or, with `access` off, does not. The shared side
-    /// has [`SHARED`] in it.
+    /// The same, in a VM whose private memory KVM itself may use if `access` is set. The shared
+    /// side contains [`SHARED`].
     pub fn used_by_kvm(flags: u64, access: bool, size: u64) -> Result<Setup> {
         let vm = vm_with_flags(flags)?;
         vm.raw_enable_cap(KVM_CAP_MEMFILE_ACCESS, access.into())
@@ -85,7 +85,7 @@ impl Setup {
         Ok(s)
     }
 
-    /// The same with [`GUEST`] all over, which the guest has written.
+    /// The same, after the guest has filled it with [`GUEST`].
     pub fn filled(flags: u64, size: u64) -> Result<Setup> {
         let mut s = Setup::with_flags(flags, size)?;
         s.vcpu.fill(s.slot.gpa, size, GUEST)?;
@@ -100,12 +100,12 @@ impl Setup {
         Setup::on_file(vm, Private::Memfile, fd, size, LAYOUTS[0])
     }
 
-    /// The same file with its content, in another VM, which chooses these flags for it.
+    /// The same file with its content, in another VM with these flags.
     pub fn pass_on(self, flags: u64) -> Result<Setup> {
         self.pass_on_after(flags, || Ok(()))
     }
 
-    /// The same with work in between, while no VM has the file.
+    /// The same, and do `work` in between, while the file is in no VM.
     pub fn pass_on_after(self, flags: u64, work: impl FnOnce() -> Result<()>) -> Result<Setup> {
         let Setup { vm, vcpu, fd, slot, kind, offset } = self;
         drop((vcpu, vm));
@@ -119,7 +119,7 @@ impl Setup {
         Setup::on_file(vm, kind, fd, size, layout)
     }
 
-    /// The same as [`Setup::at`], on a file that is there.
+    /// The same as [`Setup::at`], on an existing file.
     pub fn on_file(vm: Vm, kind: Private, fd: OwnedFd, size: u64, layout: Layout) -> Result<Setup> {
         let slot = vm.add_private(SLOT, layout.gpa, size, kind, &fd, layout.offset)?;
         vm.set_private(slot.gpa, slot.size)?;
@@ -127,7 +127,7 @@ impl Setup {
         Ok(Setup { vm, vcpu, fd, slot, kind, offset: layout.offset })
     }
 
-    /// Make the slot again that was deleted by its number.
+    /// Make the slot again after it was deleted by its number.
     pub fn bind_again(&self) -> Result<()> {
         let private = Some((self.kind, self.fd.as_fd(), self.offset));
         let request = region(self.slot.id, self.slot.gpa, &self.slot.view, private);
@@ -141,8 +141,8 @@ impl Setup {
         pages.parse().context("memfile-pages")
     }
 
-    /// Swap the guest out, which does not run, `bytes` at a time, until its file has no page in
-    /// memory. What is being written may still be there.
+    /// Swap the guest out, `bytes` at a time, until its file has no page in memory. The guest must
+    /// not run. Pages under writeback may still be in memory.
     pub fn swap_out(&self, cgroup: &Cgroup, bytes: u64) -> Result<()> {
         for _ in 0..8 {
             if self.resident()? == 0 {
@@ -163,7 +163,8 @@ impl Setup {
     }
 }
 
-/// The device has the flags if it can make a VM that has them, else none. See the suites `cap_without_*`.
+/// The flags on the device if it can make a VM that has them, else none. See the suites
+/// `cap_without_*`.
 pub fn expect_as_vm_types_say() -> Result<()> {
     let kvm = open_kvm()?;
     let wanted = if supports(&kvm, VmType::Protected) { MEMFILE_F_ALL as i32 } else { 0 };

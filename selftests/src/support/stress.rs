@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guest vCPUs access memory while the host converts, punches, allocates and pre-faults it.
 //!
-//! What each page must hold is in a table that host and guest share, with an epoch that is odd
-//! while the page is being changed; see `program.s`. A vCPU judges a word only if the epoch did not
-//! change around its load, and then it must be exactly the word of the table: a stale mapping is
-//! caught by content. Each vCPU also has a word of its own in each page, which must survive as long
-//! as the epoch does.
+//! A table that host and guest share has the expected content of each page, with an epoch that is
+//! odd while the page is being changed; see `program.s`. A vCPU checks a word only if the epoch did
+//! not change around its load; then it must be the word of the table, so a stale mapping shows by
+//! its content. Each vCPU also has a word of its own in each page, which must survive as long as
+//! the epoch does.
 //!
 //! The file is longer than the slot: in its tail another consumer and another VM come and go.
 
@@ -27,7 +27,7 @@ use crate::sys::*;
 use crate::vm::{Door, Private, RunCounters, Vm};
 use crate::{GIB, HUGE, PAGE};
 
-/// How long a stress lasts: on guest_memfd, where it shows that the stress itself is right, less.
+/// Duration of a stress; shorter on guest_memfd, where it only tests the stress itself.
 const DURATION: Duration = Duration::from_secs(3);
 const DURATION_GMEM: Duration = Duration::from_millis(1500);
 /// A huge page and one more.
@@ -48,7 +48,7 @@ pub enum Length {
     Actions(u64),
 }
 
-/// What the host does to the pages.
+/// Actions of the host on pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Share,
@@ -66,7 +66,7 @@ pub enum Action {
     Take,
 }
 
-/// What needs nothing but the guest and its file.
+/// Actions that need only the guest and its file.
 pub const EVERYTHING: [Action; 6] = [
     Action::Share,
     Action::Privatise,
@@ -76,13 +76,13 @@ pub const EVERYTHING: [Action; 6] = [
     Action::PreFault,
 ];
 
-/// One round of what others do with the file meanwhile.
+/// One round of the work of other users of the file.
 pub type Other = Box<dyn FnMut() -> Result<()> + Send>;
 
-/// What takes pages away that may be taken.
+/// Takes away pages that are movable or reclaimable.
 pub struct Host {
     pub cgroup: Cgroup,
-    /// Takes the memory away that the guest's pages lie in, and gives it back.
+    /// Takes away the memory blocks that the guest's pages lie in, and gives them back.
     pub take: Box<dyn Fn() -> Result<()>>,
 }
 
@@ -135,7 +135,7 @@ impl Bench {
         self.s.vm.system().word(TABLE + page * STRESS_ENTRY)
     }
 
-    /// From here on nobody judges these pages.
+    /// From here on no vCPU checks these pages.
     fn begin(&mut self, first: u64, count: u64) {
         for page in first..first + count {
             self.epoch(page).fetch_add(1, Ordering::SeqCst);
@@ -164,7 +164,7 @@ impl Bench {
         Pattern::Generation(self.generation)
     }
 
-    /// Do one thing to some pages.
+    /// Do one action to some pages.
     fn act(&mut self, action: Action) -> Result<()> {
         let longest = if self.rng.below(4) == 0 { PAGES } else { 16 };
         let first = self.rng.below(PAGES);
@@ -254,7 +254,7 @@ impl Bench {
         Ok(())
     }
 
-    /// What this stress was given to take pages away with.
+    /// The host of this stress, which takes pages away.
     pub fn host(&self) -> Result<&Host> {
         self.host.as_ref().context("this stress has no host")
     }
@@ -268,7 +268,7 @@ impl Bench {
         }
     }
 
-    /// What the stress command needs to know, for vCPU `id`.
+    /// The arguments of the stress command for vCPU `id`.
     pub fn arguments(&self, id: u64) -> [u64; 6] {
         let own = STRESS_WORDS * 8 + id * 8;
         let random = mix(id ^ self.generation) | 1;
@@ -280,7 +280,7 @@ impl Bench {
         self.run_beside(vcpus, actions, Vec::new())
     }
 
-    /// The same while `others` do what they do, each again and again in a thread of its own.
+    /// The same while each of `others` repeats its work in a thread of its own.
     pub fn run_beside(mut self, vcpus: u64, actions: &[Action], others: Vec<Other>) -> CaseResult {
         let mut workers = Vec::new();
         for id in 1..=vcpus {
@@ -330,7 +330,7 @@ impl Bench {
         result
     }
 
-    /// Pick from `actions` until it is time to end, or somebody has `ended` before.
+    /// Pick from `actions` until it is time to end, or a thread has `ended` before.
     fn act_for_a_while(
         &mut self,
         actions: &[Action],
@@ -340,7 +340,7 @@ impl Bench {
     ) -> Result<()> {
         let start = Instant::now();
         while !ended() {
-            // Everything is done twice, however long one thing takes.
+            // Each action is done at least twice, even if one takes long.
             let missing = done.iter().position(|&times| times < 2);
             let over = match self.length {
                 Length::Time(duration) => start.elapsed() >= duration,
@@ -357,7 +357,8 @@ impl Bench {
         Ok(())
     }
 
-    /// A module's life, time and again: consumers bind, hear of holes, unbind, and it is unloaded.
+    /// Repeats the life of a module: consumers bind, get callbacks for holes, unbind, and it is
+    /// unloaded.
     pub fn consumers(&self) -> Result<Other> {
         let (fd, module) = (self.s.fd.try_clone()?, Module::test()?);
         let all = (self.layout.offset + PAGES * PAGE + HUGE) / PAGE;
@@ -387,8 +388,8 @@ impl Bench {
         }))
     }
 
-    /// A VM's life, time and again: it binds a part of the file, runs, punches, and is destroyed,
-    /// with its slot or after it.
+    /// Repeats the life of a VM: it binds a part of the file, runs, punches, and is destroyed, with
+    /// its slot or after it.
     pub fn another_vm(&self) -> Result<Other> {
         let fd: OwnedFd = self.s.fd.try_clone()?;
         let (len, offset) = (16 * PAGE, self.layout.offset + PAGES * PAGE + HUGE / 2);
@@ -411,7 +412,7 @@ impl Bench {
     }
 }
 
-/// Does `other` until it is `over`, but twice at least. How often it did.
+/// Repeats `other` until it is `over`, but at least twice. Returns how often.
 fn repeat(mut other: Other, over: &AtomicBool) -> Result<u64> {
     let mut rounds = 0;
     while rounds < 2 || !over.load(Ordering::Relaxed) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The little of userfaultfd that the tests of the seal need.
+//! The part of userfaultfd that the tests of the seal use.
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
@@ -56,7 +56,7 @@ impl Userfault {
         self.ioctl(UFFDIO_ZEROPAGE, &mut [view.addr() + offset, PAGE, 0, 0])
     }
 
-    /// Whether a fault waits to be served.
+    /// Whether a fault is waiting.
     pub fn has_event(&self) -> Result<bool> {
         let mut fd = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: The entry outlives the call.

@@ -74,7 +74,7 @@ impl Ring {
         unsafe { &*((self.rings.addr() + u64::from(offset)) as *const AtomicU32) }
     }
 
-    /// Read or write `buffer` at the start of a file: what the completion says.
+    /// Read or write `buffer` at the start of a file: the result of the completion.
     pub fn transfer(&mut self, fd: c_int, buffer: &mut [u8], write: bool) -> Result<SysResult> {
         let [head, tail, mask, .., array, _, _, _] = self.params.sq;
         let index =
@@ -144,7 +144,7 @@ impl AioContext {
         Ok(AioContext(context))
     }
 
-    /// Read or write `buffer` at the start of a file: what the event says, or the refusal.
+    /// Read or write `buffer` at the start of a file: the result of the event, or the refusal.
     pub fn transfer(&mut self, fd: c_int, buffer: &mut [u8], write: bool) -> Result<SysResult> {
         let block = ControlBlock {
             opcode: if write { IOCB_CMD_PWRITE } else { IOCB_CMD_PREAD },

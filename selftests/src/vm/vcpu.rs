@@ -25,7 +25,7 @@ const ENDLESS_LIMIT: Duration = Duration::from_secs(600);
 /// How often the same exit may follow itself before the vCPU counts as stuck.
 const STUCK: u32 = 100_000;
 
-/// Why the vCPU came back.
+/// Why KVM_RUN returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// The command is done.
@@ -38,7 +38,7 @@ pub enum Exit {
     Mmio { gpa: u64, write: bool },
     /// The guest uses a port other than that for "done"; see [`Vcpu::port_data`].
     Port { port: u16, write: bool },
-    /// KVM_RUN failed with this errno without saying where.
+    /// KVM_RUN failed with this errno and no address.
     Error(Errno),
     /// Triple fault.
     Shutdown,
@@ -46,12 +46,12 @@ pub enum Exit {
     Other(u32),
 }
 
-/// How an endless command went.
+/// The result of an endless command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunCounters {
     /// Rounds of [`Vcpu::watch`], words checked by [`Vcpu::stress`].
     pub rounds: u64,
-    /// Words that could not be judged because the page was changing.
+    /// Words that were not checked because the page was changing.
     pub discarded: u64,
     /// Exits because of missing memory that were answered by entering again.
     pub faults: u64,
@@ -70,7 +70,7 @@ pub struct Vcpu {
     busy: bool,
 }
 
-/// Tells a vCPU, from any thread, to end an endless command, and how far it is.
+/// Ends, from any thread, an endless command of a vCPU, and reads its progress.
 #[derive(Clone)]
 pub struct Stopper {
     system: Arc<Mapping>,
@@ -87,7 +87,7 @@ impl Stopper {
         self.system.load(self.mailbox + guest::BOX_ROUNDS)
     }
 
-    /// What [`Command::Watch`] loaded in the last round that it finished, ORed.
+    /// The words that [`Command::Watch`] loaded in its last complete round, ORed.
     pub fn watched(&self) -> u64 {
         self.system.load(self.mailbox + guest::BOX_RESULTS)
     }
@@ -115,7 +115,7 @@ impl Vcpu {
         Ok(vcpu)
     }
 
-    /// Drop the command that a memory fault interrupted, and be ready for the next one.
+    /// Drop the command that a memory fault interrupted, so that another can follow.
     pub fn restart(&mut self) -> Result<()> {
         let regs = kvm_regs {
             rip: self.program,
@@ -125,7 +125,7 @@ impl Vcpu {
             ..Default::default()
         };
         self.fd.set_regs(&regs).context("KVM_SET_REGS")?;
-        // The program reports for duty before its first command.
+        // The program exits once before its first command.
         match self.run()? {
             Exit::Done => Ok(()),
             other => bail!("vCPU {} did not start: {other:x?}", self.id),
@@ -142,7 +142,7 @@ impl Vcpu {
         Stats::open(self.borrowed())
     }
 
-    /// Enter the guest until it exits; a signal alone is no exit. An error if it stays too long.
+    /// Enter the guest until it exits; a signal alone is no exit. An error after the time limit.
     pub fn run(&mut self) -> Result<Exit> {
         self.run_for(RUN_LIMIT)
     }
@@ -217,7 +217,7 @@ impl Vcpu {
         Exit::MemoryFault { errno, gpa: fault.gpa, size: fault.size, flags: fault.flags }
     }
 
-    /// What the guest sends to a port, or where it expects what it receives. To be used after
+    /// The data of the guest's port access, for reading or, for input, for writing. For use after
     /// [`Exit::Port`].
     pub fn port_data(&mut self) -> &mut [u8] {
         let run = self.fd.get_kvm_run();
@@ -231,7 +231,7 @@ impl Vcpu {
         unsafe { std::slice::from_raw_parts_mut(start.add(io.data_offset as usize), len) }
     }
 
-    /// What the guest writes where no memory is, or where it expects what it reads. To be used after
+    /// The data of the guest's MMIO access, for reading or, for a load, for writing. For use after
     /// [`Exit::Mmio`].
     pub fn mmio_data(&mut self) -> &mut [u8] {
         let run = self.fd.get_kvm_run();
@@ -413,8 +413,8 @@ impl Vcpu {
         )
     }
 
-    /// Enter until the posted command is done, however often the vCPU comes back because memory is
-    /// being converted or its slot replaced. What it reads meanwhile is anything.
+    /// Enter until the posted command is done, through all exits that a conversion or the
+    /// replacement of a slot causes. Its loads meanwhile may give any value.
     pub fn run_endless(&mut self, command: Command) -> Result<RunCounters> {
         let (mut faults, mut last, mut repeated) = (0, Exit::Done, 0);
         loop {
@@ -436,13 +436,12 @@ impl Vcpu {
         })
     }
 
-    /// What ends an endless command. Post the command before using it.
+    /// A handle that ends an endless command. Post the command before using it.
     pub fn stopper(&self) -> Stopper {
         Stopper { system: self.system.clone(), mailbox: self.mailbox }
     }
 
-    /// `KVM_PRE_FAULT_MEMORY` until everything is mapped or it fails: the errno, and the bytes
-    /// that were left then.
+    /// `KVM_PRE_FAULT_MEMORY` until all is mapped or it fails: the errno, and the bytes left.
     pub fn raw_pre_fault(&self, gpa: u64, size: u64) -> (SysResult<()>, u64) {
         let mut left = size;
         loop {
@@ -454,7 +453,7 @@ impl Vcpu {
         }
     }
 
-    /// `KVM_PRE_FAULT_MEMORY` once: what it says, and the bytes that are left.
+    /// `KVM_PRE_FAULT_MEMORY` once: its result, and the bytes left.
     pub fn raw_pre_fault_once(&self, gpa: u64, size: u64) -> (SysResult<()>, u64) {
         let mut arg = kvm_pre_fault_memory { gpa, size, ..Default::default() };
         // SAFETY: The structure is the one of this ioctl.
