@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The program that runs in a real guest as its process 1, and what the host and it say to each
-//! other.
+//! The program that runs in a real guest as its process 1, and its protocol with the host.
 //!
-//! They speak over a serial port, a line at a time. Who asks sends `NUMBER VERB WORDS`, who answers
-//! `NUMBER out WORD` as often as there is something, and at last `NUMBER ok WORDS` or `NUMBER no
-//! WORD`. First of all the guest says `ready`, its kernel's release and its memory in KiB. In a word
-//! there is no space: see [`encode`].
+//! They exchange lines over a serial port. A request is `NUMBER VERB WORDS`. The answer is any
+//! number of lines `NUMBER out WORD`, and then `NUMBER ok WORDS` or `NUMBER no WORD`. The guest
+//! begins with `ready`, its kernel's release and its memory in KiB. A word contains no space: see
+//! [`encode`].
 
 mod area;
 mod init;
@@ -18,9 +17,9 @@ use anyhow::{Context, Result};
 pub use init::run;
 pub use worker::work;
 
-/// First word of what the guest says without being asked.
+/// First word of the guest's first line.
 pub const READY: &str = "ready";
-/// An argument of the guest's kernel: the port for all this.
+/// An argument of the guest's kernel: the serial port of the protocol.
 pub const PORT: &str = "memfile.port";
 /// Folder of modules in the guest, and in it the file with their names in order.
 pub const MODULES: &str = "/lib/modules/guest";
@@ -28,17 +27,17 @@ pub const ORDER: &str = "order";
 /// The module that asks for conversions, where there is one.
 pub const CONVERT: &str = "/lib/modules/memfile_guest.ko";
 
-/// What answers a request.
+/// A line that answers a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// More is to come.
+    /// More lines follow.
     Out(String),
     Done(Vec<String>),
     Refused(String),
 }
 
-/// Text as one word: what is not a printable character of ASCII, `%` and no text at all are
-/// written as `%` and two digits, or as `%` alone.
+/// Text as one word: `%`, and each byte that is not a printable character of ASCII, become `%` and
+/// two digits; empty text becomes `%`.
 pub fn encode(text: &str) -> String {
     let mut word = String::new();
     for byte in text.bytes() {
@@ -85,7 +84,7 @@ pub fn words(line: &str) -> Result<Vec<String>> {
     words.collect::<Option<_>>().with_context(|| format!("{line:?} is not in words"))
 }
 
-/// What a line answers, and to which request; none if it is no answer.
+/// The number of the request that a line answers, and the answer; none if it is no answer.
 pub fn answer(line: &str) -> Option<(u64, Answer)> {
     let mut words = words(line).ok()?.into_iter();
     let number = words.next()?.parse().ok()?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What operations cost, in instructions, on memfile and on guest_memfd in the same boot.
+//! The cost of operations, in instructions, on memfile and on guest_memfd in the same boot.
 //!
 //! Meant for a machine with one CPU whose time stamp counter counts instructions (`scripts/boot
 //! --icount`); elsewhere the figures are ticks of that counter and mean nothing.
@@ -16,27 +16,27 @@ use crate::sys::{self, Mapping};
 use crate::vm::{Private, Vcpu, Vm, region, small_pages};
 use crate::{GIB, HUGE, PAGE};
 
-/// Where the guest's memory under test begins.
+/// Guest physical address of the memory under test.
 const GPA: u64 = 4 * GIB;
 /// First slot under test.
 const SLOT: u32 = 1;
 /// Pages of a measurement of single pages.
 const PAGES: u64 = 1024;
-/// What is measured and profiled.
+/// The memory that is measured and profiled.
 const FAULT: &str = "4K first-touch fault, exit to resume";
-/// Both kinds, the one to be compared with last.
+/// Both kinds; the reference is the last one.
 const KINDS: [Private; 2] = [Private::Memfile, Private::GuestMemfd];
 
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
-    /// What was done.
+    /// The operation.
     pub name: String,
-    /// On what.
+    /// The kind of memory.
     pub subject: &'static str,
     /// Instructions each.
     pub instructions: u64,
-    /// How often it was done.
+    /// The number of operations.
     pub times: u64,
 }
 
@@ -45,7 +45,7 @@ pub struct Figure {
 pub struct Profile {
     pub name: String,
     pub subject: &'static str,
-    /// How often it was done.
+    /// The number of operations.
     pub times: u64,
 }
 
@@ -62,14 +62,14 @@ fn now() -> u64 {
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
-/// What scripts/profile.c looks for: 1 begins a window, 0 ends it. To a CPU it is a no-op.
+/// A marker for scripts/profile.c: 1 begins a window, 0 ends it. To a CPU it is a no-op.
 #[inline(always)]
 fn mark<const N: u32>() {
     // SAFETY: A no-op that touches no memory.
     unsafe { std::arch::asm!("nopl 0x4d454d00 + {}(%rax)", const N, options(att_syntax)) }
 }
 
-/// How many instructions `work` takes.
+/// The number of instructions of `work`.
 fn count(work: impl FnOnce() -> Result<()>) -> Result<u64> {
     let start = now();
     work()?;
@@ -107,11 +107,11 @@ impl Report {
     }
 }
 
-/// Everything that private memory does.
+/// All operations of private memory.
 pub fn private() -> Result<Report> {
     let mut report = Report { kernel: sys::kernel_release()?, ..Report::default() };
     for kind in KINDS {
-        // The first of everything costs more: per-CPU caches, static calls, page tables.
+        // The first operation of a kind costs more: per-CPU caches, static calls, page tables.
         faults(kind, &mut Report::default())?;
         faults(kind, &mut report)?;
         conversions(kind, &mut report)?;
@@ -120,7 +120,7 @@ pub fn private() -> Result<Report> {
         }
         bind(kind, 4096, &mut report)?;
     }
-    // In turns: what a hole costs depends on how free memory is cut up, too.
+    // In turns, because the cost of a hole also depends on the fragmentation of free memory.
     for bindings in [1, 100, 1000] {
         for kind in KINDS {
             punch_all(kind, bindings, &mut report)?;
@@ -132,13 +132,13 @@ pub fn private() -> Result<Report> {
     Ok(report)
 }
 
-/// Where the instructions go: does in windows what is to be counted there.
+/// The profiles: runs the operations within windows.
 pub fn profiles() -> Result<Report> {
     let mut report = Report { kernel: sys::kernel_release()?, ..Report::default() };
     let pages = 32 * PAGES;
     for kind in KINDS {
         let mut b = Bench::new(kind, pages * PAGE, 1)?;
-        // Once before, so that both find free memory as they left it.
+        // Once before, so that both find free memory in the same state.
         b.touch(0, pages * PAGE)?;
         b.punch(0, pages * PAGE)?;
         report.profile(FAULT, kind, pages, || b.touch(0, pages * PAGE).map(drop))?;
@@ -210,7 +210,7 @@ impl Bench {
         count(|| self.vcpu.fill_pages(GPA + start, len, Pattern::Constant(1)))
     }
 
-    /// Has everything allocated and mapped.
+    /// Lets all pages be allocated and mapped.
     fn populate(&self) -> Result<()> {
         let (result, left) = self.vcpu.raw_pre_fault(GPA, self.size);
         result.with_context(|| format!("pre-fault, {left} bytes left"))
@@ -221,11 +221,11 @@ impl Bench {
     }
 }
 
-/// The fault of a page that is not there, and of one that is.
+/// The fault of a page that is not allocated, and of one that is.
 fn faults(kind: Private, report: &mut Report) -> Result<()> {
     let size = PAGES * PAGE;
     let mut b = Bench::new(kind, size + HUGE, 1)?;
-    // The page tables of the first pages, and what one command costs.
+    // The page tables of the first pages, and the cost of one command.
     b.touch(0, HUGE)?;
     let first = b.touch(HUGE, size)?;
     let again = b.touch(HUGE, size)?;
@@ -291,8 +291,7 @@ fn punch_all(kind: Private, bindings: u64, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The slot of a file that is full goes; a VM goes with a full file, which, if it is a guest_memfd,
-/// keeps the VM.
+/// The slot of a full file is deleted; a VM ends with its full file. A guest_memfd keeps its VM.
 fn teardown(kind: Private, report: &mut Report) -> Result<()> {
     let b = Bench::new(kind, GIB, 1)?;
     b.populate()?;
@@ -310,7 +309,7 @@ fn teardown(kind: Private, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Slots come and go.
+/// Slots are bound and unbound.
 fn bind(kind: Private, bindings: u64, report: &mut Report) -> Result<()> {
     let b = Bench::new(kind, bindings * PAGE, bindings)?;
     let unbind = count(|| b.unbind())?;
@@ -322,7 +321,7 @@ fn bind(kind: Private, bindings: u64, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// An ordinary memfd, which must not notice that there is memfile.
+/// An ordinary memfd, whose cost must not depend on memfile.
 pub fn shmem() -> Result<Report> {
     let mut report = Report { kernel: sys::kernel_release()?, ..Report::default() };
     for report in [&mut Report::default(), &mut report] {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A consumer of memfiles that tests can drive and ask: `/dev/memfile-test`.
+//! A consumer of memfiles that tests control: `/dev/memfile-test`.
 //!
 //! `rust/test/memfile_test.rs` of the kernel module is the other side.
 
@@ -27,23 +27,24 @@ ioctl_iowr_nr!(HOLD, MAGIC, 6, [u64; 3]);
 ioctl_iowr_nr!(FAULT, MAGIC, 7, [u64; 3]);
 ioctl_iowr_nr!(ENTRY, MAGIC, 8, [u64; 3]);
 
-/// How to bind.
+/// Kinds of bindings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Listens only.
+    /// An observer.
     Observer,
-    /// Has its pages to itself, with these `MEMFILE_F_*`.
+    /// A mapper, with these `MEMFILE_F_*`.
     Mapper(u64),
-    /// Likewise, and maps the pages: the example of the abstraction. Binds [`DEVICE_FRAMES`].
+    /// The device of the abstraction's example: a mapper that also maps the pages. Binds
+    /// [`DEVICE_FRAMES`].
     Device,
 }
 
-/// A mapper with the flags that KVM has.
+/// A mapper with KVM's default flags.
 pub const MAPPER: Mode = Mode::Mapper(MEMFILE_F_ALL);
-/// Pages that a [`Mode::Device`] binds, whatever it is told.
+/// Number of pages that a [`Mode::Device`] binds, regardless of the span.
 pub const DEVICE_FRAMES: u64 = 64;
 
-/// What is bound: pages of the file, and the consumer's number for the first.
+/// The span of a binding: pages of the file, and the consumer's frame for the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     pub pgoff: u64,
@@ -66,10 +67,10 @@ pub enum Event {
     Young(u64, u64),
 }
 
-/// What a binding has heard.
+/// The recorded callbacks of a binding.
 #[derive(Debug)]
 pub struct Heard {
-    /// Callbacks while nothing was bound.
+    /// Callbacks without a binding.
     pub late: u64,
     pub starts: u64,
     pub ends: u64,
@@ -77,7 +78,7 @@ pub struct Heard {
     pub events: Vec<Event>,
 }
 
-/// A page that a mapper was given.
+/// A page that a mapper got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page {
     pub pfn: u64,
@@ -89,7 +90,7 @@ pub struct Page {
 pub struct Consumer(OwnedFd);
 
 impl Consumer {
-    /// A consumer with nothing bound; loads memfile_test.ko, SKIP if it is not there.
+    /// A consumer without a binding; loads memfile_test.ko, SKIP if it is not there.
     pub fn new() -> Result<Consumer> {
         let device = "/dev/memfile-test";
         let fd = sys::open(device, libc::O_RDWR).or_else(|_| {
@@ -99,7 +100,7 @@ impl Consumer {
         fd.map(Consumer)
     }
 
-    /// A consumer that has bound something.
+    /// A consumer with a binding.
     pub fn bound(file: impl AsFd, mode: Mode, span: Span) -> Result<Consumer> {
         let consumer = Consumer::new()?;
         consumer.bind(file, mode, span).with_context(|| format!("bind {mode:?} to {span:?}"))?;
@@ -110,7 +111,7 @@ impl Consumer {
         self.raw_bind(file.as_fd().as_raw_fd() as u64, mode, span)
     }
 
-    /// Bind to whatever has this number.
+    /// Bind a file by the number of its descriptor.
     pub fn raw_bind(&self, fd: u64, mode: Mode, span: Span) -> SysResult<()> {
         let (what, flags) = match mode {
             Mode::Observer => (0, 0),
@@ -126,12 +127,12 @@ impl Consumer {
         ioctl_val(&self.0, UNBIND(), 0).map(drop)
     }
 
-    /// Keep callbacks in `invalidate_start`, or let them go.
+    /// Hold callbacks in `invalidate_start`, or let them go.
     pub fn block(&self, blocked: bool) -> SysResult<()> {
         ioctl_val(&self.0, BLOCK(), blocked.into()).map(drop)
     }
 
-    /// What was heard since it was bound last.
+    /// The callbacks since it was last bound.
     pub fn heard(&self) -> Result<Heard> {
         let mut arg = [0; 6 + 3 * KEPT];
         // SAFETY: The array is the one of this ioctl.
@@ -146,7 +147,7 @@ impl Consumer {
         Ok(Heard { late, starts, ends, events: events.collect() })
     }
 
-    /// Fail unless exactly these invalidations were heard, one after the other.
+    /// Fail unless the callbacks are exactly these invalidations, one after the other.
     pub fn expect_heard(&self, ranges: &[(u64, u64)]) -> Result<()> {
         let heard = self.heard()?;
         let whole = |&(start, end): &(u64, u64)| [Event::Start(start, end), Event::End(start, end)];
@@ -156,7 +157,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// Fail unless every invalidation that began has ended, and none came too late.
+    /// Fail unless each start had its end, and no callback came too late.
     pub fn expect_balanced(&self) -> Result<()> {
         let heard = self.heard()?;
         let Heard { late, starts, ends, .. } = heard;
@@ -197,7 +198,7 @@ impl Consumer {
         self.page(FAULT(), frame).map(|[pfn, _]| pfn)
     }
 
-    /// What the device has mapped at a frame.
+    /// The device's entry for a frame.
     pub fn entry(&self, frame: u64) -> Result<Option<u64>> {
         match self.page(ENTRY(), frame) {
             Ok([pfn, 1]) => Ok(Some(pfn)),

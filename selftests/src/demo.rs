@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Who pays for which memory, and when: the same guest on five kinds of memory.
+//! What memory costs the host, and when: the same guest on five kinds of memory.
 //!
-//! Every figure is read from the kernel after the step it belongs to, none is computed from what
-//! was asked for.
+//! Every figure is read from the kernel after its step; none is computed from a request.
 
 mod backing;
 mod missing;
@@ -32,7 +31,7 @@ pub use real::{Real, ragged_memory, tell as tell_real};
 pub use story::Story;
 pub use table::{csv, real_text, story_csv, text};
 
-/// How a row is made.
+/// The parameters of a row.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub name: &'static str,
@@ -64,7 +63,7 @@ pub struct Row {
     pub size: u64,
     /// Bytes that the guest writes.
     pub touched: u64,
-    /// What `by_object` was read from.
+    /// The counter behind `by_object`.
     pub source: String,
     pub after_creation: Figure,
     pub after_write: Figure,
@@ -73,14 +72,14 @@ pub struct Row {
     pub after_end: Figure,
     /// The guest read zeros from all of the hole.
     pub hole_reads_zeros: bool,
-    /// The guest read what it had written from everywhere else.
+    /// The guest read its own content everywhere else.
     pub own_data_elsewhere: bool,
     /// Pages that KVM had mapped for the guest after it wrote, from KVM's statistics.
     pub kvm_pages_4k: u64,
     pub kvm_pages_2m: u64,
 }
 
-/// What the demo found.
+/// The results of the demo.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Kernel release.
@@ -93,14 +92,14 @@ pub struct Report {
 }
 
 impl Report {
-    /// Did every guest read what it should?
+    /// Did every guest read the right content?
     pub fn is_right(&self) -> bool {
         self.rows.iter().all(|row| row.hole_reads_zeros && row.own_data_elsewhere)
             && self.story.courses.iter().all(|course| course.own_data)
     }
 }
 
-/// Make all rows, and then the story; what the kernel lacks something for ends in `missing`.
+/// Make all rows, and then the story; those that the kernel cannot run are listed in `missing`.
 pub fn run(size: u64, progress: &mut dyn FnMut(&str)) -> Result<Report> {
     let kernel = sys::kernel_release()?;
     let machine = mem::meminfo("MemTotal")?;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The kernel's knobs: files of procfs, sysfs and debugfs that say how it does its work.
+//! The kernel's knobs: settings in files of procfs, sysfs and debugfs.
 //!
-//! A case that needs a knob to stand somewhere sets it with a [`Setting`], which sets it back; all
-//! others run with what the machine was booted with. [`Knobs`] is how the runner sees that a case
-//! left one changed.
+//! A case that needs another value of a knob sets it with a [`Setting`], which restores it; all
+//! other cases run with the values from boot. By [`Knobs`] the runner sees that a case left one
+//! changed.
 
 use std::fs;
 use std::io;
@@ -42,7 +42,7 @@ pub fn write(path: impl AsRef<Path>, value: &str) -> Result<()> {
 /// Write to such a file with one system call, which must not create anything.
 pub fn raw_write(path: &Path, value: &str) -> io::Result<()> {
     use std::io::Write;
-    // Not write_all(), which would go on after EINTR: a limit on a call of this kind is a signal.
+    // Not write_all(), which would go on after EINTR: the time limit of such a call is a signal.
     let written = fs::OpenOptions::new().write(true).open(path)?.write(value.as_bytes())?;
     if written == value.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
@@ -53,7 +53,7 @@ pub fn read_number(path: impl AsRef<Path>) -> Result<u64> {
     text.parse().with_context(|| format!("{} reads {text}", path.as_ref().display()))
 }
 
-/// A setting of the kernel, as it was before it was changed.
+/// The old value of a setting that was changed, restored when this is dropped.
 pub struct Setting {
     path: PathBuf,
     before: String,
@@ -69,7 +69,7 @@ impl Setting {
         Ok(Setting { path, before })
     }
 
-    /// The same; nothing if it is so already, or if the kernel does not have it.
+    /// The same; does nothing if it has that value already, or if the kernel does not have it.
     pub fn unless_so(path: impl Into<PathBuf>, value: &str) -> Result<Option<Setting>> {
         let path = path.into();
         match fs::read_to_string(&path) {
@@ -88,13 +88,13 @@ impl Drop for Setting {
     }
 }
 
-/// Of several words the one in brackets is in force.
+/// The current value; of several words, the one in brackets.
 fn in_force(text: &str) -> &str {
     let chosen = text.split_whitespace().find_map(|w| w.strip_prefix('[')?.strip_suffix(']'));
     chosen.unwrap_or(text.trim_end())
 }
 
-/// Where the knobs are that cases turn, or that change what cases see.
+/// The folders of the knobs that cases change, or that affect cases.
 const FOLDERS: [&str; 9] = [
     "/proc/sys/vm",
     "/sys/kernel/mm/hugepages",
@@ -107,16 +107,16 @@ const FOLDERS: [&str; 9] = [
     "/sys/kernel/debug/failslab",
 ];
 
-/// No knobs: to read the first is a command, and the kernel sets the others itself when memory comes
-/// and goes.
+/// Exceptions: a read of the first is a command, and the kernel itself sets the others when memory
+/// goes online or offline.
 const OTHERS: [&str; 4] =
     ["stat_refresh", "min_free_kbytes", "user_reserve_kbytes", "admin_reserve_kbytes"];
 
-/// What each knob stands at.
+/// The value of each knob.
 pub struct Knobs(Vec<(PathBuf, String)>);
 
 impl Knobs {
-    /// All of those that can be read.
+    /// All knobs that can be read.
     pub fn now() -> Knobs {
         Knobs::below(&FOLDERS)
     }
@@ -129,13 +129,13 @@ impl Knobs {
         Knobs(knobs)
     }
 
-    /// Set back what stands elsewhere now, and say what did: one line for each knob.
+    /// Restore the knobs that have changed, and report one line for each.
     pub fn set_back(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (path, before) in &self.0 {
             let now = match fs::read_to_string(path) {
                 Ok(text) => in_force(&text).to_owned(),
-                // A module, and its parameters with it, may have gone.
+                // A module may have been unloaded, and its parameters with it.
                 Err(_) => continue,
             };
             if now != *before {
@@ -150,7 +150,7 @@ impl Knobs {
     }
 }
 
-/// The knobs in a folder and in those below it: what can be both read and written.
+/// The knobs in a folder and in those below it: all files that can be both read and written.
 fn collect(folder: &Path, knobs: &mut Vec<(PathBuf, String)>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };

@@ -2,12 +2,11 @@
 //! A small test runner that speaks KTAP version 1.
 //!
 //! Suites and cases are static tables. Each case runs in a forked child that leads a process group
-//! of its own: a crash, a panic or a hang fails that case alone, and whatever it started is killed
-//! with it. What the child prints becomes `# ` diagnostics, in order and as it comes.
+//! of its own: a crash, a panic or a hang fails that case alone, and all processes that it started
+//! are killed with it. The child's output becomes `# ` diagnostics, in order and as it comes.
 //!
-//! Where it takes long to make what is tested, the cases of a suite run together, in one child, one
-//! after the other, and hand it on. A case that does not pass ends that child: the next one begins
-//! anew.
+//! Where setting up takes long, the cases of a suite run in one child, one after the other, and
+//! share the setup. A case that does not pass ends that child: the next case starts a new one.
 //!
 //! A case that leaves a knob of the kernel changed fails; the runner sets it back for the next one.
 //!
@@ -24,16 +23,16 @@ use crate::knobs::Knobs;
 pub use crate::skip::{REQUIRE, Skip, missing_memfile, skip};
 use crate::sys::{self, Errno, check};
 
-/// What a case returns: nothing to say, or an error; a [`Skip`] inside it is not a failure.
+/// The result of a case; an error with a [`Skip`] inside is not a failure.
 pub type CaseResult = Result<()>;
 
-/// Seconds a case may take unless it says otherwise.
+/// The default time limit of a case, in seconds.
 pub const TIME_LIMIT: u32 = 60;
 
-/// A case or a suite that takes longer says so.
+/// A case or a suite that takes longer reports its time.
 const SLOW: Duration = Duration::from_secs(5);
 
-/// One promise.
+/// A case: the test of one promise.
 pub struct Case {
     /// The promise in snake case.
     pub name: &'static str,
@@ -42,11 +41,11 @@ pub struct Case {
     pub limit: u32,
 }
 
-/// Promises about one subject.
+/// A suite: the tests of promises about one subject.
 pub struct Suite {
     pub name: &'static str,
     pub cases: &'static [Case],
-    /// Runs only if a pattern names it; for the controls of the runner itself.
+    /// Runs only if a pattern names it; for the controls, which test the runner itself.
     pub hidden: bool,
     /// The cases run in one child, as long as they pass.
     pub together: bool,
@@ -77,11 +76,11 @@ pub struct Options {
     pub patterns: Vec<String>,
     /// Multiplies every time limit; 1 if 0.
     pub time_factor: u32,
-    /// Name each case in the kernel log, so that a splat there finds its case.
+    /// Name each case in the kernel log, so that a splat there can be assigned to its case.
     pub kmsg: bool,
 }
 
-/// How many cases ended how.
+/// The number of cases by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub passed: u32,
@@ -90,13 +89,13 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Nothing failed, and something was tried.
+    /// Whether no case failed, and at least one ran.
     pub fn good(self) -> bool {
         self.failed == 0 && self.passed + self.skipped > 0
     }
 }
 
-/// How one case ended.
+/// The outcome of a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
     Pass,
@@ -108,7 +107,7 @@ enum Outcome {
 /// Whether `text` matches a pattern of `*`, `?` and literal characters.
 pub fn glob(pattern: &str, text: &str) -> bool {
     let (p, t): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
-    // Where the last `*` was, and how much of the text it has eaten.
+    // The position of the last `*`, and how much of the text it has matched.
     let (mut i, mut j, mut star) = (0, 0, None);
     while j < t.len() {
         match p.get(i) {
@@ -225,7 +224,7 @@ fn with_changed_knobs(outcome: Outcome, changed: &[String]) -> Outcome {
     match outcome {
         Outcome::Pass | Outcome::Skip(_) => Outcome::Fail(changed),
         Outcome::Fail(reason) => Outcome::Fail(format!("{reason}\n{changed}")),
-        // Whoever is killed sets nothing back.
+        // A child that is killed undoes none of its changes.
         Outcome::Timeout(seconds) => Outcome::Timeout(seconds),
     }
 }
@@ -250,7 +249,7 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Run one case in a child, pass on what it prints, and say how it ended.
+/// Run one case in a child, pass on its output, and return the outcome.
 fn run_case(
     suite: &Suite,
     case: &Case,
@@ -260,7 +259,7 @@ fn run_case(
 ) -> Result<Outcome> {
     let limit = case.limit * options.time_factor.max(1);
     if options.kmsg {
-        // Best effort: not everyone may write there.
+        // Best effort: the user may lack the permission.
         let line = format!("memfile-tests: {}.{}\n", suite.name, case.name);
         let _ = std::fs::write("/dev/kmsg", line);
     }
@@ -274,25 +273,25 @@ fn run_case(
     worker.run(number, limit, out)
 }
 
-/// A child that runs cases of one suite, one after the other as it is told. It is killed, and with
-/// it what it started, when this is dropped.
+/// A child that runs cases of one suite, one after the other on request. Dropping this kills it and
+/// all processes that it started.
 struct Worker {
     pid: libc::pid_t,
     pidfd: OwnedFd,
-    /// What it prints.
+    /// Its output.
     output: OwnedFd,
-    /// How a case ended: [`Verdict`]s.
+    /// The outcomes of cases: [`Verdict`]s.
     verdicts: std::fs::File,
     /// Numbers of cases, one byte each.
     orders: std::fs::File,
     status: Option<i32>,
 }
 
-/// A code of the child's and a reason, as they go through a pipe.
+/// A code of the child and a reason, as sent through a pipe.
 struct Verdict(i32, String);
 
 impl Verdict {
-    /// What a pipe takes in one piece.
+    /// The size that a pipe takes in one piece.
     const REASON: usize = 4000;
 
     fn send(&self, pipe: &mut std::fs::File) -> std::io::Result<()> {
@@ -333,7 +332,7 @@ impl Worker {
         Ok(Worker { pid, pidfd, output, verdicts, orders, status: None })
     }
 
-    /// One case, within so many seconds.
+    /// Run one case, within that many seconds.
     fn run(&mut self, number: usize, limit: u32, out: &mut dyn Write) -> Result<Outcome> {
         let deadline = Instant::now() + Duration::from_secs(limit.into());
         self.orders.write_all(&[u8::try_from(number)?]).context("tell the child")?;
@@ -348,7 +347,7 @@ impl Worker {
             let fds = [output, Some(self.verdicts.as_fd()), Some(self.pidfd.as_fd())];
             match wait(fds, left)? {
                 [true, _, _] => open = pass_on(&self.output, &mut lines, out)?,
-                // The end of the file, and with it an error, if the child is gone.
+                // If the child is gone, the end of the file, which is an error.
                 [_, true, _] => break (false, Verdict::receive(&mut self.verdicts).ok()),
                 [_, _, true] => break (false, None),
                 _ => {}
@@ -357,7 +356,7 @@ impl Worker {
         if verdict.is_none() {
             self.end();
         }
-        // The rest of what it said; whoever still holds the pipe is not waited for.
+        // The rest of its output, without waiting for other processes that hold the pipe.
         while open && wait([Some(self.output.as_fd()), None, None], Duration::ZERO)?[0] {
             open = pass_on(&self.output, &mut lines, out)?;
         }
@@ -369,7 +368,7 @@ impl Worker {
         })
     }
 
-    /// Kill it and all that it started.
+    /// Kill it and all processes that it started.
     fn end(&mut self) {
         if self.status.is_none() {
             let (mut status, mut other) = (0, 0);
@@ -378,7 +377,8 @@ impl Worker {
             unsafe {
                 libc::kill(-self.pid, libc::SIGKILL);
                 libc::waitpid(self.pid, &mut status, 0);
-                // What it started is our child now, and holds memory until it is gone.
+                // The processes that it started are our children now, and hold memory until they
+                // are gone.
                 while libc::waitpid(-self.pid, &mut other, 0) > 0 {}
             }
             self.status = Some(status);
@@ -405,7 +405,7 @@ fn outcome_of(Verdict(code, reason): Verdict) -> Outcome {
     }
 }
 
-/// How a child ended that did not say how the case did.
+/// The outcome of a case whose child ended without a verdict.
 fn without_verdict(status: i32) -> String {
     match libc::WIFSIGNALED(status) {
         true => format!("killed by signal {}", libc::WTERMSIG(status)),
@@ -413,7 +413,7 @@ fn without_verdict(status: i32) -> String {
     }
 }
 
-/// The child: run the cases that it is told to, and say how each ended.
+/// The child: run the requested cases, and report the outcome of each.
 fn run_child(
     suite: &Suite,
     output: OwnedFd,
@@ -448,7 +448,7 @@ fn run_child(
     unsafe { libc::_exit(0) }
 }
 
-/// Wait until one of the descriptors is readable or closed: which of them.
+/// Wait until one of the descriptors is readable or closed, and return which.
 fn wait(fds: [Option<BorrowedFd>; 3], left: Duration) -> Result<[bool; 3]> {
     let mut fds = fds.map(|fd| libc::pollfd {
         fd: fd.map_or(-1, |fd| fd.as_raw_fd()),

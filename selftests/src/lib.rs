@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the memfile selftests and the demo share.
+//! The library of the memfile selftests and the demo.
 //!
 //! Layers, each using only those above it; `scripts/check-layers` proves it:
 //!
 //! - [`uapi`]: numbers and structures of the kernel interface, checked at compile time.
 //! - [`pattern`]: the position- and generation-dependent content that makes a stale read visible.
-//! - [`skip`]: how a case says that this machine cannot show what it promises.
+//! - [`skip`]: the error of a case that this machine cannot test.
 //! - [`sys`]: thin system call wrappers that keep the errno.
-//! - [`mem`]: ways to see from user space who holds how much memory.
+//! - [`mem`]: the kernel's figures of memory use.
 //! - [`guest`]: the guest program and its mailbox.
 //! - [`knobs`]: settings of the kernel.
 //! - [`ktap`]: the test runner.
@@ -15,13 +15,13 @@
 //! - [`vm`]: virtual machines, memory slots and vCPUs.
 //! - [`consumer`]: the second consumer of memfiles, `/dev/memfile-test`.
 //! - [`store`]: the second store of memfiles, `/dev/memfile-store`.
-//! - [`pressure`]: making the kernel move, swap or lose memory, and seeing that it did.
+//! - [`pressure`]: ways to make the kernel move, swap or lose memory, and checks that it did.
 //! - [`agent`]: process 1 of a real guest.
 //! - [`qemu`]: a real QEMU with a real guest.
-//! - [`demo`]: the table of who pays for which memory, and when.
-//! - [`bench`]: what operations cost, in instructions.
+//! - [`demo`]: what each kind of memory costs the host, and when.
+//! - [`bench`]: the cost of operations, in instructions.
 //! - [`trace`]: the life of one page.
-//! - [`support`]: what several suites need.
+//! - [`support`]: helpers of several suites.
 //! - [`suites`]: the tests.
 
 pub mod agent;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Who holds how much memory, as the kernel counts it. All figures in bytes unless said.
+//! The kernel's figures of memory use. In bytes unless said otherwise.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -20,7 +20,7 @@ pub fn kib_of(text: &str, key: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
-/// A figure of `/proc/vmstat`, in whatever it counts.
+/// A figure of `/proc/vmstat`, in the kernel's unit.
 pub fn vmstat(key: &str) -> Result<u64> {
     let text = std::fs::read_to_string("/proc/vmstat").context("/proc/vmstat")?;
     let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
@@ -49,8 +49,8 @@ pub fn refresh_counters() {
     let _ = std::fs::write("/proc/sys/vm/stat_refresh", "1");
 }
 
-/// Memory that holds content of user space or of files: what a guest's memory is counted as,
-/// whichever way it is backed. Calls [`refresh_counters`] first.
+/// Memory with content of userspace or of files. A guest's memory counts as such with every
+/// backing. Calls [`refresh_counters`] first.
 pub fn content() -> Result<u64> {
     refresh_counters();
     Ok(meminfo("Cached")? + meminfo("AnonPages")?)

@@ -9,17 +9,18 @@ use anyhow::{Context, Result, bail};
 use crate::skip::{missing_memfile, skip};
 use crate::sys::*;
 
-/// Where the boot script puts them; `MEMFILE_KO` names another memfile.ko, and its folder.
+/// The folder of the modules in the booted machine; `MEMFILE_KO` names another memfile.ko, and its
+/// folder.
 const FOLDER: &str = "/lib/modules";
 
-/// What delete_module answers for a module in use.
+/// The errno of delete_module for a module in use.
 pub const IN_USE: &[Errno] = &[Errno::EAGAIN, Errno::EBUSY];
 
-/// A module by its name, and its image. `drop` puts it back to where tests want it.
+/// A module: its name and its image. `drop` restores the state that tests expect.
 pub struct Module {
     name: &'static std::ffi::CStr,
     image: Vec<u8>,
-    /// Do tests want it loaded?
+    /// Whether tests expect it loaded.
     wanted: bool,
 }
 
@@ -69,20 +70,20 @@ impl Module {
         Path::new(&self.folder()).exists()
     }
 
-    /// Write the image to a file, for others to load. KUnit suites as with [`Self::load`].
+    /// Write the image to a file, for other programs to load. KUnit suites as with [`Self::load`].
     pub fn save(&self, path: &Path) -> Result<()> {
         run_no_kunit_suites();
         std::fs::write(path, &self.image).with_context(|| format!("write {}", path.display()))
     }
 
-    /// The names by which the kernel may ask for it.
+    /// The names by which the kernel may request it.
     pub fn aliases(&self) -> Vec<String> {
         let strings = self.image.split(|&byte| byte == 0);
         let aliases = strings.filter_map(|string| string.strip_prefix(b"alias="));
         aliases.map(|alias| String::from_utf8_lossy(alias).into_owned()).collect()
     }
 
-    /// `init_module(2)`. The module's KUnit suites, which have run at the first load, do not again.
+    /// `init_module(2)`. The module's KUnit suites, which ran at the first load, do not run again.
     pub fn load(&self) -> SysResult<()> {
         run_no_kunit_suites();
         let (image, len) = (self.image.as_ptr(), self.image.len());
@@ -97,7 +98,7 @@ impl Module {
         check(unsafe { libc::syscall(libc::SYS_delete_module, name, libc::O_NONBLOCK) }).map(drop)
     }
 
-    /// Fail if somebody uses it, allowing the last user a moment to be gone for good.
+    /// Fail if it is in use; the last user gets a moment to go.
     pub fn expect_unused(&self) -> Result<()> {
         let path = format!("{}/refcnt", self.folder());
         let mut count = String::new();
@@ -111,7 +112,7 @@ impl Module {
         bail!("{} is still in use after a second: {} references", self.folder(), count.trim())
     }
 
-    /// Unload, allowing the last user a moment to be gone for good.
+    /// Unload; the last user gets a moment to go.
     pub fn unload(&self) -> Result<()> {
         self.expect_unused()?;
         self.raw_unload().with_context(|| format!("unload {}", self.folder()))
@@ -142,7 +143,7 @@ pub fn unload(name: &str) -> Result<()> {
         .with_context(|| format!("unload {}", name.to_string_lossy()))
 }
 
-/// Best effort: if there is KUnit, there is nothing of this name.
+/// Best effort: without KUnit there is no such file.
 fn run_no_kunit_suites() {
     let _ = std::fs::write("/sys/module/kunit/parameters/filter_glob", "none");
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory content that tells where and when it was written.
+//! Memory content that depends on the place and the generation of the write.
 //!
 //! The word at byte address `a` in generation `g` is `mix(g) + a * STEP` modulo 2^64. Neighbouring
 //! words differ by a constant, so the guest's loop needs one addition per word, and a word of
@@ -8,7 +8,7 @@
 /// Factor of the address; odd, so distinct addresses give distinct words.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What an arithmetic sequence of words over a range looks like.
+/// An arithmetic sequence of words over a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pattern {
     /// Every word has this value.
@@ -29,7 +29,7 @@ impl Pattern {
         }
     }
 
-    /// How much the word grows from one address to the one `stride` bytes on.
+    /// The difference between two words that are `stride` bytes apart.
     pub fn step(self, stride: u64) -> u64 {
         match self {
             Pattern::Constant(_) => 0,
@@ -46,7 +46,7 @@ pub fn mix(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A small generator of random numbers for stress tests; not for anything else.
+/// A small generator of random numbers, for stress tests only.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 

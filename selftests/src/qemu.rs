@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A real QEMU with a real Linux in it, started, watched and asked from here.
+//! Starts, watches and controls a real QEMU with a real Linux in it.
 //!
 //! QEMU is the one that `scripts/build-qemu` makes; it runs in the machine that `scripts/boot`
-//! makes, and gets its guest's kernel, our process 1 for the guest, and memory of any kind. Nothing
-//! waits without a limit, and none outlives who started it.
+//! makes, and gets its guest's kernel, our process 1 for the guest, and memory of any kind. Every
+//! wait has a limit, and a QEMU is killed with the process that started it.
 
 mod guest;
 mod host;
@@ -48,11 +48,11 @@ const BOOT: Duration = Duration::from_secs(150);
 /// Lines of a console that are shown if a guest does not come up.
 const TAIL: usize = 40;
 
-/// Where QEMU and what a guest is made of lie.
+/// The paths of QEMU and of the parts of a guest.
 #[derive(Clone, Debug)]
 pub struct Lab {
     pub qemu: PathBuf,
-    /// Where QEMU finds its firmware, if not beside itself.
+    /// The folder of QEMU's firmware, if not beside QEMU.
     pub firmware: Option<PathBuf>,
     pub kernel: PathBuf,
     /// Modules of that kernel, and a file with their names in the order in which to load them.
@@ -65,7 +65,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Where `scripts/boot --add` puts them, whether they are there or not.
+    /// The paths where `scripts/boot --add` puts them; they need not exist.
     pub fn expected() -> Lab {
         Lab {
             qemu: "/add/qemu/qemu-system-x86_64".into(),
@@ -101,7 +101,7 @@ impl Lab {
 /// Emulated SVM has late TSC deadlines, and an xsave that a nested guest's kernel stumbles over.
 pub const CPU: &str = "host,-tsc-deadline,-kvmclock,-xsave,-avx";
 
-/// How a guest is made.
+/// The configuration of a guest.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub memory: Memory,
@@ -111,9 +111,9 @@ pub struct Config {
     pub append: String,
     /// The other end of the guest's console; none if it only goes to a file of ours.
     pub terminal: Option<Arc<OwnedFd>>,
-    /// The guest has a shell, and whatever busybox is beside that.
+    /// The guest has busybox, with its shell.
     pub busybox: bool,
-    /// Who QEMU's memory is charged to.
+    /// The cgroup that QEMU's memory is charged to.
     pub cgroup: Option<PathBuf>,
 }
 
@@ -144,7 +144,7 @@ impl Config {
         self.with(["-device".to_owned(), format!("{device}{reporting}")])
     }
 
-    /// QEMU's memory is charged to this one.
+    /// Charge QEMU's memory to this cgroup.
     pub fn within(mut self, cgroup: &Cgroup) -> Config {
         self.cgroup = Some(cgroup.path().into());
         self
@@ -171,7 +171,7 @@ impl fmt::Display for NoBoot {
 
 impl std::error::Error for NoBoot {}
 
-/// A QEMU. It is killed when this is dropped.
+/// A running QEMU. Dropping this kills it.
 pub struct Machine {
     child: Child,
     ended: Option<ExitStatus>,
@@ -183,7 +183,7 @@ pub struct Machine {
     folder: Folder,
 }
 
-/// A folder that is gone when this is dropped.
+/// A folder that is removed when this is dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -206,15 +206,15 @@ impl Drop for Folder {
 }
 
 impl Machine {
-    /// Start QEMU; the guest waits for [`Machine::boot`]. What is to be allocated before the guest
-    /// runs is allocated when this returns.
+    /// Start QEMU; the guest waits for [`Machine::boot`]. Memory that is preallocated is allocated
+    /// when this returns.
     pub fn start(lab: &Lab, config: &Config) -> Result<Machine> {
         let mut machine = Machine::launch(lab, config)?;
         machine.connect()?;
         Ok(machine)
     }
 
-    /// Start QEMU, and leave it to [`Machine::connect`] to wait until it answers.
+    /// Start QEMU; [`Machine::connect`] waits until it answers.
     pub fn launch(lab: &Lab, config: &Config) -> Result<Machine> {
         let folder = Folder::new()?;
         let (socket, socket_end) = UnixStream::pair().context("a pair of sockets")?;
@@ -263,10 +263,10 @@ impl Machine {
         Ok(())
     }
 
-    /// What QEMU said and how it ended, for an error.
+    /// QEMU's output and exit status, for an error.
     fn last_words(&mut self) -> String {
         let mut words = self.said();
-        // If it is on its way out.
+        // It may be about to exit.
         if let Ok(Some(status)) = self.child.try_wait() {
             self.ended = Some(status);
             words += &format!(" ({status})");
@@ -274,13 +274,13 @@ impl Machine {
         if words.is_empty() { words } else { format!(": {words}") }
     }
 
-    /// What QEMU has said to its standard error.
+    /// QEMU's standard error so far.
     pub fn said(&self) -> String {
         let text = fs::read_to_string(self.folder.0.join("said")).unwrap_or_default();
         text.trim().to_owned()
     }
 
-    /// Run the guest until its process 1 answers: the seconds that took.
+    /// Run the guest until its process 1 answers; returns the seconds.
     pub fn boot(&mut self) -> Result<Duration> {
         let start = Instant::now();
         self.execute("cont", json!({}))?;
@@ -288,7 +288,7 @@ impl Machine {
         Ok(start.elapsed())
     }
 
-    /// The same, and every few seconds the last line of its console.
+    /// The same, and pass on the last line of its console every few seconds.
     pub fn boot_with(&mut self, progress: &mut dyn FnMut(&str)) -> Result<Duration> {
         let start = Instant::now();
         let end = start + limit(BOOT);
@@ -328,7 +328,7 @@ impl Machine {
         self.child.id()
     }
 
-    /// A command of QEMU's: what it returns.
+    /// Execute a QMP command, and return its result.
     pub fn execute(&mut self, name: &str, arguments: Value) -> Result<Value> {
         let qmp = self.qmp.as_mut().context("QEMU is not ready")?;
         match qmp.execute(name, arguments, Instant::now() + limit(COMMAND)) {
@@ -337,13 +337,13 @@ impl Machine {
         }
     }
 
-    /// Wait for an event of QEMU's: its data.
+    /// Wait for a QMP event, and return its data.
     pub fn event(&mut self, name: &str) -> Result<Value> {
         let qmp = self.qmp.as_mut().context("QEMU is not ready")?;
         qmp.event(name, Instant::now() + limit(REQUEST))
     }
 
-    /// Let the balloon leave the guest so many bytes of all that it has, and wait until it does.
+    /// Set by the balloon how many bytes the guest keeps of its memory, and wait for that.
     pub fn balloon(&mut self, bytes: u64) -> Result<()> {
         self.execute("balloon", json!({ "value": bytes }))?;
         loop {
@@ -354,7 +354,7 @@ impl Machine {
         }
     }
 
-    /// The memfiles that QEMU has: bytes that exist, pages that are in memory.
+    /// The memfiles that QEMU has open: allocated bytes, pages in memory.
     pub fn private(&self) -> Result<(u64, u64)> {
         let memfds = memfds(self.pid())?;
         let memfiles = memfds.iter().filter_map(|m| Some((m.allocated, m.memfile?.0)));
@@ -362,12 +362,12 @@ impl Machine {
         sum.context("QEMU has no memfile")
     }
 
-    /// Pages of the guest's private memory that exist, in memory or in swap.
+    /// Pages of the guest's private memory, in memory or in swap.
     pub fn private_pages(&self) -> Result<u64> {
         Ok(self.private()?.0 / PAGE)
     }
 
-    /// Bytes of its other memfds that exist.
+    /// Allocated bytes of its other memfds.
     pub fn shared(&self) -> Result<u64> {
         Ok(memfds(self.pid())?.iter().filter(|m| m.memfile.is_none()).map(|m| m.allocated).sum())
     }
@@ -418,7 +418,7 @@ impl Machine {
         Ok(status)
     }
 
-    /// Switch the guest off, and see QEMU end well.
+    /// Switch the guest off, and check that QEMU ends with success.
     pub fn shut_down(mut self) -> Result<()> {
         self.guest.off()?;
         let status = self.wait()?;
@@ -511,7 +511,7 @@ fn initramfs(lab: &Lab, config: &Config) -> Result<Vec<u8>> {
     archive.finish()
 }
 
-/// What a user in a guest expects of its shell.
+/// The applets of the guest's busybox.
 const APPLETS: [&str; 26] = [
     "sh", "cat", "cp", "cut", "date", "dd", "df", "dmesg", "echo", "find", "free", "grep", "head",
     "ls", "mkdir", "mount", "ps", "rm", "sed", "sleep", "sort", "stty", "tail", "top", "uname",

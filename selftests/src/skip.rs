@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! How a case says that this machine cannot show what it promises.
+//! Skips: a case ends with one if this machine cannot test its promise.
 
 use std::fmt;
 
 use anyhow::Result;
 
-/// The error that says: this machine cannot show it.
+/// The error of a case that this machine cannot test.
 #[derive(Debug)]
 pub struct Skip(pub String);
 
@@ -22,8 +22,7 @@ pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
     Err(Skip(reason.into()).into())
 }
 
-/// End the case because the kernel lacks what memfile needs: skipped, or failed if
-/// `--require-memfile` says that it must be there.
+/// End the case because the kernel lacks memfile: skipped, or failed under `--require-memfile`.
 pub fn missing_memfile<T>(reason: &str) -> Result<T> {
     if std::env::var_os(REQUIRE).is_some() {
         anyhow::bail!("memfile is required, but {reason}");

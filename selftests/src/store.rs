@@ -16,7 +16,7 @@ const MAGIC: u32 = b'M' as u32;
 ioctl_io_nr!(CREATE, MAGIC, 1);
 ioctl_io_nr!(REGISTER, MAGIC, 2);
 ioctl_io_nr!(UNREGISTER, MAGIC, 3);
-// Of the store's files.
+// Ioctls of the store's files.
 ioctl_io_nr!(MIGRATE, MAGIC, 4);
 ioctl_io_nr!(REFERENCED, MAGIC, 5);
 ioctl_io_nr!(WRITE_OUT, MAGIC, 6);
@@ -35,7 +35,7 @@ impl Store {
         sys::open(device, libc::O_RDWR).context(device).map(Store)
     }
 
-    /// A file of `size` bytes, all of it a hole; open for writing.
+    /// A file of `size` bytes without pages, open for writing.
     pub fn create(&self, size: u64) -> Result<OwnedFd> {
         ioctl_fd(&self.0, CREATE(), size / PAGE).context("make a file of the store")
     }
@@ -44,7 +44,7 @@ impl Store {
         ioctl_val(&self.0, REGISTER(), 0).map(drop)
     }
 
-    /// Nothing new can be bound to its files then.
+    /// Its files get no new bindings then.
     pub fn unregister(&self) -> SysResult<()> {
         ioctl_val(&self.0, UNREGISTER(), 0).map(drop)
     }
@@ -55,7 +55,7 @@ pub fn migrate(fd: impl AsFd, index: u64) -> SysResult<()> {
     ioctl_val(fd, MIGRATE(), index).map(drop)
 }
 
-/// Has a consumer used the page since the last time?
+/// Has a consumer used the page since the last call?
 pub fn referenced(fd: impl AsFd, index: u64) -> SysResult<bool> {
     ioctl_val(fd, REFERENCED(), index).map(|answer| answer != 0)
 }
@@ -66,12 +66,12 @@ pub fn write_out(fd: impl AsFd, index: u64, refused: bool) -> SysResult<()> {
     ioctl_val(fd, request, index).map(drop)
 }
 
-/// Let the page have a memory error.
+/// Inject a memory error into the page.
 pub fn break_page(fd: impl AsFd, index: u64) -> SysResult<()> {
     ioctl_val(fd, BREAK(), index).map(drop)
 }
 
-/// What the store was told that consumers want of a file.
+/// The core's requests to the store for a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// `MEMFILE_F_*`
@@ -82,7 +82,7 @@ pub struct Wanted {
     pub left: u64,
 }
 
-/// What consumers want of a file of the store.
+/// Read the core's requests to the store for a file.
 pub fn wanted(fd: impl AsFd) -> SysResult<Wanted> {
     let answer = ioctl_val(fd, WANTED(), 0)? as u64;
     Ok(Wanted { flags: answer & 0xff, movable: answer & 0x100 != 0, left: answer >> 9 })

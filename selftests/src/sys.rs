@@ -106,7 +106,7 @@ pub fn memfile(size: u64) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// An inaccessible memfd whose size was not set yet; SKIP where the kernel has none.
+/// An inaccessible memfd without a size; SKIP where the kernel has none.
 pub fn memfile_unsized() -> Result<OwnedFd> {
     match memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE) {
         Ok(fd) => Ok(fd),
@@ -164,7 +164,7 @@ pub fn fallocate(fd: impl AsFd, mode: c_int, offset: u64, len: u64) -> SysResult
     check(unsafe { libc::syscall(libc::SYS_fallocate, fd, mode, offset, len) }).map(drop)
 }
 
-/// Make the pages of a range exist; never changes the size of the file.
+/// Allocate the pages of a range; never changes the size of the file.
 pub fn allocate(fd: impl AsFd, offset: u64, len: u64) -> SysResult<()> {
     fallocate(fd, libc::FALLOC_FL_KEEP_SIZE, offset, len)
 }
@@ -228,7 +228,7 @@ pub fn open(path: &str, flags: c_int) -> SysResult<OwnedFd> {
     check(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC, 0o600) }).map(owned)
 }
 
-/// Open the file behind `fd` anew.
+/// Open the file of `fd` again.
 pub fn reopen(fd: impl AsFd, flags: c_int) -> SysResult<OwnedFd> {
     open(&format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()), flags)
 }
@@ -241,7 +241,7 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     Ok((owned(fds[0].into()), owned(fds[1].into())))
 }
 
-/// A descriptor by which the end of a process can be waited for.
+/// A descriptor to wait for the end of a process.
 pub fn pidfd_open(pid: libc::pid_t) -> SysResult<OwnedFd> {
     // SAFETY: Takes no pointer.
     check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map(owned)
@@ -270,8 +270,8 @@ pub unsafe fn ioctl_mut<T>(fd: BorrowedFd, request: u64, arg: &mut T) -> SysResu
 
 /// A memory mapping that is unmapped when dropped.
 ///
-/// Others (a guest, another process) may change its content at any time, so it is only handed out
-/// as atomic words.
+/// A guest or another process may change its content at any time, so access to it is by atomic
+/// words only.
 #[derive(Debug)]
 pub struct Mapping {
     addr: *mut c_void,
@@ -297,7 +297,7 @@ impl Mapping {
         let whole = len.checked_next_multiple_of(page).ok_or(Errno::EINVAL)?;
         let reserved = whole.checked_add(align).ok_or(Errno::EINVAL)?;
         let (fd, offset) = file.map_or((-1, 0), |(fd, offset)| (fd.as_raw_fd(), offset));
-        // Reserve more than wanted, then map at the first aligned address in it.
+        // Reserve more than `len`, then map at the first aligned address in it.
         let none = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: A new reservation at an address of the kernel's choice.
         let start =
@@ -330,7 +330,7 @@ impl Mapping {
         Ok(Mapping { addr, len })
     }
 
-    /// A shared, writable view of a file that wants to choose the address itself.
+    /// A shared, writable view of a file that chooses the address itself.
     pub fn anywhere(fd: impl AsFd, offset: u64, len: u64) -> SysResult<Mapping> {
         let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
@@ -440,7 +440,7 @@ impl Drop for Mapping {
     }
 }
 
-/// What every [`Alarm`] is given more of, on slow kernels.
+/// The factor on the limit of every [`Alarm`], for slow kernels.
 static TIME_FACTOR: AtomicU32 = AtomicU32::new(1);
 
 /// Multiply all limits from now on.
@@ -448,12 +448,12 @@ pub fn set_time_factor(factor: u32) {
     TIME_FACTOR.store(factor.max(1), Ordering::Relaxed);
 }
 
-/// By how much limits are multiplied.
+/// The factor on limits.
 pub fn time_factor() -> u32 {
     TIME_FACTOR.load(Ordering::Relaxed)
 }
 
-/// A signal that does nothing but end the system call that waits when it comes.
+/// A signal whose only effect is that a waiting system call returns.
 fn quiet_signal() -> c_int {
     static HANDLER: Once = Once::new();
     let signal = libc::SIGRTMIN() + 1;
@@ -469,7 +469,7 @@ fn quiet_signal() -> c_int {
     signal
 }
 
-/// Ends, from any thread, a system call of the thread that has made it.
+/// Ends, from any thread, a system call of the thread that made this value.
 #[derive(Clone, Copy)]
 pub struct Interrupter {
     thread: libc::pid_t,
@@ -477,13 +477,13 @@ pub struct Interrupter {
 }
 
 impl Interrupter {
-    /// The calling thread is the one to be interrupted.
+    /// Interrupts the calling thread.
     pub fn of_this_thread() -> Interrupter {
         // SAFETY: Takes nothing.
         Interrupter { thread: unsafe { libc::gettid() }, signal: quiet_signal() }
     }
 
-    /// Send one signal. A call that has not begun to wait yet is not ended.
+    /// Send one signal. It does not end a call that is not waiting yet.
     pub fn interrupt(&self) -> SysResult<()> {
         // SAFETY: Takes no pointer.
         check(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.thread, self.signal) })
@@ -491,15 +491,15 @@ impl Interrupter {
     }
 }
 
-/// A timer that makes the calling thread's system calls return EINTR once time is up, and again
-/// and again after that, so that a signal between two system calls is not lost.
+/// A timer that makes the calling thread's system calls return EINTR once time is up. It repeats,
+/// so that a signal between two system calls is not lost.
 pub struct Alarm {
     timer: libc::timer_t,
     deadline: Instant,
 }
 
 impl Alarm {
-    /// `limit` from now, or what [`set_time_factor`] makes of it.
+    /// `limit` from now, times the factor of [`set_time_factor`].
     pub fn set(limit: Duration) -> Result<Alarm> {
         let limit = limit * time_factor();
         let signal = quiet_signal();
@@ -551,7 +551,7 @@ pub fn kernel_release() -> Result<String> {
     Ok(release.to_string_lossy().into_owned())
 }
 
-/// Keep what this process uses itself in memory, so that only what it tests is swapped.
+/// Keep this process's own memory from swap, so that only the memory under test is swapped.
 pub fn lock_own_memory() -> Result<()> {
     let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
     // SAFETY: Takes no pointer.

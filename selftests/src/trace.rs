@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The life of one page of a memfile, told by the tracepoints `memfile:*`.
+//! The life of one page of a memfile, from the tracepoints `memfile:*`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::sys;
 use crate::vm::{Private, Vm};
 use crate::{GIB, PAGE};
 
-/// The page whose life is told.
+/// The page to follow.
 const SUBJECT: u64 = 6;
 /// Pages of the file, and those that the slot binds.
 const FILE_PAGES: u64 = 16;
@@ -39,7 +39,7 @@ impl Tracing {
         fs::write(self.0.join(file), text).with_context(|| format!("tracefs: {file}"))
     }
 
-    /// Put what we are about to do between the events.
+    /// Write the next step between the events.
     fn mark(&self, text: &str) -> Result<()> {
         self.write("trace_marker", text)
     }
@@ -55,7 +55,7 @@ impl Drop for Tracing {
     }
 }
 
-/// What a line of the trace says.
+/// A line of the trace.
 #[derive(Debug, PartialEq, Eq)]
 enum Line<'a> {
     Mark(&'a str),
@@ -82,7 +82,7 @@ fn parse(line: &str) -> Option<Line<'_>> {
     Some(Line::Event { name, values: values.collect() })
 }
 
-/// Those lines that say something of page `subject` of file `ino`, for people.
+/// The lines about page `subject` of file `ino`, for people.
 fn tell(trace: &str, ino: u64, subject: u64) -> String {
     let mut out = String::new();
     let mut pfn = None;
@@ -128,7 +128,7 @@ const LIFE: [&str; 8] = [
     "unbind",
 ];
 
-/// What [`run`] has seen.
+/// The result of [`run`].
 pub struct Story {
     /// For people.
     pub text: String,
@@ -136,8 +136,8 @@ pub struct Story {
     pub trace: String,
 }
 
-/// A page is given to a guest, taken away, given again, and the slot goes. An error if the
-/// tracepoints tell anything else.
+/// A guest gets a page, loses it, gets it again, and the slot is deleted. An error if the
+/// tracepoints show anything else.
 pub fn run() -> Result<Story> {
     let vm = Vm::protected()?;
     let fd = sys::memfile(FILE_PAGES * PAGE)?;

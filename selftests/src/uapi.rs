@@ -71,19 +71,19 @@ ioctl_iow_nr!(KVM_SET_MEMORY_ATTRIBUTES, KVMIO, 0xd2, kvm_memory_attributes);
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 ioctl_iowr_nr!(KVM_MEMFILE_POPULATE, KVMIO, 0xdf, kvm_memfile_populate);
 
-/// What [`KVM_MEMFILE_POPULATE`] takes; addresses and sizes in bytes.
+/// The argument of [`KVM_MEMFILE_POPULATE`]; addresses and sizes in bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct kvm_memfile_populate {
     pub gpa: u64,
     pub size: u64,
-    /// Where the content is in the caller's memory.
+    /// The address of the content in the caller's memory.
     pub source: u64,
     pub flags: u64,
     pub padding: [u64; 4],
 }
 
-// The layouts the numbers above depend on.
+// The layouts that the numbers above depend on.
 const _: () = {
     assert!(size_of::<kvm_userspace_memory_region2>() == 160);
     assert!(offset_of!(kvm_userspace_memory_region2, slot) == 0);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The runner, as a program: output and exit status. Needs no kernel feature.
+//! Tests of the runner as a program: output and exit status. They need no kernel feature.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory of a guest's process, or files in its page cache, with content that tells what it is.
+//! Memory of a guest's process, or files in its page cache, with content that can be verified.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -11,14 +11,14 @@ use crate::PAGE;
 use crate::pattern::Pattern;
 use crate::sys::{Mapping, check};
 
-/// Where files of areas lie: on tmpfs.
+/// The folder of the areas' files, on tmpfs.
 pub const FILES: &str = "/tmp";
 
-/// Something that holds content.
+/// An area with content.
 pub enum Area {
     /// Anonymous memory.
     Memory(Mapping),
-    /// Anonymous memory that the guest's kernel leaves where it is.
+    /// Anonymous memory that the guest's kernel does not move.
     Locked(Mapping),
     /// Anonymous memory with a word in each page, and zeros, so that swap on zram is worth it.
     Sparse(Mapping),
@@ -29,14 +29,14 @@ pub enum Area {
 }
 
 impl Area {
-    /// One of `size` bytes; nothing is allocated yet, but what is locked.
+    /// An area of `size` bytes; only a locked one is allocated at once.
     pub fn new(kind: &str, name: &str, size: u64) -> Result<Area> {
         Ok(match kind {
             "memory" => Area::Memory(Mapping::anonymous(size)?),
             "sparse" => Area::Sparse(Mapping::anonymous(size)?),
             "locked" => {
                 let mapping = Mapping::anonymous(size)?;
-                // One page of the guest's is one of the host's.
+                // No huge pages: a page of the guest is a page of the host.
                 let _ = mapping.madvise(0, size, libc::MADV_NOHUGEPAGE);
                 // SAFETY: Only locks what is ours.
                 check(unsafe { libc::mlock(mapping.addr() as *const _, size as usize) })
@@ -60,7 +60,7 @@ impl Area {
         }
     }
 
-    /// What the word at a byte is when all of it is written.
+    /// The word at a byte offset once the area is written.
     fn word(&self, pattern: Pattern, at: u64) -> u64 {
         match self {
             Area::Sparse(_) if at % PAGE != 0 => 0,
@@ -91,8 +91,8 @@ impl Area {
         Ok(())
     }
 
-    /// Read pages `first..first + pages` of it, or all from `first` on, and fail if something else
-    /// is in there.
+    /// Read pages `first..first + pages` of it, or all from `first` on, and fail if the content
+    /// differs.
     pub fn verify(&self, pattern: Pattern, first: u64, pages: Option<u64>) -> Result<()> {
         let pages = pages.unwrap_or((self.size() / PAGE).saturating_sub(first));
         let (start, end) = (first * PAGE, (first + pages) * PAGE);

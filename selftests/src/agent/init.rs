@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Process 1 of a real guest: makes the guest usable, and then does what the host asks for.
+//! Process 1 of a real guest: sets the guest up, and then serves the host's requests.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -19,7 +19,7 @@ use crate::pattern::Pattern;
 use crate::sys::{self, check};
 use crate::{mem, module};
 
-/// File systems: type and place. What a kernel does not have it does without.
+/// File systems: type and place. Those that a kernel lacks are left out.
 const MOUNTS: [(&str, &str); 4] =
     [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")];
 
@@ -45,7 +45,7 @@ fn mount(kind: &str, place: &str) -> Result<()> {
     check(ret).map(drop).context("mount")
 }
 
-/// What the guest's kernel has as modules and needs. What does not load shows when it is missed.
+/// Loads the modules that the guest's kernel needs. A missing module shows when it is used.
 fn load_modules() {
     let folder = Path::new(MODULES);
     let order = fs::read_to_string(folder.join(ORDER)).unwrap_or_default();
@@ -63,7 +63,7 @@ fn argument(name: &str) -> Result<Option<String>> {
     Ok(values.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned()))
 }
 
-/// Let bytes through a terminal as they are.
+/// Make a terminal pass bytes unchanged.
 fn make_raw(port: &File) -> Result<()> {
     // SAFETY: All zero is a valid termios, and the calls fill in or read the whole of it.
     unsafe {
@@ -75,7 +75,7 @@ fn make_raw(port: &File) -> Result<()> {
     Ok(())
 }
 
-/// What the host can ask of this process.
+/// The requests that the host can make.
 struct Agent {
     input: BufReader<File>,
     output: File,
@@ -156,7 +156,7 @@ impl Agent {
             }
             ("convert", [frame, pages, attributes]) => {
                 let parameters = format!("frame={frame} pages={pages} attributes={attributes}");
-                // The module does it when it is loaded, and is not needed after that.
+                // The module converts the pages when it is loaded, and is not needed after that.
                 module::load_file(Path::new(CONVERT), &parameters)?;
                 module::unload("memfile_guest").map(|()| none).context("unload")
             }
@@ -176,7 +176,7 @@ impl Agent {
         self.areas.get(name).with_context(|| format!("there is no area {name}"))
     }
 
-    /// A command of the shell's: passes on what it says, and gives its exit code.
+    /// Runs a shell command: passes on its output, and returns its exit code.
     fn run(&mut self, number: &str, command: &str) -> Result<Vec<String>> {
         let (output, input) = sys::pipe()?;
         let mut output = File::from(output);
@@ -192,7 +192,7 @@ impl Agent {
             if count == 0 {
                 break;
             }
-            // Characters of several bytes may be cut here: the host puts them together again.
+            // This may cut characters of several bytes: the host joins them again.
             let text: String = bytes[..count].iter().map(|&byte| char::from(byte)).collect();
             self.say([number, "out", &text])?;
         }

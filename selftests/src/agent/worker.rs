@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use super::area::Area;
 use crate::pattern::Pattern;
 
-/// What the program is called with to be such a process.
+/// The argument that makes the program such a process.
 pub const WORKER: &str = "worker";
 
-/// A process that waits for what it is told.
+/// A process that waits for requests.
 pub struct Worker {
     child: Child,
     orders: Option<ChildStdin>,
@@ -20,7 +20,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// One with so many bytes, which it has written when this returns.
+    /// A process with that many bytes, which it has written when this returns.
     pub fn start(bytes: u64, seed: u64) -> Result<Worker> {
         let mut child = Command::new("/proc/self/exe")
             .args([WORKER, &bytes.to_string(), &seed.to_string()])
@@ -42,14 +42,14 @@ impl Worker {
         Ok(())
     }
 
-    /// It reads its memory; an error if something else is in there.
+    /// Let it read its memory; an error if the content differs.
     pub fn verify(&mut self) -> Result<()> {
         let Some(orders) = &mut self.orders else { bail!("the process has ended") };
         orders.write_all(b"verify\n")?;
         self.expect_answer()
     }
 
-    /// It looks once more, and ends.
+    /// Let it read its memory once more, and end.
     pub fn end(mut self) -> Result<()> {
         self.verify()?;
         self.orders = None;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Counts the instructions of what private memory and ordinary shmem do.
+//! Counts the instructions of operations on private memory and ordinary shmem.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ struct Args {
     /// What to measure
     what: What,
 
-    /// Where the figures go; standard output if it is not given
+    /// The file for the figures; standard output if it is not given
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Shows, with real guests, which kind of guest memory costs the host how much and when.
+//! Shows, with real guests, what each kind of guest memory costs the host, and when.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,8 +11,8 @@ use memfile_selftests::{MIB, demo};
 
 /// Run the same guest on each kind of memory, at ease and under pressure, and print two tables.
 ///
-/// Exit status: 0 if all went as it should, 1 if a guest read something wrong or the measurement
-/// failed, 2 wrong usage.
+/// Exit status: 0 success, 1 if a guest read wrong content or the measurement failed, 2 wrong
+/// usage.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// True if every guest read what it should.
+/// True if every guest read the right content.
 fn run(args: &Args) -> Result<bool> {
     if args.guest {
         return run_guest(args);
@@ -76,7 +76,7 @@ fn run_guest(args: &Args) -> Result<bool> {
     Ok(real.is_right())
 }
 
-/// Write a file where it was asked for; else to its place in /out, where scripts/boot collects.
+/// Write a file to the given path, or else to its place in /out, where scripts/boot collects files.
 fn write(asked: Option<&Path>, usual: &str, content: &str) -> Result<()> {
     let usual = Path::new(usual);
     let path = match asked {

@@ -13,9 +13,9 @@ fn main() -> ExitCode {
             (Ok(bytes), Ok(seed)) => agent::work(bytes, seed),
             _ => Err(anyhow::anyhow!("worker BYTES SEED")),
         },
-        // Not what a kernel's command line may have for its init.
+        // A kernel passes other arguments of its command line to its init: ignore them.
         _ if std::process::id() == 1 => agent::run(),
-        _ => Err(anyhow::anyhow!("this is the first program of a guest, for nobody to start")),
+        _ => Err(anyhow::anyhow!("this program runs only as process 1 of a guest")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Makes a picture and a page of what memfile-demo has measured. Runs on the host.
+//! Makes a picture and a page from the figures of memfile-demo. Runs on the host.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use memfile_selftests::demo;
 
 /// Draw the figures that memfile-demo wrote with --json.
 ///
-/// Exit status: 0 if all went as it should, 1 if not, 2 wrong usage.
+/// Exit status: 0 success, 1 failure, 2 wrong usage.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let name = args.json.display();
     let json = std::fs::read_to_string(&args.json).with_context(|| format!("read {name}"))?;
-    // Of real guests, or of ours.
+    // The figures of real guests, or of the test's own.
     let (svg, html) = match serde_json::from_str::<demo::Real>(&json) {
         Ok(real) => {
             (demo::svg(&real.story, "A real Linux in a real QEMU")?, demo::real_html(&real)?)

@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use memfile_selftests::trace;
 
-/// Run a small guest with the tracepoints `memfile:*` on, and tell the life of one of its pages.
+/// Run a small guest with the tracepoints `memfile:*` on, and print the life of one of its pages.
 ///
-/// Exit status: 0 told, 1 something failed, 2 wrong usage.
+/// Exit status: 0 success, 1 failure, 2 wrong usage.
 #[derive(Parser)]
 #[command(version)]
 struct Args {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Boots a real guest in a real QEMU, on memory of any kind, and does something in it.
+//! Boots a real guest in a real QEMU, on memory of any kind, and runs a command or a shell in it.
 
 use std::fs::File;
 use std::io::Write;
@@ -15,16 +15,16 @@ use clap::Parser;
 use memfile_selftests::qemu::{CPU, Config, Kind, Lab, Layout, Machine, Memory, NoBoot};
 use memfile_selftests::{GIB, MIB, mem, sys};
 
-/// Exit status of a guest that did not come up, and of other failures of this program's.
+/// Exit status if the guest did not come up, and for other failures of this program.
 const NO_BOOT: u8 = 125;
 const FAILED: u8 = 1;
-/// As long as a user likes.
+/// No practical limit: the user ends it.
 const FOR_EVER: Duration = Duration::from_secs(86_400);
 
 /// Boot a real guest in a real QEMU, and say what that cost the host.
 ///
-/// Exit status: that of the command in the guest; 125 if the guest did not come up; 1 if something
-/// else failed, 2 wrong usage.
+/// Exit status: that of the command in the guest; 125 if the guest did not come up; 1 another
+/// failure, 2 wrong usage.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -53,11 +53,11 @@ struct Args {
     #[arg(long, conflicts_with = "cmd")]
     shell: bool,
 
-    /// For comparison, what so much memory costs that is allocated ahead
+    /// For comparison, also measure the same memory allocated ahead
     #[arg(long, value_name = "SIZE", value_parser = size)]
     beside: Option<u64>,
 
-    /// Boot so many guests, one after the other
+    /// Boot this many guests, one after the other
     #[arg(long, value_name = "N", default_value_t = 1)]
     times: u32,
 
@@ -69,7 +69,7 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     qemu: Option<PathBuf>,
 
-    /// Where that finds its firmware
+    /// Folder of that QEMU's firmware
     #[arg(long, value_name = "DIR")]
     firmware: Option<PathBuf>,
 
@@ -152,7 +152,7 @@ fn lab(args: &Args) -> Result<Lab> {
     Ok(lab)
 }
 
-/// What a guest cost the host: MiB, when something was so.
+/// What a guest cost the host, in MiB, at several moments.
 struct Cost {
     name: String,
     size: u64,
@@ -198,7 +198,7 @@ fn run(args: &Args) -> Result<u8> {
     Ok(code)
 }
 
-/// MiB of content that the machine holds more than before.
+/// Growth of the machine's content, in MiB.
 struct Meter(u64);
 
 impl Meter {
@@ -211,7 +211,7 @@ impl Meter {
     }
 }
 
-/// The same guest with memory that is allocated ahead, which need not run for that.
+/// The same guest with memory that is allocated ahead; it need not run for that.
 fn beside(lab: &Lab, config: &Config, size: u64) -> Result<Cost> {
     eprintln!("{} MiB that are allocated ahead", size / MIB);
     let mut config = config.clone();
@@ -237,7 +237,7 @@ fn boot(lab: &Lab, config: &Config, args: &Args) -> Result<(u8, Cost)> {
     if let Some(command) = &args.cmd {
         machine.guest().set_limit(FOR_EVER);
         code = machine.guest().run(command, &mut |text| {
-            // Each character stands for a byte of what the command says.
+            // Each character stands for a byte of the command's output.
             let bytes: Vec<u8> = text.chars().map(|c| c as u32 as u8).collect();
             let _ = std::io::stdout().write_all(&bytes).and_then(|()| std::io::stdout().flush());
         })?;

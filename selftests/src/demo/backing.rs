@@ -10,10 +10,10 @@ use crate::mem;
 use crate::sys::{self, Mapping};
 use crate::vm::{Private, Slot, Vm, VmType, small_pages};
 
-/// Where the guest's memory under test begins.
+/// Guest physical address of the memory under test.
 pub const GPA: u64 = 4 * GIB;
 
-/// What is behind the guest's memory.
+/// Kinds of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
     Anonymous,
@@ -59,10 +59,11 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// `size` bytes in slot 1 at `gpa`; what lies in `pieces` (offset, length) is private if the
-    /// kind knows private memory.
+    /// `size` bytes in slot 1 at `gpa`; the `pieces` (offset, length) are private if the kind has
+    /// private memory.
     ///
-    /// Only these: KVM keeps an attribute per page, which for 32 GiB would be the largest item.
+    /// Only these, because KVM keeps an attribute per page, which for 32 GiB would be the largest
+    /// item.
     pub fn create(
         backing: Backing,
         vm: &Vm,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the demo cannot show on this machine.
+//! The rows that the demo cannot make on this machine.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};

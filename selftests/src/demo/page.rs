@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The report as one HTML page that needs nothing else: what was measured in three sentences, the
-//! costs as bars, the pressure on one shared axis of steps, and the tables.
+//! The report as one self-contained HTML page: what was measured in three sentences, the costs as
+//! bars, the pressure on one shared axis of steps, and the tables.
 
 use std::fmt::Write as _;
 
@@ -65,7 +65,7 @@ pub fn real_html(real: &Real) -> Result<String> {
     ))
 }
 
-/// What was measured, what it cost, what pressure did; made from the figures.
+/// The summary, made from the figures: the measurement, the cost, the effect of pressure.
 fn summary(report: &Report) -> Result<String> {
     let mut out = format!(
         "<p id=summary>The same guest ran on {} kinds of memory, and under pressure on {}, on Linux {} in \
@@ -75,7 +75,7 @@ fn summary(report: &Report) -> Result<String> {
         escaped(&report.kernel),
         report.machine / MIB
     );
-    // The most and the least that a guest of the usual size took before it ran.
+    // The highest and the lowest cost of a guest of the usual size before it ran.
     let usual: Vec<_> = report.rows.iter().filter(|row| row.touched == row.size / 4).collect();
     let before = |row: &&&Row| bytes(row.after_creation);
     if let (Some(least), Some(most)) =
@@ -94,7 +94,7 @@ fn summary(report: &Report) -> Result<String> {
             mib(bytes(most.after_write)),
         )?;
     }
-    // Less is shown as 0: pages of the test program, not of the guest.
+    // A smaller figure is shown as 0: it is pages of the test program.
     let swapped = |course: &&Course| course.samples.iter().any(|s| s.swapped >= MIB / 2);
     let (gone, stayed): (Vec<_>, Vec<_>) = report.story.courses.iter().partition(swapped);
     let names = |courses: &[&Course]| match courses {
@@ -162,7 +162,7 @@ fn bars(rows: &[Row]) -> Result<String> {
     Ok(out + "</svg>\n")
 }
 
-/// A line of a chart, its class and its value; none where the kernel does not say.
+/// A line of a chart: its class and its value; none where the kernel has no figure.
 type Line = (&'static str, fn(&Sample) -> Option<f64>);
 
 const MEMORY: [Line; 3] = [
@@ -209,7 +209,7 @@ fn chart(story: &Story) -> Result<String> {
         )?;
     }
 
-    // What the host or the guest does before a step, as a band behind all courses.
+    // The event before a step, as a band behind all courses.
     let mut last = String::new();
     for (n, sample) in (0..).zip(&longest.samples) {
         let event = match sample.step {
@@ -233,9 +233,10 @@ fn chart(story: &Story) -> Result<String> {
                 at(n) - at(n - 1),
                 height - TOP - 6
             )?;
-            // Once for several of a kind.
+            // One label for several steps of a kind.
             if event != last {
-                // The compaction follows the giving back, whose words need the room before it.
+                // The compaction follows the step that gives memory back, whose label needs the
+                // room before it.
                 let x = if sample.step == Step::Compacted { at(n) + 6 } else { at(n - 1) };
                 writeln!(out, "<text x={x} y={}>{event}</text>", TOP - 6)?;
             }
@@ -254,7 +255,7 @@ fn chart(story: &Story) -> Result<String> {
         let end = LEFT + WIDTH + 6;
         writeln!(out, "<text class=dim x={end} y={}>{most:.0} MiB</text>", top + 16)?;
         lines(&mut out, course, &MEMORY, &at, |value| (top + 72) as f64 - 62.0 * value / most)?;
-        // Differences are the message here, not the size of the machine.
+        // The axis does not begin at 0: the differences matter, not the size of the machine.
         let scale = (high - low).max(1.0);
         lines(&mut out, course, &BLOCKS, &at, |value| {
             (top + 106) as f64 - 26.0 * (value - low) / scale

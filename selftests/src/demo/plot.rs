@@ -23,7 +23,7 @@ struct Line {
     label: &'static str,
     colour: RGBColor,
     width: u32,
-    /// None where the kernel does not say.
+    /// None where the kernel has no figure.
     value: fn(&Sample) -> Option<f64>,
 }
 
@@ -31,7 +31,7 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / MIB as f64
 }
 
-/// The wide ones first, so that those which coincide with them are seen on top.
+/// The wide lines first, so that lines that coincide with them show on top.
 const LINES: [Line; 3] = [
     Line {
         label: "allocated, in memory or in swap",
@@ -99,7 +99,7 @@ fn draw(
     let memory = 0.0..LINES.iter().map(highest).fold(1.0, f64::max) * 1.08;
     let blocks = values(&BLOCKS);
     let least = blocks.iter().copied().fold(f64::INFINITY, f64::min).min(highest(&BLOCKS));
-    // Differences are the message here, not the size of the machine.
+    // The axis does not begin at 0: the differences matter, not the size of the machine.
     let blocks = (least - 8.0).max(0.0)..highest(&BLOCKS) + 8.0;
     for (course, cell) in story.courses.iter().zip(cells.split_evenly((rows, COLUMNS))) {
         let (upper, lower) = cell.split_vertically(MEMORY);

@@ -21,12 +21,12 @@ use crate::{MIB, PAGE, mem};
 /// Bytes of the memory in question, and of ordinary memory for the guest's kernel.
 const SIZE: u64 = 512 * MIB;
 const LOW: u64 = 512 * MIB;
-/// What the guest fills: memory that it keeps, files and processes that it does not.
+/// The areas that the guest fills: memory that it keeps, files and processes that it gives up.
 const KEPT: u64 = 64 * MIB;
 const FILES: u64 = 96 * MIB;
 const PROCESSES: u64 = 8;
 const PROCESS: u64 = 4 * MIB;
-/// Of that, what has to come back before the host goes on: the rest is in small pieces.
+/// The part of it that must come back before the host goes on; the rest is in small pieces.
 const GIVEN_BACK: u64 = (FILES + PROCESSES * PROCESS) / 2;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Memory of the host's with a hole in every other page.
@@ -44,7 +44,7 @@ const KINDS: [(&str, Kind, bool); 8] = [
     ("guest_memfd", Kind::GuestMemfd, false),
 ];
 
-/// What was found.
+/// The results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Real {
     /// Kernel release.
@@ -57,13 +57,13 @@ pub struct Real {
 }
 
 impl Real {
-    /// Did every guest read what it should?
+    /// Did every guest read the right content?
     pub fn is_right(&self) -> bool {
         self.story.courses.iter().all(|course| course.own_data)
     }
 }
 
-/// Tell it on each kind of memory.
+/// Run the story on each kind of memory.
 pub fn tell(lab: &Lab, progress: &mut dyn FnMut(&str)) -> Result<Real> {
     lock_own_memory()?;
     let mut real = Real {
@@ -117,7 +117,7 @@ fn course(lab: &Lab, name: &str, memory: Memory, release: &mut String) -> Result
     }
     let freed = read(&mut meter, &machine, Step::Freed)?;
 
-    // As much as can be had: the first look at a page may find it used.
+    // As much as possible: the first look at a page may find it used.
     let goal = freed.resident / 2;
     for _ in 0..8 {
         let resident = meter.resident()?;
@@ -139,8 +139,8 @@ fn course(lab: &Lab, name: &str, memory: Memory, release: &mut String) -> Result
     Ok(Course { name: name.into(), samples: meter.samples(), own_data })
 }
 
-/// Memory of this process, which may be locked, with a hole in every other page, so that compaction
-/// has something to do.
+/// Memory of this process, locked or not, with a hole in every other page, so that there is memory
+/// to compact.
 pub fn ragged_memory(size: u64) -> Result<Mapping> {
     let mapping = Mapping::anonymous(size)?;
     let _ = mapping.madvise(0, size, libc::MADV_NOHUGEPAGE);

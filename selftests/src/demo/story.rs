@@ -24,18 +24,18 @@ use crate::{MIB, PAGE};
 const SIZE: u64 = 64 * MIB;
 /// Bytes, from the first on, that the guest keeps using.
 const WORKING_SET: u64 = SIZE / 4;
-/// Bytes that the host asks for at once.
+/// Bytes of one request of the host.
 const BITE: u64 = 2 * MIB;
-/// How often, before the figures are read.
+/// Number of requests before the figures are read.
 const BITES: u64 = 4;
-/// How often that is done.
+/// Number of such steps.
 const ROUNDS: u64 = 4;
-/// Of so many pages the guest keeps one when it gives memory back.
+/// The guest keeps one page in this many when it gives memory back.
 const KEEP: u64 = 4;
 /// Bytes of swap.
 const SWAP: u64 = 2 * SIZE;
 
-/// What a course is of: name, backing, and `MEMFILE_F_*` that the VM chooses.
+/// The courses: name, backing, and `MEMFILE_F_*` that the VM chooses.
 const KINDS: [(&str, Backing, Option<u64>); 6] = [
     ("anonymous memory", Backing::Anonymous, None),
     ("memfile, pinned", Backing::MemfileOnDemand, Some(MEMFILE_F_ALL)),
@@ -82,7 +82,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// In a word.
+    /// Its name in one word.
     pub fn name(self) -> &'static str {
         match self {
             Step::Created => "created",
@@ -100,13 +100,13 @@ impl Step {
     }
 }
 
-/// What the kernel says after a step. Bytes unless said; what counts events counts from the
+/// The kernel's figures after a step. Bytes unless said otherwise; events are counted from the
 /// beginning of the course.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     pub step: Step,
     /// In memory or in swap: `st_blocks` of the file, or `Rss` and `Swap` of the mapping in smaps.
-    /// None if the kernel does not say.
+    /// None if the kernel has no figure.
     pub allocated: Option<u64>,
     /// `anon` and `file` in the cgroup's `memory.stat`.
     pub resident: u64,
@@ -114,7 +114,7 @@ pub struct Sample {
     pub swapped: u64,
     /// Pages: `workingset_refault_anon` in `memory.stat`.
     pub refaults: u64,
-    /// Pages, of whomever: `pgmigrate_success` in `/proc/vmstat`.
+    /// Pages of the whole machine: `pgmigrate_success` in `/proc/vmstat`.
     pub migrated: u64,
     /// Free blocks of 2 MiB and more in the machine, counted in 2 MiB, from `/proc/buddyinfo`.
     pub free_2m_blocks: u64,
@@ -127,7 +127,7 @@ pub struct Sample {
 pub struct Course {
     pub name: String,
     pub samples: Vec<Sample>,
-    /// The guest read what it had written whenever it looked, and zeros from what it gave back.
+    /// The guest always read its own content, and zeros from pages that it gave back.
     pub own_data: bool,
 }
 
@@ -138,21 +138,21 @@ impl Course {
     }
 }
 
-/// What was done, and the figures. Bytes.
+/// The parameters, in bytes, and the figures.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Story {
     pub size: u64,
     pub working_set: u64,
-    /// How much the host asked for in each of the steps [`Step::Reclaimed`].
+    /// How much the host requested in each of the steps [`Step::Reclaimed`].
     pub wanted: u64,
-    /// Of so many pages the guest kept one.
+    /// The guest kept one page in this many.
     pub keep: u64,
     pub courses: Vec<Course>,
     pub missing: Vec<Missing>,
 }
 
 impl Story {
-    /// Nothing was told yet.
+    /// A story without courses.
     pub(super) fn new(size: u64) -> Story {
         Story {
             size,
@@ -165,14 +165,14 @@ impl Story {
     }
 }
 
-/// What the host has while the story is told.
+/// The host's state during the story.
 fn prepare() -> Result<(Swap, Setting)> {
-    // Pages that CPUs keep for themselves are in no free block: let it be few.
+    // Pages in the lists of CPUs are in no free block: keep the lists short.
     let few = Setting::set("/proc/sys/vm/percpu_pagelist_high_fraction", "1000000")?;
     Ok((Swap::on(SWAP)?, few))
 }
 
-/// Tell the story on each kind of memory.
+/// Run the story on each kind of memory.
 pub fn tell(progress: &mut dyn FnMut(&str)) -> Result<Story> {
     let mut story = Story::new(SIZE);
     let Some(_host) = unless_missing(prepare(), "the story", &mut story.missing)? else {
@@ -195,12 +195,12 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// What is charged from now on is the guest's memory.
+    /// Charges from now on are the guest's memory.
     fn start() -> Result<Meter> {
         Meter::of(Cgroup::enter()?)
     }
 
-    /// The guest's memory is what is charged to this one.
+    /// Charges of this cgroup are the guest's memory.
     pub(super) fn of(cgroup: Cgroup) -> Result<Meter> {
         Ok(Meter {
             cgroup,
@@ -228,7 +228,7 @@ impl Meter {
         self.samples
     }
 
-    /// What the kernel says now.
+    /// The kernel's figures now.
     pub(super) fn sample(&mut self, step: Step, allocated: Option<u64>) -> Result<Sample> {
         mem::refresh_counters();
         let cgroup = &self.cgroup;
@@ -259,7 +259,7 @@ fn choose(vm: &Vm, flags: u64) -> Result<()> {
 }
 
 fn course(name: &str, backing: Backing, flags: Option<u64>) -> Result<Course> {
-    // All start from the same.
+    // All courses start from the same state.
     pressure::drop_caches()?;
     pressure::compact()?;
 
@@ -282,7 +282,7 @@ fn course(name: &str, backing: Backing, flags: Option<u64>) -> Result<Course> {
     for _ in 0..ROUNDS {
         for _ in 0..BITES {
             own_data &= vcpu.verify_pages(GPA, WORKING_SET, first).is_ok();
-            // Whether there was that much is what the figures say.
+            // The figures show whether there was that much.
             meter.cgroup.reclaim(BITE)?;
         }
         meter.read(Step::Reclaimed, Some(&memory))?;
@@ -309,7 +309,7 @@ fn course(name: &str, backing: Backing, flags: Option<u64>) -> Result<Course> {
 }
 
 /// The guest reads one page of each chunk as `kept` and zeros from the rest, writes the rest, and
-/// reads everything again: whether all was as it should be.
+/// reads everything again: whether all content was right.
 fn rewrite(vcpu: &mut Vcpu, chunk: u64, kept: Pattern) -> Result<bool> {
     let mut right = true;
     let again = Pattern::Generation(2);

@@ -7,7 +7,7 @@ use super::story::{Course, Step, Story};
 use super::{Figure, Missing, Real, Report, Row};
 use crate::MIB;
 
-/// Bytes as MiB, to a tenth where that says something.
+/// Bytes as MiB, with one decimal unless that is 0.
 pub(super) fn mib(bytes: i64) -> String {
     let tenths = (bytes.abs() * 10 + MIB as i64 / 2) / MIB as i64;
     let sign = if bytes < 0 && tenths > 0 { "-" } else { "" };
@@ -37,7 +37,7 @@ pub struct Table {
     notes: Vec<String>,
 }
 
-/// Who pays when.
+/// The table of costs.
 pub fn costs(report: &Report) -> Table {
     const HEADS: [[&str; 3]; 10] = [
         ["", "", "guest memory"],
@@ -88,7 +88,7 @@ pub fn costs(report: &Report) -> Table {
     }
 }
 
-/// What pressure does.
+/// The table of pressure.
 pub fn pressure(story: &Story) -> Table {
     const HEADS: [[&str; 3]; 12] = [
         ["", "", "guest memory"],
@@ -158,7 +158,7 @@ pub fn pressure(story: &Story) -> Table {
     }
 }
 
-/// What became of the memory of real guests.
+/// The figures of real guests' memory.
 pub fn real(real: &Real) -> Table {
     const HEADS: [[&str; 3]; 12] = [
         ["", "", "guest memory"],
@@ -269,7 +269,7 @@ impl Table {
             });
             format!("<tr>{}</tr>\n", cells.collect::<String>())
         };
-        // A word that is broken between the lines of a head.
+        // Joins a word that is broken between the lines of a head.
         let join = |head: &[&str; 3]| head.join(" ").trim().replace("- ", "");
         let mut out = format!("<table>\n<caption>{}</caption>\n", escaped(&self.title));
         out += &row("th", self.heads.iter().map(join).collect());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a real guest is asked for, and what it answers. See [`crate::agent`].
+//! Requests to a real guest, and their answers. See [`crate::agent`].
 
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::agent::{Answer, READY, answer, line, words};
 pub struct Guest {
     lines: Lines,
     number: u64,
-    /// How long it may take for a request.
+    /// The time limit of a request.
     limit: Duration,
     release: String,
 }
@@ -24,10 +24,10 @@ impl Guest {
         Guest { lines, number: 0, limit, release: String::new() }
     }
 
-    /// Wait until it is there.
+    /// Wait until process 1 is ready.
     pub(super) fn wait(&mut self, deadline: Instant) -> Result<()> {
         loop {
-            // The port is also seen by whoever boots the machine: anything may come through.
+            // Firmware and kernel can write to the port as well: skip other lines.
             let line = self.lines.next(deadline)?;
             if let Ok([first, release, _memory]) = words(&line).as_deref()
                 && first == READY
@@ -38,7 +38,7 @@ impl Guest {
         }
     }
 
-    /// Let it take so long from now on, for whatever it is asked.
+    /// Set the time limit of all requests from now on.
     pub fn set_limit(&mut self, limit: Duration) {
         self.limit = limit;
     }
@@ -48,7 +48,7 @@ impl Guest {
         &self.release
     }
 
-    /// Ask for something: the words it answers.
+    /// Make a request, and return the words of the answer.
     fn ask(&mut self, request: &[&str], said: &mut dyn FnMut(&str)) -> Result<Vec<String>> {
         self.number += 1;
         let deadline = Instant::now() + self.limit;
@@ -88,12 +88,12 @@ impl Guest {
         self.fill(name, seed)
     }
 
-    /// Fail unless the area reads as it was written.
+    /// Fail unless the area has the content that was written.
     pub fn verify(&mut self, name: &str, seed: u64) -> Result<()> {
         self.tell(&["verify", name, &seed.to_string()])
     }
 
-    /// The same of so many pages from the `first`.
+    /// The same for that many pages from `first` on.
     pub fn verify_pages(&mut self, name: &str, seed: u64, first: u64, pages: u64) -> Result<()> {
         self.tell(&["verify", name, &seed.to_string(), &first.to_string(), &pages.to_string()])
     }
@@ -114,7 +114,7 @@ impl Guest {
         words.iter().map(|word| word.parse().context("a page frame")).collect()
     }
 
-    /// Start so many processes, each with memory that it writes.
+    /// Start that many processes, each with memory that it writes.
     pub fn fork(&mut self, count: u64, bytes: u64, seed: u64) -> Result<()> {
         self.tell(&["fork", &count.to_string(), &bytes.to_string(), &seed.to_string()])
     }
@@ -124,7 +124,7 @@ impl Guest {
         self.tell(&["check"])
     }
 
-    /// They do so once more, and end.
+    /// Each of them reads its memory once more, and ends.
     pub fn join(&mut self) -> Result<()> {
         self.tell(&["join"])
     }
@@ -150,7 +150,7 @@ impl Guest {
         crate::mem::kib_of(&text, key).with_context(|| format!("the guest has no {key}"))
     }
 
-    /// Run a command of the shell's: its exit code. `said` gets its output, byte by byte a `char`.
+    /// Run a shell command, and return its exit code. `said` gets its output, a `char` per byte.
     pub fn run(&mut self, command: &str, said: &mut dyn FnMut(&str)) -> Result<i32> {
         let words = self.ask(&["run", command], said)?;
         words.first().and_then(|code| code.parse().ok()).context("the command has no exit code")
@@ -167,11 +167,11 @@ impl Guest {
         self.tell(&["off"])
     }
 
-    /// The guest's kernel has less in its caches, and in one piece, than before: for figures that
-    /// do not depend on what it did at boot.
+    /// Drop the caches of the guest's kernel and compact its memory, so that figures do not depend
+    /// on its boot.
     pub fn tidy(&mut self) -> Result<()> {
         self.write("/proc/sys/vm/drop_caches", "3")?;
-        // Not every kernel can.
+        // Not every kernel has this.
         let _ = self.write("/proc/sys/vm/compact_memory", "1");
         Ok(())
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the host's kernel says about another process and its files.
+//! What the host's kernel reports about another process and its files.
 
 use std::fs;
 use std::io;
@@ -13,9 +13,9 @@ pub struct Memfd {
     pub fd: u32,
     /// Bytes.
     pub size: u64,
-    /// Bytes of it that exist, in memory or in swap.
+    /// Allocated bytes, in memory or in swap.
     pub allocated: u64,
-    /// Of a memfile only: pages in memory, and how many bindings it has.
+    /// For a memfile only: pages in memory, and the number of bindings.
     pub memfile: Option<(u64, u64)>,
 }
 

@@ -41,7 +41,7 @@ impl Archive {
         Ok(())
     }
 
-    /// The folders in which `name` lies, and which are not there yet.
+    /// Add the folders of `name` that are not there yet.
     fn folders_of(&mut self, name: &str) -> Result<()> {
         for (end, _) in name.match_indices('/') {
             self.folder(&name[..end])?;
@@ -80,7 +80,7 @@ impl Archive {
         self.entry(name, DEVICE, &[], (major, minor))
     }
 
-    /// All of it.
+    /// The whole archive.
     pub fn finish(mut self) -> Result<Vec<u8>> {
         self.entry("TRAILER!!!", 0, &[], (0, 0))?;
         Ok(self.bytes)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Lines through a socket whose other end QEMU has, with a time limit.
+//! Lines through a socket to QEMU, with a time limit.
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// The error of what did not come in time.
+/// The error if a line did not come in time.
 #[derive(Debug)]
 pub struct TimeIsUp;
 
@@ -20,10 +20,10 @@ impl fmt::Display for TimeIsUp {
 
 impl std::error::Error for TimeIsUp {}
 
-/// The end that is ours.
+/// Our end of the socket.
 pub struct Lines {
     stream: UnixStream,
-    /// What came after the last whole line.
+    /// The bytes after the last whole line.
     rest: Vec<u8>,
 }
 
@@ -47,7 +47,7 @@ impl Lines {
             if left.is_zero() {
                 return Err(TimeIsUp.into());
             }
-            // Not so short that it rounds to none, which means for ever.
+            // Not so short that it rounds to zero, which means no limit.
             self.stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
             let mut bytes = [0; 4096];
             match self.stream.read(&mut bytes) {

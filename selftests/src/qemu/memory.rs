@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Kinds of memory that QEMU can give a guest, and the arguments that say so.
+//! Kinds of memory that QEMU can give a guest, and QEMU's arguments for them.
 
 use crate::MIB;
 
-/// What backs a guest's memory.
+/// Backings of a guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Anonymous,
     SharedMemfd,
-    /// A memfile beside a shared memfd, with what the VM promises to bear.
+    /// A memfile beside a shared memfd, with the VM's flags.
     Private {
         movable: bool,
         reclaimable: bool,
@@ -56,14 +56,14 @@ impl Kind {
     }
 }
 
-/// What of the guest's memory is of the kind in question.
+/// Which part of the guest's memory is of the kind under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// All, firmware and page tables included: KVM's own accesses have to reach it.
     All,
-    /// A DIMM beside so many bytes of ordinary memory, where the guest's kernel keeps its own.
+    /// A DIMM beside that many bytes of ordinary memory, which has the guest's kernel.
     Dimm { low: u64 },
-    /// The same with a device that gives memory and takes it back, so many bytes at first.
+    /// The same with virtio-mem, and that many bytes at first.
     Device { low: u64, requested: u64 },
 }
 
@@ -84,7 +84,7 @@ impl Memory {
         Memory { kind, layout: Layout::Dimm { low: 256 * MIB }, size, prealloc: false }
     }
 
-    /// What `-machine` has to say.
+    /// The options for `-machine`.
     pub(super) fn machine(&self) -> String {
         let mut properties = String::new();
         if self.kind.is_private() {
@@ -147,11 +147,11 @@ impl Memory {
         line
     }
 
-    /// What the guest's kernel has to be told.
+    /// Arguments of the guest's kernel.
     pub(super) fn kernel_arguments(&self) -> &'static str {
         match (self.layout, self.kind.is_private()) {
             (Layout::All, _) => "",
-            // Devices reach ordinary memory only.
+            // Devices can access ordinary memory only.
             (_, true) => " memhp_default_state=online_movable swiotlb=2048,force",
             (_, false) => " memhp_default_state=online_movable",
         }

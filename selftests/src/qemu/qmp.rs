@@ -13,13 +13,13 @@ use super::lines::Lines;
 /// A connection to one QEMU.
 pub struct Qmp {
     lines: Lines,
-    /// Events that came and that nobody has asked for yet.
+    /// Events that were received and not read yet.
     events: VecDeque<Value>,
     number: u64,
 }
 
 impl Qmp {
-    /// Wait until QEMU is there, and be allowed to give commands.
+    /// Wait for QEMU's greeting, and enable commands.
     pub fn new(stream: UnixStream, deadline: Instant) -> Result<Qmp> {
         let mut qmp = Qmp { lines: Lines::new(stream), events: VecDeque::new(), number: 0 };
         let greeting = qmp.next(deadline)?;
@@ -33,7 +33,7 @@ impl Qmp {
         serde_json::from_str(&line).with_context(|| format!("QEMU says {line:?}"))
     }
 
-    /// Execute a command: what it returns.
+    /// Execute a command, and return its result.
     pub fn execute(&mut self, name: &str, arguments: Value, deadline: Instant) -> Result<Value> {
         self.number += 1;
         let command = json!({ "execute": name, "arguments": arguments, "id": self.number });
@@ -52,7 +52,7 @@ impl Qmp {
         }
     }
 
-    /// The data of the next event of this name; others of before are dropped.
+    /// The data of the next event of this name; earlier events are dropped.
     pub fn event(&mut self, name: &str, deadline: Instant) -> Result<Value> {
         loop {
             let mut event = match self.events.pop_front() {
