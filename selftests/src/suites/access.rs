@@ -297,7 +297,7 @@ fn loop_device_gets_nothing() -> CaseResult {
         let device = open(&path, libc::O_RDWR).with_context(|| path)?;
         let set = ioctl_val(&device, LOOP_SET_FD, fd.as_raw_fd() as u64);
         expect_errno("LOOP_SET_FD", set, EPERM)?;
-        // struct loop_config: the descriptor, the block size, and much that may be 0.
+        // struct loop_config: the descriptor, the block size, and fields that may be 0.
         let mut config = [0u32; 76];
         config[0] = fd.as_raw_fd() as u32;
         // SAFETY: The structure is as large as that of this ioctl.
@@ -370,7 +370,7 @@ fn reopening_gives_no_access() -> CaseResult {
                 }
             }
         }
-        // Direct I/O is offered by no memfd, or refused like the rest.
+        // A memfd has no direct I/O, or refuses it like the rest.
         if let Ok(direct) = reopen(fd, libc::O_RDWR | libc::O_DIRECT) {
             let mut buffer = [0u8; 4096];
             // SAFETY: The buffer has this length.

@@ -62,7 +62,7 @@ impl Life {
         Ok(Life { fd: Some(fd), slot: Some(slot), vm: Some((vcpu, vm)), held: SIZE })
     }
 
-    /// Let one thing happen, if it still can.
+    /// Do one operation, if it is still possible.
     fn end(&mut self, end: End) -> Result<()> {
         match end {
             End::Punch => {
@@ -97,7 +97,8 @@ struct Counted {
 
 impl Counted {
     fn now() -> Result<Counted> {
-        // Pages wait in lists of each CPU before they are counted. 1 empties these, 4 says nothing.
+        // Pages wait in lists of each CPU before they are counted. 1 empties these, 4 prints
+        // nothing.
         for value in ["4", "1"] {
             pressure::write("/proc/sys/vm/drop_caches", value)?;
         }

@@ -62,7 +62,7 @@ impl Bench {
         expect_errno(what, self.vm.raw_set_region(&request), &[e])
     }
 
-    /// The good request still works, and is undone: nothing of the refused ones is left.
+    /// The good request still works, and is undone: refused ones have left no state.
     fn still_works(&self) -> Result<()> {
         self.vm.raw_set_region(&self.request()).context("the good request")?;
         self.vm.raw_delete(1).context("delete the slot")
@@ -337,7 +337,7 @@ fn refused_binding_leaves_nothing_behind() -> CaseResult {
     let other_vm = Vm::protected()?;
     other_vm.raw_set_region(&b.request()).context("the file is not bound")?;
     b.refused("now it is", b.request(), Errno::EEXIST)?;
-    // Nobody holds the file any more.
+    // There is no reference to the file any more.
     drop((b, other_vm));
     module.expect_unused()
 }

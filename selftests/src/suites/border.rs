@@ -99,7 +99,7 @@ impl Border {
         self.flushes()
     }
 
-    /// Take one shared page; what is there has been flushed when this returns.
+    /// Take one shared page away; its mapping is flushed when this returns.
     fn take(&self, taking: Taking, page: u64, before: u64) -> CaseResult {
         match taking {
             Taking::Discard => {
@@ -347,7 +347,7 @@ fn under_the_hosts_hand(flags: u64) -> CaseResult {
     let _swap = Swap::on(64 * MIB)?;
     let (cgroup, zone) = (Cgroup::enter()?, MovableZone::make(2)?);
     let host = Host { cgroup, take: Box::new(move || zone.shuffle()) };
-    // Nothing of the program is locked: the guest's shared pages are to go, and come back.
+    // The program must not lock its memory: the guest's shared pages go to swap and come back.
     let s = Setup::with_flags(flags, PAGES * PAGE)?;
     s.slot.view.madvise(0, PAGES * PAGE, libc::MADV_MERGEABLE).context("MADV_MERGEABLE")?;
     let counts = Counts::now()?;

@@ -133,7 +133,7 @@ fn bad_arguments_are_refused() -> CaseResult {
         args[n] = 1;
         refused(&format!("args[{n}]"), 0, args)?;
     }
-    // What was refused left the default.
+    // A refused request leaves the default.
     let fd = memfile(MIB)?;
     let _slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
     let got = flags_of(&fd)?;
@@ -176,7 +176,7 @@ fn racing_bindings_leave_the_flags_of_the_winner() -> CaseResult {
     let fd = memfile(2 * MIB)?;
     let view = crate::vm::small_pages(MIB)?;
     let (barrier, rounds) = (Barrier::new(2), 200);
-    // What each round came to for each VM.
+    // The result of each round for each VM.
     let race = |n: u64| -> Result<Vec<bool>> {
         let vm = &vms[n as usize];
         let wish = wishes[n as usize];
@@ -188,7 +188,7 @@ fn racing_bindings_leave_the_flags_of_the_winner() -> CaseResult {
             barrier.wait();
             let bound = vm.raw_set_region(&request);
             barrier.wait();
-            // As long as nobody has undone it.
+            // As long as it is not undone.
             let got = flags_of(&fd);
             barrier.wait();
             won.push(bound.is_ok());
@@ -201,7 +201,7 @@ fn racing_bindings_leave_the_flags_of_the_winner() -> CaseResult {
                 }
                 Err(errno) => expect_errno("the loser", Err::<(), _>(errno), &[Errno::EINVAL]),
             };
-            // The other one counts on us at the barrier until the end.
+            // The other thread waits for us at the barrier until the end.
             result = result.and(check());
             barrier.wait();
         }
@@ -252,7 +252,7 @@ fn stronger_flags_join_while_others_are_bound() -> CaseResult {
         if first & !second == 0 {
             let other = result.with_context(|| what.clone())?;
             expect_flags(&s.fd, second, &what)?;
-            // They are the file's, also once it is gone who asked for them.
+            // The flags belong to the file, also when the VM that asked for them is gone.
             drop(other);
             expect_flags(&s.fd, second, &format!("{what}, and gone"))?;
         } else {
@@ -274,7 +274,8 @@ fn weaker_flags_are_refused_while_there_is_a_page() -> CaseResult {
         choose(&vm, first)?;
         let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
         vm.delete(slot)?;
-        // Whoever allocates it, and when: what holds when it is there is promised to it.
+        // The flags at the time of its allocation are promised to a page, whichever task allocates
+        // it.
         allocate(&fd, 0, PAGE)?;
         let result = bind_second(&fd, second)?;
         if first & !second == 0 {
@@ -323,7 +324,7 @@ fn empty_file_may_be_anything_again() -> CaseResult {
         let mut s = Setup::with_flags(first, MIB)?;
         s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
         punch(&s.fd, 0, 2 * MIB)?;
-        // Who has bound it relies on it for the pages to come.
+        // A consumer that has bound the file relies on the flags for new pages.
         let result = bind_second(&s.fd, second)?;
         if first & !second == 0 {
             drop(result.with_context(|| what.clone())?);

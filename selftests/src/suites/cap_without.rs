@@ -79,7 +79,7 @@ fn vm_has_nothing_of_memfiles() -> CaseResult {
         let result = vm.raw_region(GIB, PAGE, private);
         expect_errno("convert a region", result, &[Errno::ENOTTY])?;
     }
-    // It is a VM, though.
+    // The VM itself works.
     let slot = vm.add_shared(1, GIB, view)?;
     let mut vcpu = vm.vcpu(0)?;
     vcpu.fill(slot.gpa, slot.size, GUEST)?;

@@ -100,7 +100,7 @@ fn bad_bindings_are_refused() -> CaseResult {
         let result = consumer.bind(&fd, Mode::Mapper(flags), ALL);
         expect_errno(&format!("flags {flags:#x}"), result, &[Errno::EINVAL])?;
     }
-    // None of them left anything behind.
+    // None of them left a binding behind.
     consumer.bind(&fd, MAPPER, ALL).context("the good one")?;
     drop((consumer, fd));
     module.expect_unused()
@@ -199,7 +199,7 @@ fn observers_are_no_bindings_and_bring_no_flags() -> CaseResult {
     expect_fdinfo(&fd, MEMFILE_F_ALL, 1, "with a mapper as well")?;
     mapper.unbind()?;
     expect_fdinfo(&fd, MEMFILE_F_ALL, 0, "with the observer left")?;
-    // It does not keep anybody from asking for less.
+    // An observer does not keep a mapper from asking for less.
     let mapper = Consumer::bound(&fd, Mode::Mapper(MEMFILE_F_USER_INACCESSIBLE), ALL)?;
     expect_fdinfo(&fd, MEMFILE_F_USER_INACCESSIBLE, 1, "with another mapper")?;
     mapper.unbind()?;
@@ -234,7 +234,7 @@ fn mapper_brings_its_flags() -> CaseResult {
 fn hole_is_one_start_and_one_end() -> CaseResult {
     let fd = memfile(FILE)?;
     for mode in [Mode::Observer, MAPPER] {
-        // As many pages as there may be in it: one pair.
+        // One start and one end, however many pages it has.
         for allocated in [0, 1, PAGES] {
             (0..allocated).try_for_each(|page| allocate(&fd, page * PAGE, PAGE))?;
             let consumer = Consumer::bound(&fd, mode, ALL)?;
@@ -316,7 +316,7 @@ fn mapper_gets_the_same_page_until_it_is_punched() -> CaseResult {
         ensure!(mapper.get(1002)? == first, "another page");
     }
     ensure!(mapper.get(1003)?.pfn != first.pfn, "one page for two frames");
-    // The page was that of file page 10, and nothing else.
+    // Only file page 10 was allocated.
     punch_pages(&fd, 10..11)?;
     expect_allocated(&fd, PAGE, "one of two punched")?;
     mapper.get(1002)?;
@@ -510,7 +510,7 @@ fn vcpu_is_held_off_until_the_hole_is_done() -> CaseResult {
     let mut s = Setup::new(Private::Memfile, FILE)?;
     let gpa = s.slot.gpa;
     s.vcpu.fill(gpa, FILE, GUEST)?;
-    // Who maps is called before who listens.
+    // Mappers are called before observers.
     let slow = observer(&s.fd, ALL)?;
     let (fd, vcpu) = (&s.fd, &mut s.vcpu);
     with_hole_held_up(fd, &slow, 0..8, |go_on| {
@@ -542,7 +542,7 @@ fn unbinding_waits_for_the_callback_that_runs() -> CaseResult {
                 go_on()?;
                 let heard = unbinder.join().map_err(|_| anyhow!("the thread panicked"))??;
                 ensure!(!early, "{mode:?}: unbound while its callback ran");
-                // It was over when unbinding returned, the end included.
+                // The invalidation had ended when unbinding returned.
                 ensure!((heard.starts, heard.ends) == (1, 1), "{mode:?}: {heard:?}");
                 Ok(())
             })
@@ -588,7 +588,7 @@ fn binding_waits_for_a_hole_in_its_pages_only() -> CaseResult {
                 beside.expect_heard(&[])
             })
         })?;
-        // It heard nothing of the hole that was there before it, and all of the next one.
+        // It got no callback for the hole that began before it, and both for the next one.
         late.expect_heard(&[]).with_context(|| format!("{mode:?} after the first hole"))?;
         punch_pages(&fd, 0..8)?;
         late.expect_heard(&[(7, 8)]).with_context(|| format!("{mode:?} after the second"))?;
@@ -623,7 +623,8 @@ fn nothing_is_heard_after_unbinding() -> CaseResult {
                         let consumer = Consumer::new()?;
                         let mut heard = 0;
                         for _ in 0..150 {
-                            // One third of the file for each thread's mapper, anything to observe.
+                            // One third of the file for each thread's mapper, any range for
+                            // observers.
                             let third = PAGES / 3;
                             let (mode, first, room) = match rng.below(2) {
                                 0 => (MAPPER, i * third, third),
@@ -648,7 +649,7 @@ fn nothing_is_heard_after_unbinding() -> CaseResult {
                             }
                             heard += consumer.heard()?.starts;
                         }
-                        // Later holes do not come either.
+                        // Later holes do not call it either.
                         thread::sleep(Duration::from_millis(10));
                         consumer.expect_balanced()?;
                         Ok(heard)
@@ -689,7 +690,7 @@ fn closing_the_device_unbinds() -> CaseResult {
         drop(Consumer::bound(&fd, mode, ALL)?);
         expect_fdinfo(&fd, MEMFILE_F_ALL, 0, "the device is closed")?;
     }
-    // Also while a callback of it is held up, and with the memfile closed before.
+    // Also while one of its callbacks is held, and with the memfile closed before.
     let consumer = observer(&fd, ALL)?;
     consumer.block(true)?;
     thread::scope(|scope| {
@@ -749,7 +750,7 @@ fn everything_goes_in_any_order() -> CaseResult {
             };
             work().with_context(|| format!("order {order:?}, step {step}"))?;
         }
-        // Nothing holds the file any more, so nothing holds the module.
+        // The file has no reference any more, so the module has none.
         module.expect_unused().with_context(|| format!("order {order:?}"))?;
     }
     module.unload()

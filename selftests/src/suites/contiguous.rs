@@ -61,7 +61,7 @@ fn guest_inside(area: &Area, flags: u64, size: u64) -> Result<(Setup, BTreeMap<u
 
 /// Nothing is in the area, and CPUs keep nothing else for themselves to give out first.
 fn empty(area: &Area) -> CaseResult {
-    // The first time CPUs fetch memory for what is in the area, and keep what is left of it.
+    // The first time, CPUs fetch pages in exchange for those in the area, and keep the rest.
     drop(area.take()?);
     drop(area.take()?);
     Ok(())
@@ -300,7 +300,7 @@ fn outside() -> Result<u64> {
 
 /// Neither huge pages nor enough small ones are free outside: some pages move, others stay.
 fn allocation_without_room_elsewhere_loses_nothing() -> CaseResult {
-    // First: it has no share in what comes after it.
+    // First, so that it does not count in the rest.
     let _victim = Victim::with(8 * MIB)?;
     let _huge = shmem_huge("always")?;
     let area = Area::find()?;
@@ -309,13 +309,14 @@ fn allocation_without_room_elsewhere_loses_nothing() -> CaseResult {
     let (mut s, before) = guest_inside(&area, MOVABLE, size)?;
     let counts = Counts::now()?;
 
-    // An unbound memfile has no movable pages, so it fills what is outside, but for three quarters of
-    // what the guest has; of that the kernel keeps a part for itself, which is to stay the same.
+    // An unbound memfile has no movable pages, so it fills the memory outside of the area, except
+    // for three quarters of the guest's size; the kernel keeps a part of that for itself, which
+    // must stay the same.
     let _boost = Setting::set("/proc/sys/vm/watermark_boost_factor", "0")?;
     let reserve = Setting::set("/proc/sys/vm/min_free_kbytes", "16384")?;
     let file = memfile(outside()?)?;
     let mut filled = 0;
-    // What the file needs beside its pages is to be counted too, so in steps.
+    // In steps, so that the file's other memory is counted as well.
     while let Some(room) = outside()?.checked_sub(size / 4 * 3).filter(|room| *room >= HUGE) {
         let step = (room / 2).max(HUGE) & !(HUGE - 1);
         allocate(&file, filled, step).context("fill what is outside")?;

@@ -336,11 +336,11 @@ fn fatal_signal_ends_the_conversion_of_a_huge_range() -> CaseResult {
     let (mut s, one) = nearly_shared()?;
     for door in DOORS {
         let before = cgroup.current()?;
-        // Nothing but the signal is to end it.
+        // Only the signal may end it.
         cgroup.set("memory.max", before + 256 * MIB)?;
         let limit = || cgroup.line("memory.events", "max");
         let reached = limit()?;
-        // It begins below the slot, and has gone past it when it has taken that much.
+        // It begins below the slot, and is past it when it has taken this much memory.
         let converter = Converter::start(&s, door, s.slot.gpa - 16 * MIB, HUGE_RANGE)?;
         let taken = wait_for_charge(&cgroup, "converting", |now| now >= before + 4 * MIB);
         converter.kill()?;
@@ -350,7 +350,7 @@ fn fatal_signal_ends_the_conversion_of_a_huge_range() -> CaseResult {
         ensure!(limit()? == reached, "it went on until there was no memory");
         cgroup.unlimit("memory.max")?;
         expect_nearly_shared(&mut s, one).with_context(|| format!("{door:?}"))?;
-        // And all is as it was for those who come after.
+        // The state is unchanged for later callers.
         s.vm.convert(door, s.slot.gpa, s.slot.size, true)?;
         s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
         s.vm.convert(door, s.slot.gpa, s.slot.size, false)?;
@@ -368,11 +368,11 @@ fn huge_range_with_little_in_it_is_cleared() -> CaseResult {
         s.vm.convert(door, last, PAGE, true)?;
         s.vm.convert(door, GIB, HUGE_RANGE, false)?;
         s.vcpu.verify(s.slot.gpa, s.slot.size, SHARED)?;
-        // Also where there is nothing at all.
+        // Also where no page is private.
         s.vm.convert(door, GIB, HUGE_RANGE, false)?;
         s.vm.convert(door, s.slot.gpa, s.slot.size, true)?;
         s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
-        // What lies outside of the range stays.
+        // Pages outside of the range stay.
         s.vm.convert(door, s.slot.gpa + s.slot.size / 2, HUGE_RANGE, false)?;
         s.vcpu.verify(s.slot.gpa, s.slot.size / 2, GUEST)?;
         s.vcpu.verify(s.slot.gpa + s.slot.size / 2, s.slot.size / 2, SHARED)?;

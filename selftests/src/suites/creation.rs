@@ -128,7 +128,7 @@ fn many_files_are_independent() -> CaseResult {
 }
 
 fn ordinary_memfd_is_as_before() -> CaseResult {
-    // The module being there changes nothing for others.
+    // The loaded module changes nothing for other memfds.
     let fd = memfd_create(MFD_CLOEXEC | MFD_ALLOW_SEALING)?;
     ensure!(get_seals(&fd)? == 0);
     ftruncate(&fd, 4 * PAGE)?;

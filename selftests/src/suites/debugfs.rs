@@ -140,7 +140,7 @@ fn totals_keep_what_happened_to_files_that_are_gone() -> CaseResult {
         let before = before.get(name).context("a new counter")?;
         Ok((name.clone(), value - before))
     });
-    // Reading makes a file as well.
+    // The read makes a memfile as well.
     let wanted = [
         ("create", 5),
         ("destroy", 4),

@@ -89,7 +89,7 @@ fn private_access_to_no_slot_at_all(_: Private) -> CaseResult {
     let vm = Vm::protected()?;
     vm.set_private(GIB, MIB)?;
     expect_private_exits(&mut vm.vcpu(0)?, GIB + 0x23000)?;
-    // Not private and not there: emulated I/O, as ever.
+    // Shared and without memory: emulated I/O, as always.
     let exit = vm.vcpu(1)?.start(Command::Load, &[GIB + MIB])?;
     ensure!(exit == Exit::Mmio { gpa: GIB + MIB, write: false }, "{exit:x?}");
     Ok(())
@@ -147,7 +147,7 @@ fn slot_deleted_and_made_again_has_its_content(kind: Private) -> CaseResult {
     let view = s.vm.delete(s.slot)?;
     ensure!(s.vcpu.start(Command::Store, &[gpa, 1])? == private_exit(gpa));
     let slot = s.vm.add_private(SLOT, gpa, MIB, kind, &s.fd, 0)?;
-    // The store that left is done now.
+    // The store that exited is done now.
     ensure!(s.vcpu.run()? == Exit::Done);
     ensure!(s.vcpu.load(gpa)? == 1);
     ensure!(view.load(0) == SHARED.word(gpa), "the store is visible outside");

@@ -70,7 +70,7 @@ impl Usage {
         Ok(Usage { files, bindings, pages, module, descriptors })
     }
 
-    /// Fail unless all is as it was.
+    /// Fail unless the state is unchanged.
     fn expect_unchanged(&self) -> Result<()> {
         let now = Usage::now()?;
         ensure!(now == *self, "in use before: {self:?}, now: {now:?}");
@@ -97,7 +97,7 @@ fn memfd_create_that_fails_leaves_nothing() -> CaseResult {
     let failed = injector.sweep(
         "memfd_create",
         &mut (),
-        // ENOSPC is shmem's word for no inode, with any memfd.
+        // shmem returns ENOSPC if it gets no inode, for any memfd.
         |()| {
             let result = memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE);
             result.map_err(|e| if e == Errno::ENOSPC { Errno::ENOMEM } else { e })
@@ -299,7 +299,7 @@ fn binding_that_fails_changes_nothing() -> CaseResult {
                 vm.raw_delete(SLOT)?;
             }
             expect_bindings(&fd, "0")?;
-            // What a binding has brought stays; one that failed has brought nothing.
+            // The flags of a successful binding stay; a failed one changes none.
             promised |= result.is_ok();
             let wanted = if promised { "0x7" } else { "0x1" };
             let flags = mem::fdinfo(&fd, "memfile-flags")?;
@@ -383,7 +383,7 @@ impl Parts {
         self.s.vcpu.fill_pages(gpa + 9 * PAGE, PAGE, GUEST)
     }
 
-    /// The part is what [`Parts::next`] made it, or all private.
+    /// The part is as [`Parts::next`] left it, or all private.
     fn check(&mut self, private: bool) -> Result<()> {
         let (gpa, len) = (self.gpa(), Self::LEN);
         let pattern = if private { Pattern::ZERO } else { SHARED };
@@ -467,9 +467,9 @@ fn pre_fault_that_fails_says_enomem() -> CaseResult {
 /// What entering the guest came to while memory was short.
 #[derive(Debug, Default)]
 struct Faults {
-    /// Served, in some other way.
+    /// Served in another way.
     served: u32,
-    /// memfile found no page: an exit that says where.
+    /// memfile found no page: an exit with the address.
     store: u32,
     /// KVM found no page for itself.
     kvm: u32,
@@ -550,7 +550,7 @@ fn expect_exit_until(
     let (gpa, size) = (s.slot.gpa, s.slot.size);
     let (word, step) = (GUEST.word(gpa), GUEST.step(PAGE));
     s.vcpu.post(Command::Fill, &[gpa, gpa + size, PAGE, word, step])?;
-    // Without a timer, for which there may be no memory either.
+    // Without a timer, because there may be no memory for it either.
     let mut exit = Exit::Done;
     let mut held = 0;
     for n in 0..4 {

@@ -142,7 +142,7 @@ fn fd_may_be_closed_while_the_guest_runs(kind: Private) -> CaseResult {
     vcpu.fill(slot.gpa, slot.size, GUEST)?;
     drop(fd);
     if kind == Private::Memfile {
-        // Pages that had gone with the descriptor would be another guest's now.
+        // Pages that were freed with the descriptor would belong to another guest now.
         let mut other = Setup::new(kind, 8 * MIB)?;
         other.vcpu.fill(other.slot.gpa, other.slot.size, SHARED)?;
         vcpu.verify(slot.gpa, slot.size, GUEST)?;

@@ -181,7 +181,7 @@ fn kvm_maps_4k_what_the_guest_executes_if_it_must() -> CaseResult {
 fn new_huge_page_is_zeroed() -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
     let _anonymous = pressure::anonymous_huge("madvise")?;
-    // Used memory, in huge pages, is what comes next.
+    // The next allocation takes used memory, in huge pages.
     let used = Mapping::anonymous(8 * SIZE)?;
     used.madvise(0, used.len(), libc::MADV_HUGEPAGE).context("MADV_HUGEPAGE")?;
     for offset in (0..used.len()).step_by(256) {

@@ -68,11 +68,11 @@ fn bitmap_found() -> CaseResult {
     let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
     let mut s = Setup::with_flags(BOTH, size)?;
     let (gpa, ino) = (s.slot.gpa, fstat(&s.fd)?.st_ino);
-    // Pages that nobody has used: of a used one both would know.
+    // Unused pages: both would see a used one.
     let pfns = pressure::reserved_by(&cgroup, || allocate(&s.fd, 0, size).context("reserve"))?;
     ensure!(pfns.len() as u64 == size / PAGE, "{} pages are reserved", pfns.len());
     idle.mark_all(pfns.iter().copied())?;
-    // What came first, and is the first to go.
+    // The oldest pages, which are reclaimed first.
     let hot = size / 4;
     s.vcpu.fill_pages(gpa, hot, GUEST)?;
     let mut found = 0;
@@ -109,7 +109,7 @@ struct Damon {
 }
 
 impl Damon {
-    /// Everything in these page frames that is not used for half a second goes.
+    /// Reclaim all pages in these page frames that are not used for half a second.
     fn start(pfns: std::ops::Range<u64>) -> Result<Damon> {
         let mut settings = Vec::new();
         let times = [
@@ -160,7 +160,7 @@ fn damon_reclaims() -> CaseResult {
         let damon = (|| -> CaseResult {
             let _damon = Damon::start(first..last + 1)?;
             let limit = Instant::now() + Duration::from_secs(200);
-            // Most of what is cold.
+            // Most of the cold pages.
             while swapped()? < (size - hot) / 4 * 3 {
                 ensure!(!watching.is_finished(), "the guest does not run");
                 ensure!(Instant::now() < limit, "{} KiB were reclaimed", swapped()? >> 10);

@@ -479,7 +479,7 @@ fn access_is_right_while_pages_are_punched() -> CaseResult {
     let fd = s.fd.try_clone()?;
     s.slot.size = FEW;
     access_is_right_while(&mut s, |n| Ok(punch(&fd, FEW + n % (FEW / PAGE) * PAGE, PAGE)?))?;
-    // And the pages themselves: a string that meets a hole has zeros from there on, nothing else.
+    // And the pages themselves: a string that meets a hole has only zeros from there on.
     let gpa = s.slot.gpa;
     let stop = AtomicBool::new(false);
     thread::scope(|scope| -> CaseResult {
@@ -516,7 +516,7 @@ fn nothing_is_sent_without_it() -> CaseResult {
     let exit = s.vcpu.start(Command::Output, &[gpa, 2, PORT])?;
     ensure!(exit == INTERNAL_ERROR, "{exit:x?}");
 
-    // Input comes too late to be refused by then; it must not land on the other side.
+    // By then it is too late to refuse the input; it must not reach the other side.
     let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
     let exit = s.vcpu.start(Command::Input, &[gpa, 2, PORT])?;
     if exit == (Exit::Port { port: PORT as u16, write: false }) {
@@ -555,7 +555,7 @@ fn page_tables_are_not_walked_without_it() -> CaseResult {
     let _emulation = emulation()?;
     let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
     private_page_tables(&mut s)?;
-    // The CPU walks them, KVM does not: to it no address is mapped.
+    // The CPU walks them, but KVM does not: for KVM no address is mapped.
     s.vcpu.fill(s.slot.gpa + 4 * PAGE, PAGE, GUEST)?;
     match s.vcpu.start(Command::Touch, &[s.slot.gpa, 0])? {
         Exit::Shutdown | INTERNAL_ERROR => Ok(()),
@@ -566,7 +566,7 @@ fn page_tables_are_not_walked_without_it() -> CaseResult {
 fn clock_stays_away_without_it() -> CaseResult {
     let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
     let gpa = s.slot.gpa;
-    // Whether the register is refused or the clock just does not go.
+    // Either the register is refused, or the clock does not advance.
     let _ = set_clock(&mut s.vcpu, gpa);
     s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
     check_view(&s.slot, 0, SIZE, SHARED)?;
@@ -574,7 +574,7 @@ fn clock_stays_away_without_it() -> CaseResult {
     set_clock(&mut s.vcpu, gpa)?;
     expect_clock(&mut s.vcpu, gpa, "shared")?;
 
-    // And once that is not shared any more.
+    // And when that page is not shared any more.
     s.vm.set_private(gpa, PAGE)?;
     let before = s.slot.view.load(0);
     let _ = set_clock(&mut s.vcpu, gpa);

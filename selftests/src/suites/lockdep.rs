@@ -81,7 +81,7 @@ fn work() -> Result<()> {
     let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
     let mut s = Setup::with_flags(BOTH, MIB)?;
     s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
-    // Two slots in a hole: only then the core is asked for more under the VM's lock.
+    // A hole in two slots: only then KVM asks the core for more ranges under the VM's lock.
     let more = s.vm.add_private(SLOT + 1, s.slot.gpa + GIB, MIB, Private::Memfile, &s.fd, MIB)?;
     punch(&s.fd, MIB - 8 * PAGE, 16 * PAGE)?;
     for _ in 0..4 {
@@ -106,7 +106,7 @@ fn locks_are_taken_in_the_documented_order() -> CaseResult {
     pairs.extend([(ORDER[1], INODE), (INODE, ORDER[2]), (RECLAIM, ORDER[2])]);
     for (outer, inner) in pairs {
         ensure!(classes.reaches(outer, inner), "{inner} was never taken under {outer}");
-        // Some file systems take the locks of others under theirs; ours are what counts.
+        // Some file systems take locks of other file systems under their own; only memfile's count.
         if outer != INODE && inner != INODE {
             ensure!(!classes.reaches(inner, outer), "{outer} was taken under {inner}");
         }

@@ -89,7 +89,7 @@ fn offlining_moves_huge_pages_and_keeps_content() -> CaseResult {
 
 fn compaction_moves_pages_and_keeps_content() -> CaseResult {
     let _pages = pressure::base_pages()?;
-    // Enough that what the CPUs keep for themselves, and compaction cannot use, is little of it.
+    // Much more memory than the lists of the CPUs, which compaction cannot use.
     let (size, stride) = (32 * MIB, 16 * PAGE);
     let _zone = MovableZone::make(1)?;
     for flags in [MOVABLE, BOTH] {
@@ -103,7 +103,7 @@ fn compaction_moves_pages_and_keeps_content() -> CaseResult {
         pressure::compact()?;
         counts.expect_grown(&pressure::MOVED, size / stride / 4)?;
         let now = pressure::free_huge_blocks()?;
-        // Not all of it shows at once: CPUs keep freed pages for a while.
+        // The figure lags behind: CPUs keep freed pages for a while.
         println!("{free} free blocks of 2 MiB before, {now} after");
         for offset in (0..size).step_by(stride as usize) {
             s.vcpu.verify_pages(s.slot.gpa + offset, PAGE, GUEST)?;
@@ -147,11 +147,11 @@ fn all_vcpus_see_the_new_place() -> CaseResult {
     for (generation, block) in (10..14).zip(zone.blocks.iter().cycle()) {
         let next = Pattern::Generation(generation);
         second.verify(gpa, size, last)?;
-        // One block at a time: from the other they may come back to where they were.
+        // One block at a time, because pages may come back from the other one to the same place.
         block.offline()?;
         s.vcpu.fill(gpa, size, next)?;
         second.verify(gpa, size, next)?;
-        // What they share is the file's pages, and not those that the file has left.
+        // They share the file's pages, and not the frames that it has left.
         s.vm.raw_delete(SLOT).context("delete the slot")?;
         s.bind_again()?;
         second.verify(gpa, size, next).context("in the file")?;

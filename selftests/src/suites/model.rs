@@ -88,8 +88,8 @@ enum Operation {
         at: u64,
         len: u64,
     },
-    /// Through a mapping: shared or not, one that is there or a new one, by this program or by the
-    /// kernel on its behalf.
+    /// Through a mapping: shared or not, existing or new, by this program or by the kernel on its
+    /// behalf.
     Touch {
         at: u64,
         write: bool,
@@ -146,7 +146,7 @@ impl Dice {
         at.min(END)
     }
 
-    /// A range; it may well end where the file does.
+    /// A range; it often ends at the end of the file.
     fn range(&mut self, size: u64) -> (u64, u64) {
         let at = self.offset(size);
         let len = match self.0.below(5) {
@@ -230,7 +230,7 @@ struct Shmem {
     /// A writable mapping that stays.
     held: Option<Mapping>,
     pipe: Pipe,
-    /// Another file, and what is in it.
+    /// Another file, and its content.
     other: (OwnedFd, Vec<u8>),
     /// Operations so far, on this file and on those before it.
     number: u64,
@@ -245,7 +245,7 @@ impl Shmem {
         Ok(Shmem { fd, model, held, pipe: (reader.into(), writer.into()), other, number })
     }
 
-    /// Do one thing to both.
+    /// Do one operation on both.
     fn apply(&mut self, operation: Operation) -> Result<()> {
         self.number += 1;
         let mark = mix(self.number);
@@ -315,7 +315,7 @@ impl Shmem {
         same("memory", allocated(&self.fd)?, self.model.allocated())
     }
 
-    /// So many bytes were put into the pipe, and they are these.
+    /// That many bytes went into the pipe; check their content.
     fn expect_in_pipe(reader: &mut std::fs::File, done: SysResult, wanted: &[u8]) -> Result<()> {
         same("bytes that went into the pipe", done, Ok(wanted.len() as i64))?;
         let mut bytes = vec![0; wanted.len()];
@@ -519,7 +519,7 @@ enum Step {
         at: u64,
         len: u64,
     },
-    /// The rest needs a guest. Of these pages of the slot it touches the first word.
+    /// The rest needs a guest. It touches the first word of these pages of the slot.
     Load(u64),
     Store(u64),
     PreFault {
@@ -569,7 +569,7 @@ impl Memfile {
         vm.add_private(SLOT, SLOT_GPA, SLOT_SIZE, Private::Memfile, fd, SLOT_OFFSET)
     }
 
-    /// Something to do.
+    /// A random operation.
     fn step(&self, dice: &mut Dice) -> Step {
         let size = self.model.size();
         let (offset, len) = dice.range(size);
@@ -597,7 +597,7 @@ impl Memfile {
         }
     }
 
-    /// What rule 2 says of a fallocate.
+    /// The result of a fallocate by rule 2.
     fn model_fallocate(&mut self, mode: i32, offset: u64, len: u64) -> SysResult<()> {
         let bad = match mode {
             PUNCH => offset % PAGE != 0 || len % PAGE != 0,
@@ -606,7 +606,7 @@ impl Memfile {
         if bad { Err(Errno::EINVAL) } else { self.model.fallocate(mode, offset, len) }
     }
 
-    /// What rule 2 says of a size.
+    /// The result of a change of size by rule 2.
     fn model_truncate(&mut self, size: u64) -> SysResult<()> {
         match self.model.size() {
             0 if size % PAGE == 0 => self.model.truncate(size),
@@ -620,7 +620,7 @@ impl Memfile {
         self.model.fault(SLOT_OFFSET / PAGE + page).context("the model has no such page")
     }
 
-    /// Do one thing to both.
+    /// Do one operation on both.
     fn apply(&mut self, step: Step) -> Result<()> {
         self.number += 1;
         let mark = mix(self.number);
@@ -681,7 +681,7 @@ impl Memfile {
         same("memfile-pages", pages, (self.model.allocated() / PAGE).to_string())
     }
 
-    /// Do `count` things.
+    /// Do `count` operations.
     fn run(&mut self, dice: &mut Dice, count: u64) -> CaseResult {
         let mut log = Log::default();
         for _ in 0..count {
@@ -710,7 +710,7 @@ fn memfile_of_a_guest_has_what_both_made_of_it() -> CaseResult {
     for _ in 0..4 {
         let mut memfile = Memfile::with_guest()?;
         memfile.run(&mut dice, 2 * OPERATIONS)?;
-        // All that the guest has, once more.
+        // All pages of the guest, once more.
         for page in 0..SLOT_SIZE / PAGE {
             memfile.apply(Step::Load(page)).with_context(|| format!("page {page} in the end"))?;
         }

@@ -100,12 +100,12 @@ fn loads_and_unloads_leak_nothing() -> CaseResult {
     let (core, consumer, store) = (Module::memfile()?, Module::test()?, Module::store()?);
     consumer.unload()?;
     core.unload()?;
-    // What is allocated once and kept is no leak.
+    // Memory that is allocated once and kept is no leak.
     for round in 0..5 {
         cycle(&core, &consumer, &store).with_context(|| format!("round {round}"))?;
     }
-    // A leak grows each time. A thread that the kernel starts for work of its own is there once, and
-    // KASAN keeps what was freed until that is a 32nd of the memory.
+    // A leak grows each time. A kernel thread is allocated once, and KASAN keeps freed memory until
+    // that is a 32nd of the memory.
     for _ in 0..8 {
         if !grows(|| cycle(&core, &consumer, &store))? {
             return Ok(());
@@ -119,7 +119,7 @@ fn without_it_memfd_create_says_eopnotsupp() -> CaseResult {
     module.unload()?;
     let result = memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE);
     expect_errno("memfd_create", result, &[Errno::EOPNOTSUPP])?;
-    // What is wrong for other reasons is wrong as before.
+    // Requests that are wrong for other reasons give the same errors.
     let result = memfd_create(MFD_INACCESSIBLE | MFD_ALLOW_SEALING);
     expect_errno("with sealing", result, &[Errno::EINVAL])?;
     module.load().context("load")?;
@@ -153,12 +153,12 @@ impl Modprobe {
         std::fs::write(self.folder.join("obey"), "").context("obey")
     }
 
-    /// What it was called with, a line each time.
+    /// Its arguments, a line for each call.
     fn asked(&self) -> String {
         std::fs::read_to_string(self.folder.join("asked")).unwrap_or_default()
     }
 
-    /// Until the kernel asks: it does not within a second after it was refused last.
+    /// Repeat until the kernel asks: it does not within a second after the last refusal.
     fn wait_until_asked(&self) -> Result<SysResult<OwnedFd>> {
         let limit = Instant::now() + Duration::from_secs(30);
         loop {
@@ -187,7 +187,8 @@ fn is_loaded_on_demand() -> CaseResult {
     module.unload()?;
     let modprobe = Modprobe::new(&module)?;
     modprobe.obey()?;
-    // What is refused anyway loads nothing, and what is not for it neither.
+    // A request that is refused anyway loads no module, and neither does one that is not for
+    // memfile.
     let result = memfd_create(MFD_INACCESSIBLE | MFD_ALLOW_SEALING);
     expect_errno("with sealing", result, &[Errno::EINVAL])?;
     use_ordinary_memfd()?;
@@ -203,7 +204,7 @@ fn is_loaded_on_demand() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, MIB, GUEST)?;
     drop(s);
     ensure!(modprobe.asked() == ASKED, "asked: {:?}", modprobe.asked());
-    // Nothing else answers to that name.
+    // No other module has that alias.
     for (module, wanted) in [(&module, 1), (&Module::test()?, 0), (&Module::store()?, 0)] {
         let aliases = module.aliases();
         ensure!(aliases.len() == wanted, "{aliases:?}");
@@ -228,7 +229,7 @@ fn nobody_asks_for_it_again_and_again() -> CaseResult {
     println!("101 attempts in {seconds} s and more:\n{asked}");
     ensure!(asked.lines().all(|line| line == ASKED.trim_end()), "asked: {asked:?}");
     ensure!(asked.lines().count() as u64 <= 1 + seconds, "it was asked for again and again");
-    // Who has loaded it by hand need not wait.
+    // A user who has loaded it by hand need not wait.
     module.load()?;
     memfile(MIB).map(drop)
 }
@@ -353,7 +354,7 @@ fn files_about_it_may_be_open_while_it_goes() -> CaseResult {
         }
     }
     println!("{} files", files.len());
-    // Events that were told before it goes may be read after it.
+    // Events from before the unload may be read after it.
     std::fs::write(events.join("enable"), "1").context("enable the events")?;
     let fd = memfile(MIB)?;
     punch(&fd, 0, MIB)?;
@@ -366,7 +367,7 @@ fn files_about_it_may_be_open_while_it_goes() -> CaseResult {
     let mut text = Vec::new();
     for (path, file) in &mut files {
         text.clear();
-        // It may be gone, or say what it said.
+        // It may be gone, or show the same text.
         if let Err(error) = file.read_to_end(&mut text) {
             let gone = [Some(libc::ENODEV), Some(libc::EIO), Some(libc::EINVAL)];
             ensure!(gone.contains(&error.raw_os_error()), "{path:?}: {error}");

@@ -30,12 +30,12 @@ fn checked(flags: u64, huge: &str, vcpus: u64) -> CaseResult {
     let s = Setup::with_flags(flags, PAGES * PAGE)?;
     let counts = Counts::now()?;
     let bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(DURATION))?;
-    // The vCPUs find everything in swap, if it may go there at all.
+    // The vCPUs find all pages in swap, if they may go there.
     for _ in 0..4 {
         bench.host()?.cgroup.reclaim(PAGES * PAGE)?;
     }
     bench.run(vcpus, &[&MOTION[..], &EVERYTHING].concat())?;
-    // What may happen has happened, and what may not has not.
+    // Each allowed event has happened, and no other.
     let happened = |names: &[&str], may: bool| match may {
         true => counts.expect_grown(names, 1),
         false => counts.expect_same(names),

@@ -104,7 +104,7 @@ fn file_shrinks_to_nothing_when_all_is_punched() -> CaseResult {
 /// Use `size` bytes of private memory, let `end` close what there is, and check that the kernel's
 /// own figures are where they were.
 fn expect_returned(size: u64, end: fn(Setup)) -> CaseResult {
-    // Once for what the first VM leaves behind for good, once for the measurement.
+    // Once for the memory that the first VM leaves allocated, once for the measurement.
     for (measured, size) in [(false, MIB), (true, size)] {
         let (before, free) = (mem::content()?, mem::free()?);
         let mut s = Setup::new(KIND, size)?;
@@ -117,7 +117,7 @@ fn expect_returned(size: u64, end: fn(Setup)) -> CaseResult {
             println!("{} KiB in use, {} KiB left", grown >> 10, left >> 10);
             ensure!(grown.abs_diff(size) < 4 * MIB, "only {} MiB were in use", grown >> 20);
             ensure!(left < MIB, "{} KiB did not come back", left >> 10);
-            // A page that somebody still refers to is content of no file, but not free either.
+            // A page with a remaining reference is content of no file, but not free either.
             let lost = free.saturating_sub(mem::free()?);
             ensure!(lost < size / 4, "{} KiB are not free", lost >> 10);
         }

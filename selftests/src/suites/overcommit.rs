@@ -58,7 +58,7 @@ fn sweep(s: &mut Setup, pattern: Pattern) -> CaseResult {
 fn expect_refused_once<T>(errno: Errno, prevent: impl FnOnce() -> Result<T>) -> CaseResult {
     let mut s = Setup::with_flags(PINNED, MIB)?;
     let gpa = s.slot.gpa + 5 * PAGE;
-    // From here on KVM has what it needs for itself.
+    // From here on KVM has the memory that it needs for itself.
     s.vcpu.store(s.slot.gpa, 1)?;
     let prevention = prevent()?;
     s.vcpu.post(Command::Store, &[gpa, 7])?;
@@ -108,7 +108,7 @@ fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
     counts.expect_grown(&["memfile.swap_out", "pswpout", "pswpin"], 1000)?;
     println!("{} MiB of swap in use", swap.used()? >> 20);
     drop(guests);
-    // What else went to swap, files of the root among it, comes back.
+    // Other pages that went to swap, files of the root among them, come back.
     drop(swap);
     before.expect_back(4 * MIB).context("after the guests")
 }
@@ -118,7 +118,7 @@ fn run_in_child(body: impl FnOnce() -> CaseResult) -> Result<i32> {
     // SAFETY: The child has one thread, and leaves by _exit().
     let pid = check(unsafe { libc::fork() }).context("fork")? as libc::pid_t;
     if pid == 0 {
-        // It is the one to be killed, and nobody else.
+        // The OOM killer must kill this process, and no other.
         let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
         let code = match body() {
             Ok(()) => 0,
@@ -165,7 +165,7 @@ fn pinned_guest_larger_than_its_limit_is_killed_alone() -> CaseResult {
 
 fn pinned_guests_larger_than_the_machine_are_killed_alone() -> CaseResult {
     let _machine = SmallMachine::shrink_to(MACHINE)?;
-    // Huge pages as long as there are any: it is sooner over.
+    // Huge pages as long as there are any: that is faster.
     let _huge = shmem_huge("always")?;
     let size = more_than_half()?;
     let swap = Swap::on(2 * size)?;

@@ -133,7 +133,7 @@ fn block_with_a_pinned_page_does_not_go_offline() -> CaseResult {
 fn older_guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
     let stride = 8 * PAGE;
     let above = mem::meminfo("MemFree")?.saturating_sub(64 * MIB) & !(HUGE - 1);
-    // An ordinary one: the blocks it takes stay what compaction moves pages to.
+    // An ordinary memfd: compaction can still move pages to its blocks.
     let filler = memfd(above.max(HUGE))?;
     allocate(&filler, 0, above.max(HUGE)).context("memory above the guest")?;
     let mut s = Setup::allocated_first(flags, SIZE)?;
@@ -173,7 +173,7 @@ fn migration_is_refused_before_isolation() -> CaseResult {
     let _pages = pressure::base_pages()?;
     lock_own_memory()?;
     let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
-    // How many of the pages a compaction comes by is its own affair: some guests, until it is enough.
+    // A compaction scans some of the pages: take more guests until it is enough.
     let (mut rounds, mut seen, mut vain) = (0, 0, 0);
     while seen < 32 && rounds < 10 {
         let (s, before) = older_guest(PINNED)?;
@@ -185,7 +185,7 @@ fn migration_is_refused_before_isolation() -> CaseResult {
         (rounds, seen, vain) = (rounds + 1, seen + isolation.seen, vain + isolation.vain);
     }
     ensure!(seen >= 32, "only {seen} pages were looked at");
-    // Each time there may be a page of somebody else's that does not move.
+    // Each time there may be another page that does not move.
     ensure!(vain <= rounds + seen / 8, "{vain} of {seen} pages were isolated in vain");
     Ok(())
 }
@@ -222,7 +222,7 @@ fn scanned_once() -> CaseResult {
     let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
     let mut s = Setup::allocated_first(PINNED, SIZE)?;
     s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
-    // What waits in lists of each CPU joins those that are meant.
+    // Pages in the lists of the CPUs join the lists of the zone.
     pressure::drop_caches()?;
     let before = frames(&s.vcpu, &s.slot, &s.fd)?;
     let counts = Counts::now()?;
@@ -334,7 +334,7 @@ fn pressed_while(
     })?;
     expect_same_frames(&s, &before, "bound again")?;
     s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
-    // And so they stay.
+    // They stay there.
     cgroup.reclaim(SIZE)?;
     pressure::compact()?;
     expect_same_frames(&s, &before, "bound again and pressed")?;

@@ -83,7 +83,7 @@ fn expect_lost(vcpu: &mut Vcpu, gpa: u64) -> Result<()> {
     ensure!(errno == Errno::EHWPOISON, "KVM_RUN failed with {errno}");
     ensure!(at == gpa && size == PAGE, "the exit names [{at:#x}, +{size:#x})");
     ensure!(flags == KVM_MEMORY_EXIT_FLAG_PRIVATE, "the exit has flags {flags:#x}");
-    // Entering again ends the same way.
+    // The next KVM_RUN gives the same result.
     ensure!(vcpu.run()? == exit, "the second try ends otherwise");
     vcpu.restart()
 }
@@ -307,7 +307,8 @@ fn break_unwritten(flags: u64, size: u64, first: First, failing: bool) -> Result
     expect_lost(&mut s.vcpu, gpa + BROKEN)?;
     punch(&s.fd, start, size).context("punch")?;
     expect_untouched(&frame, &UNTOUCHED, "the hole")?;
-    // A block that could not be split goes as a whole, with the broken page, and may come back.
+    // A block that could not be split goes as a whole, with the broken page, and a new one may take
+    // its place.
     let exit = s.vcpu.start(Command::Load, &[gpa + BROKEN])?;
     if failing && exit != Exit::Done {
         s.vcpu.restart()?;
@@ -468,7 +469,7 @@ fn broken_page_that_swap_could_not_take_is_lost() -> CaseResult {
     let (result, left) = s.vcpu.raw_pre_fault(gpa, SMALL);
     expect_errno("pre-fault", result, &[Errno::EHWPOISON])?;
     ensure!(left == SMALL - SMALL_BROKEN, "{left:#x} bytes are left");
-    // The others come back from where they are.
+    // The others keep their content.
     s.vcpu.verify(gpa, SMALL_BROKEN, GUEST)?;
     let after = SMALL_BROKEN + PAGE;
     s.vcpu.verify(gpa + after, SMALL - after, GUEST)?;

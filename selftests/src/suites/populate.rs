@@ -69,7 +69,7 @@ impl Fresh {
         self.vm.raw_populate(GPA + offset, len, source.addr())
     }
 
-    /// The same, and it works.
+    /// The same, and fail unless it succeeds.
     fn populated(&self, offset: u64, len: u64) -> CaseResult {
         let (result, left) = self.populate(offset, len);
         result.with_context(|| format!("[+{offset:#x}, +{len:#x}), {left:#x} bytes left"))?;
@@ -129,7 +129,7 @@ fn allocated_pages_are_populated() -> CaseResult {
 fn pages_done_are_taken_off_the_range() -> CaseResult {
     let f = Fresh::new(PINNED)?;
     f.populated(3 * PAGE, PAGE)?;
-    // Up to the page that has content already, and then nothing.
+    // Up to the page that has content already, and no further.
     let source = content(GPA, 8 * PAGE);
     let mut range = kvm_memfile_populate {
         gpa: GPA,
@@ -186,7 +186,7 @@ fn page_with_content_is_refused() -> CaseResult {
     let f = Fresh::new(PINNED)?;
     f.populated(0, PAGE)?;
     f.expect_refused("once more", 0, PAGE, Errno::EEXIST)?;
-    // What a VM before this one has left.
+    // Content of an earlier VM.
     let mut vcpu = f.vm.vcpu(0)?;
     vcpu.fill(GPA, SIZE, GUEST)?;
     drop(vcpu);
@@ -294,7 +294,7 @@ fn signal_ends_it_between_pages() -> CaseResult {
     let source = content(GPA, SIZE);
     let mut range =
         kvm_memfile_populate { gpa: GPA, size: SIZE, source: source.addr(), ..Default::default() };
-    // One signal for each call, until one was in time: between two calls it has no effect.
+    // One signal for each call, until one interrupts a call: between two calls it has no effect.
     let (calls, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let me = Interrupter::of_this_thread();
     let cut = thread::scope(|scope| -> Result<u64> {
@@ -316,7 +316,7 @@ fn signal_ends_it_between_pages() -> CaseResult {
                 calls.fetch_add(1, Ordering::Relaxed);
                 match f.vm.raw_populate_once(&mut range) {
                     Ok(()) if range.size == 0 && cut > 0 => return Ok(cut),
-                    // It was faster: from the beginning, with pages that have no content again.
+                    // The call was faster: start again, with new pages.
                     Ok(()) if range.size == 0 => {
                         punch(&f.fd, 0, SIZE)?;
                         (range.gpa, range.size, range.source) = (GPA, SIZE, source.addr());

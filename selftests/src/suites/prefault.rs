@@ -164,7 +164,7 @@ fn runs_against_slot_deletion(kind: Private) -> CaseResult {
             while !stop.load(Ordering::Relaxed) {
                 match vcpu.raw_pre_fault(LAYOUTS[0].gpa, 8 * PAGE).0 {
                     Ok(()) => done += 1,
-                    // No slot at the moment, or one that is going.
+                    // The slot is missing at the moment, or is being deleted.
                     Err(Errno::EFAULT | Errno::EAGAIN | Errno::ENOENT) => cut += 1,
                     Err(errno) => bail!("pre-fault: {errno}"),
                 }

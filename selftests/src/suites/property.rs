@@ -37,7 +37,7 @@ fn expect_refused(what: &str, fd: impl AsFd) -> Result<()> {
 fn ordinary_memfd_cannot_be_bound() -> CaseResult {
     let fd = memfd(MIB)?;
     expect_refused("memfd", &fd)?;
-    // Not even one that nobody can use any more.
+    // Not even one that no user can use any more.
     let sealed = memfd_create(MFD_CLOEXEC | MFD_ALLOW_SEALING)?;
     ftruncate(&sealed, MIB)?;
     add_seals(&sealed, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)?;

@@ -50,7 +50,7 @@ fn punch_and_check(kind: Private, size: u64, start: i64, end: i64) -> CaseResult
         let from = layout.offset.saturating_add_signed(start);
         let to = layout.offset.saturating_add_signed(end);
         if from == to {
-            // Nothing lies below offset 0.
+            // There is no page below offset 0.
             continue;
         }
         let hole = (from.max(layout.offset), to.min(layout.offset + size));
@@ -208,7 +208,7 @@ fn vcpu_that_reads_meanwhile_sees_the_hole_at_once(kind: Private) -> CaseResult 
             wait_for(2);
             let before = stopper.watched();
             let punched = punch(&s.fd, 4 * PAGE, 4 * PAGE);
-            // The round that is on its way began before.
+            // The current round began before the hole.
             wait_for(stopper.rounds() + 2);
             let after = stopper.watched();
             stopper.stop();

@@ -70,7 +70,7 @@ const SLACK: u64 = 128;
 /// A guest, and what the host looked like before.
 struct Fixture {
     kind: Kind,
-    // In this order: a cgroup goes when nobody is in it.
+    // In this order: a cgroup can be removed when it has no process.
     machine: Machine,
     cgroup: Cgroup,
     before: Accounts,
@@ -108,7 +108,7 @@ fn with_guest(kind: Kind, work: impl FnOnce(&mut Fixture) -> CaseResult) -> Case
         let before = Accounts::now()?;
         let cgroup = Cgroup::new()?;
         let config = match kind {
-            // Nothing is given back but what is asked for.
+            // The guest gives back only pages that the host asks for.
             Kind::PINNED => Config::new(Memory::dimm(kind, SMALL)).with_balloon(false),
             _ => Config::new(Memory::dimm(kind, SIZE)).with_balloon(true),
         };
@@ -125,7 +125,7 @@ fn with_guest(kind: Kind, work: impl FnOnce(&mut Fixture) -> CaseResult) -> Case
 }
 
 impl Fixture {
-    /// Wait until fewer than so many pages of private memory exist.
+    /// Wait until fewer than that many pages of private memory are allocated.
     fn expect_fewer_pages(&self, wanted: u64, why: &str) -> CaseResult {
         let end = Instant::now() + Duration::from_secs(60) * sys::time_factor();
         loop {
@@ -182,7 +182,7 @@ fn boots_and_keeps_its_data(kind: Kind) -> CaseResult {
         verify(machine, 1)?;
         let grown = mem::content()?.saturating_sub(before);
         println!("{} KiB written, {} KiB more", filled() >> 10, grown >> 10);
-        // Some of it lies where the guest has been before.
+        // Some of it lies in pages that the guest has used before.
         ensure!(grown > filled() / 4 && grown < filled() + 16 * MIB, "grown by {grown}");
         if let Kind::Private { .. } = kind {
             let (allocated, resident) = machine.private()?;
@@ -256,7 +256,7 @@ fn balloon_gives_back_what_the_guest_has_freed() -> CaseResult {
         fixture.machine.guest().hold("memory", "freed", FREED, 4)?;
         fixture.machine.guest().release_area("freed")?;
         let full = fixture.machine.private_pages()?;
-        // Nobody has told the host yet.
+        // The host does not know it yet.
         ensure!(full >= FREED / PAGE, "{full} pages");
         let counts = Counts::now()?;
         fixture.machine.balloon(all - BALLOON)?;
@@ -264,7 +264,7 @@ fn balloon_gives_back_what_the_guest_has_freed() -> CaseResult {
         println!("{full} pages before, {} MiB in the balloon, {holes} holes", BALLOON / MIB);
         fixture.expect_fewer_pages(full - FREED / PAGE / 2, "with the balloon")?;
         fixture.machine.guest().verify("keep", 5)?;
-        // And what it gets back is as good as new.
+        // Pages that it gets back are zeroed.
         fixture.machine.balloon(all)?;
         fixture.machine.guest().hold("memory", "again", FREED / 2, 6)?;
         for (name, seed) in [("again", 6), ("keep", 5)] {
@@ -289,7 +289,7 @@ fn pages_exist_exactly_where_the_guest_has_been() -> CaseResult {
         ensure!(allocated == resident * PAGE, "{allocated} bytes, {resident} pages");
         ensure!(grown <= MORE / PAGE + SLACK, "the guest has not been in so many");
         ensure!(grown + before >= MORE / PAGE, "it has been in more");
-        // Each page was asked for once, and is a page of the host's.
+        // Each page was requested once, and is a page of the host.
         let asked = counts.grown("memfile.get_pfn")?;
         ensure!(asked == grown, "{asked} pages were asked for");
         mem::refresh_counters();
@@ -313,7 +313,7 @@ fn guest_converts_pages_by_hypercall() -> CaseResult {
         for &frame in converted {
             machine.guest().convert(frame, 1, 0)?;
         }
-        // The side that is not used any more is gone, the other is there once it is touched.
+        // The unused side is freed; the other is allocated once it is touched.
         let now = machine.private_pages()?;
         println!("{private} private pages before, {now} after the conversion");
         ensure!(now.abs_diff(private - PAGES) <= SLACK / 2, "{now} pages");
@@ -425,7 +425,7 @@ fn prealloc_is_complete_whatever_signals_come() -> CaseResult {
     let lab = lab()?;
     let mut machine = Machine::launch(&lab, &Config::new(preallocated(SIZE)))?;
     let (mut stops, mut halfway) = (0, 0);
-    // A signal at every page it comes to, as nearly as they can be sent.
+    // As many signals as possible, about one per page.
     while pages_of(&machine)? < SIZE / PAGE {
         machine.signal(libc::SIGSTOP)?;
         machine.wait_stopped()?;
@@ -448,7 +448,7 @@ fn prealloc_without_memory_refuses_to_start_and_leaves_nothing() -> CaseResult {
     let before = Accounts::now()?;
     // Room for QEMU and its low memory, and for some of the rest.
     let allowed = (mem::meminfo("Committed_AS")? + 512 * MIB) >> 10;
-    // Each of the two sets the other to zero: this one is set back last.
+    // Each of the two settings zeroes the other: this one is restored last.
     let ratio = "/proc/sys/vm/overcommit_ratio";
     let _ratio = Setting::set(ratio, &pressure::read(ratio)?)?;
     let _kbytes = Setting::set("/proc/sys/vm/overcommit_kbytes", &allowed.to_string())?;
@@ -516,7 +516,7 @@ fn boots_with_all_private(lab: &Lab, size: u64) -> CaseResult {
         took.as_secs_f64()
     );
     ensure!(allocated == resident * PAGE, "{allocated} bytes, {resident} pages");
-    // What the guest's kernel writes to know its memory is 1 of 64.
+    // The guest's kernel writes 1/64 of its memory to describe it.
     ensure!(allocated < 128 * MIB + size / 32, "{} MiB", allocated / MIB);
     fill(&mut machine, 15)?;
     verify(&mut machine, 15)?;

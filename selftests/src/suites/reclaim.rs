@@ -61,7 +61,7 @@ impl Host {
         Ok(Host { cgroup: Cgroup::enter()?, swap: Swap::on(64 * MIB)? })
     }
 
-    /// Beside zram, and before it, there is a disk: pages come and go while others do something.
+    /// With swap on a disk before zram, so that reads and writes take time.
     fn with_disk() -> Result<(Host, [Setting; 1], Swap)> {
         lock_own_memory()?;
         let zram = Swap::on(64 * MIB)?;
@@ -70,7 +70,7 @@ impl Host {
         Ok((Host { cgroup: Cgroup::enter()?, swap }, [readahead], zram))
     }
 
-    /// Swap a guest out that does not run: all of it.
+    /// Swap all of a guest out, which must not run.
     fn swap_out(&self, s: &Setup, bytes: u64) -> CaseResult {
         let counts = Counts::now()?;
         s.swap_out(&self.cgroup, bytes)?;
@@ -184,7 +184,7 @@ fn unreadable_page_is_eio_until_it_is_punched() -> CaseResult {
         flags: KVM_MEMORY_EXIT_FLAG_PRIVATE,
     };
     ensure!(exit == wanted, "{exit:x?}");
-    // What is lost is lost, even if the disk works again.
+    // A lost page stays lost, even if the disk works again.
     host.swap.disk().fail(PAGE, false)?;
     for _ in 0..2 {
         let exit = s.vcpu.run()?;
@@ -232,7 +232,8 @@ fn working_set_stays() -> CaseResult {
         let trace = Trace::start(&["memfile:memfile_swap_out"])?;
         let counts = Counts::now()?;
         for _ in 0..rounds {
-            // Touch the working set, take an eighth of the memory, see what had to come back.
+            // Touch the working set, take an eighth of the memory, count the pages that had to come
+            // back.
             worker.post(Command::Watch, &[gpa, gpa + hot, PAGE, 0])?;
             let stopper = worker.stopper();
             thread::scope(|scope| -> CaseResult {
@@ -248,7 +249,7 @@ fn working_set_stays() -> CaseResult {
                 Ok(())
             })?;
             if !running {
-                // Not run for a while: the second look finds no page used.
+                // The guest does not run now: the second look finds no page used.
                 host.cgroup.reclaim(SIZE / 8)?;
             }
         }
@@ -317,7 +318,7 @@ fn swapped_range_can_be_punched() -> CaseResult {
         s.vcpu.verify(gpa, start, GUEST)?;
         s.vcpu.verify(gpa + start, len, Pattern::ZERO)?;
         s.vcpu.verify(gpa + start + len, SIZE - start - len, GUEST)?;
-        // Zeros take no swap, so something else.
+        // Zeros take no swap, so other content.
         s.vcpu.fill(gpa + start, len, GUEST)?;
         host.swap_out(&s, SIZE)?;
         punch(&s.fd, 0, SIZE)?;
@@ -406,7 +407,7 @@ fn full_swap_keeps_the_rest_in_memory() -> CaseResult {
     let cgroup = Cgroup::enter()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
-        // Not a multiple of anything, for huge pages to end up in pieces.
+        // An odd size, so that huge pages end up in pieces.
         let swap = Swap::on(3 * MIB + 7 * PAGE)?;
         let counts = Counts::now()?;
         let mut s = Setup::filled(BOTH, SIZE)?;
@@ -446,7 +447,7 @@ fn failed_allocations_lose_nothing() -> CaseResult {
             println!("huge pages {huge}: reclaim ended with {result:?}");
             s.vcpu.verify(s.slot.gpa, s.slot.size, pattern)?;
             host.swap_out(&s, SIZE)?;
-            // On the way in a failure is an exit, and the next try finds everything.
+            // A failure to read from swap is an exit, and the next try finds all content.
             let failing = Failing::pages(30, 500)?;
             let refused = come_back(&mut s);
             drop(failing);
@@ -483,7 +484,7 @@ fn clean_looking_pages_are_not_dropped() -> CaseResult {
     let mut s = Setup::filled(BOTH, SIZE)?;
     for generation in 0..3 {
         host.swap_out(&s, SIZE)?;
-        // Read only: what comes back was written by nobody since.
+        // Read only: pages that come back have not been written since.
         let pattern = if generation == 0 { GUEST } else { Pattern::Generation(generation) };
         s.vcpu.verify(s.slot.gpa, s.slot.size, pattern)?;
         pressure::drop_caches()?;
@@ -523,7 +524,7 @@ fn accounting_is_the_same_afterwards() -> CaseResult {
     let host = Host::new()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
-        // Once for what the first VM leaves behind for good.
+        // Once for the memory that the first VM leaves allocated.
         drop(Setup::filled(BOTH, SIZE)?);
         let (before, charged) = (Accounts::now()?, host.cgroup.current()?);
         let mut s = Setup::filled(BOTH, SIZE)?;

@@ -122,15 +122,15 @@ struct Area<'a> {
     vm: &'a Vm,
     kind: Private,
     file: &'a OwnedFd,
-    /// Where it begins in the file.
+    /// Its offset in the file.
     offset: u64,
-    /// What is behind the shared side, if it is to be given up while the memory is private.
+    /// The file of the shared side, if the VMM gives that side up while the memory is private.
     shared_file: Option<OwnedFd>,
     slot: Slot,
     /// The first accesses, all check.
     vcpus: Vec<Vcpu>,
     how: Variant,
-    /// What the VMM has made of each page.
+    /// The current side of each page.
     sides: Vec<Side>,
 }
 
@@ -167,7 +167,7 @@ impl Area<'_> {
         Ok(Area { vm, kind, file, offset, shared_file, slot, vcpus, how, sides })
     }
 
-    /// The scenario begins with all memory on this side; of the other there is nothing, or what the
+    /// The scenario begins with all memory on this side; the other side is empty, or has what the
     /// host writes.
     fn begin(&mut self, side: Side) -> Result<()> {
         match side {
@@ -182,7 +182,7 @@ impl Area<'_> {
         fill_view_part(&self.slot, part.start, part.len, pattern);
     }
 
-    /// The host finds its side like this.
+    /// The host's side must have this content.
     fn host_sees(&self, part: Part, pattern: Pattern) -> Result<()> {
         check_view(&self.slot, part.start, part.len, pattern)
             .with_context(|| format!("{part:x?}, {pattern:?}"))
@@ -194,7 +194,7 @@ impl Area<'_> {
             .with_context(|| format!("{side:?} write of {part:x?}, {pattern:?}"))
     }
 
-    /// The guest finds a side like this, on every vCPU.
+    /// The guest must find this content, on every vCPU.
     fn guest_sees(&mut self, side: Side, part: Part, pattern: Pattern) -> Result<()> {
         let gpa = self.slot.gpa + part.start;
         self.access(side, part, Command::Verify, pattern)
@@ -235,7 +235,7 @@ impl Area<'_> {
         }
     }
 
-    /// Enter until the posted command is done, and convert what it fails on.
+    /// Enter until the posted command is done, and convert each range that it faults on.
     fn run_converting(&mut self, part: Part, side: Side) -> Result<()> {
         let range = self.slot.gpa + part.start..self.slot.gpa + part.start + part.len;
         let mut exits = 0;
@@ -271,7 +271,7 @@ impl Area<'_> {
         self.sides[pages].fill(side);
     }
 
-    /// Give up the memory of the side that is left, and get some for the side that is entered.
+    /// Free the memory of the old side, and allocate memory of the new side.
     fn exchange_memory(&self, part: Part, side: Side) -> Result<()> {
         let Some(shared) = &self.shared_file else {
             return Ok(());
@@ -296,14 +296,14 @@ impl Area<'_> {
     fn set_shared_backing(&self, part: Part, there: bool) -> Result<()> {
         let prot = if there { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_NONE };
         match &self.shared_file {
-            // A hole of a sealed file is out of reach.
+            // An access to a hole of a sealed file fails.
             Some(file) if !there => punch(file, part.start, part.len).context("punch"),
             Some(_) => Ok(()),
             None => self.slot.view.protect(part.start, part.len, prot).context("mprotect"),
         }
     }
 
-    /// The file holds these many bytes, if nobody else's and no huge pages count.
+    /// The file holds that many bytes, if huge pages and other users do not count.
     fn expect_private_memory(&self, bytes: u64, when: &str) -> Result<()> {
         if self.kind == Private::GuestMemfd || self.how.areas > 1 || self.how.pages.huge_private {
             return Ok(());
@@ -342,7 +342,7 @@ fn run_variants(kind: Private, pages: Pages, sealed: bool, scenario: Scenario) -
     let other = [(Asking::Explicit, SEVERAL), (Asking::Implicit, ONE)];
     for (&door, variants) in doors.iter().zip([both, other]) {
         for (asking, (areas, vcpus)) in variants {
-            // guest_memfd is here for comparison, not to be tested.
+            // guest_memfd is here for comparison, and not under test.
             if kind == Private::GuestMemfd && areas > 1 {
                 continue;
             }
@@ -556,7 +556,7 @@ fn run_all(kind: Private, pages: Pages) -> CaseResult {
     for scenario in SCENARIOS {
         run(kind, how, false, scenario).with_context(|| format!("{how:?}"))?;
     }
-    // How big a page of a memfd becomes is one policy for both of its sides.
+    // One setting decides the size of pages of memfds on both sides.
     if pages.huge_shared && pages.huge_private {
         run(kind, how, true, psawda)?;
     }

@@ -139,7 +139,7 @@ fn read_of_a_hole_is_zeros_and_leaves_the_hole() -> CaseResult {
         ensure!(content.iter().all(|&b| b == wanted), "page {page} reads wrong");
     }
     expect_allocated(&fd, 2 * PAGE, "after reading")?;
-    // By way of a pipe, too.
+    // Also through a pipe.
     let (_reader, writer) = pipe()?;
     let mut at = 0;
     // SAFETY: The offset outlives the call.
@@ -282,7 +282,7 @@ fn fallocate_allocates_no_more_than_asked() -> CaseResult {
     let _pages = pressure::base_pages()?;
     drop(sealed()?);
     let _policy = pressure::shmem_huge("always")?;
-    // The control: without the seal a huge page is what one gets.
+    // The control: without the seal there is a huge page.
     let plain = sealable(2 * HUGE)?;
     allocate(&plain, 0, PAGE)?;
     if allocated(&plain)? != HUGE {
@@ -363,7 +363,7 @@ fn userfaultfd_gets_no_missing_event() -> CaseResult {
     let view = Mapping::shared(&fd, 0, SIZE)?;
     let uffd = Userfault::on(&view)?;
     for write in [false, true] {
-        // A registration is not inherited by a child, so this is about what the seal says first.
+        // A child does not inherit the registration, so only the seal decides.
         let signal = signal_on_touch(&view, 0, write)?;
         ensure!(signal == libc::SIGBUS, "signal {signal}");
     }
@@ -399,7 +399,7 @@ fn collapse_fills_no_hole() -> CaseResult {
     let result = view.madvise(0, HUGE, MADV_COLLAPSE);
     ensure!(result.is_err(), "MADV_COLLAPSE succeeded");
     expect_allocated(&fd, held, "after MADV_COLLAPSE")?;
-    // Without holes there is nothing to say against it.
+    // Without holes it is allowed.
     allocate(&fd, 0, HUGE)?;
     view.madvise(0, HUGE, MADV_COLLAPSE).context("without holes")?;
     for page in 0..HUGE / PAGE {
@@ -447,7 +447,7 @@ fn no_hole_is_filled_once_the_seal_is_added() -> CaseResult {
         thread::scope(|scope| -> Result<()> {
             let filler = scope.spawn(|| {
                 for page in 0..pages {
-                    // Each road in turn.
+                    // Each way in turn.
                     let result = match page % 3 {
                         0 => view.madvise(page * PAGE, PAGE, libc::MADV_POPULATE_READ),
                         1 => view.madvise(page * PAGE, PAGE, libc::MADV_POPULATE_WRITE),

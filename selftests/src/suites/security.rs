@@ -69,7 +69,7 @@ fn file_for_one_vm_is_refused_to_all_others() -> CaseResult {
     let other = Vm::protected()?;
     let refused = |when: &str| {
         let view = small_pages(PAGE)?;
-        // A part that nobody has bound.
+        // A part without a binding.
         let private = Some((Private::Memfile, fd.as_fd(), SIZE));
         let request = region(1, LAYOUTS[0].gpa, &view, private);
         expect_errno(when, other.raw_set_region(&request), &[Errno::EPERM])
@@ -218,7 +218,7 @@ fn pinned_memory_counts_neither_as_locked_nor_as_resident() -> CaseResult {
     let after = (status("VmLck")?, status("VmPin")?, status("VmRSS")?);
     ensure!(after.0 == before.0 && after.1 == before.1, "locked: {before:?}, {after:?}");
     ensure!(after.2 < before.2 + LARGE / 4, "resident: {before:?}, {after:?}");
-    // It is there all the same.
+    // It is allocated nevertheless.
     expect_allocated(&s.fd, LARGE, "all written")?;
     let grown = mem::content()?.saturating_sub(content);
     ensure!(grown > LARGE / 2, "the machine has {} KiB more in use", grown >> 10);

@@ -118,7 +118,7 @@ fn slots_may_be_deleted_in_any_order() -> CaseResult {
         let mut left: Vec<_> = slots.into_iter().map(Some).collect();
         for n in order {
             vm.delete(left[n].take().context("deleted twice")?)?;
-            // A hole over everything still finds those that are there.
+            // A hole over the whole file still finds the existing slots.
             punch(&fd, 0, 3 * PART)?;
             for slot in left.iter().flatten() {
                 vcpu.verify(slot.gpa, PART, Pattern::ZERO)?;

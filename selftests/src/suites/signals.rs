@@ -78,7 +78,7 @@ fn in_a_storm<R>(work: impl FnOnce() -> R) -> Result<R> {
 /// What became of the rounds in a storm.
 struct Weathered {
     completed: u32,
-    /// Times that fallocate gave up with EINTR, and was called again.
+    /// How often fallocate returned EINTR and was called again.
     interrupted: u32,
     signals: u64,
 }
@@ -96,7 +96,7 @@ fn allocate_in_storm(fd: &OwnedFd, len: u64, rounds: u32) -> Result<Weathered> {
             while let Err(errno) = allocate(fd.as_fd(), 0, len) {
                 ensure!(errno == Errno::EINTR, "fallocate: {errno}");
                 interrupted += 1;
-                // A file that throws away what it has got may never get anywhere.
+                // A file that frees its pages at each signal may never make progress.
                 if interrupted == PATIENCE {
                     return Ok((completed, interrupted));
                 }
@@ -180,7 +180,7 @@ fn fatal_signal_ends_fallocate() -> CaseResult {
         ensure!(took < Duration::from_secs(5), "it took {took:?} to die");
         let pages = mem::fdinfo(&fd, "memfile-pages")?.context("fdinfo has no memfile-pages")?;
         ensure!(pages.parse() == Ok(held / crate::PAGE), "{pages} pages, {held} bytes");
-        // What was ended is undone; all of it is there only if it came to its own end.
+        // An interrupted call is undone; all pages are there only if it finished.
         whole += u32::from(held == len);
         punch(&fd, 0, len)?;
         expect_allocated(&fd, 0, "after a punch")?;

@@ -158,7 +158,7 @@ fn hole_must_be_whole_pages() -> CaseResult {
 fn hole_must_keep_the_size() -> CaseResult {
     let fd = memfile(SIZE)?;
     let result = fallocate(&fd, libc::FALLOC_FL_PUNCH_HOLE, 0, PAGE);
-    // The VFS says so for every file system.
+    // The VFS returns this for every file system.
     expect_errno("hole without KEEP_SIZE", result, &[Errno::EOPNOTSUPP])
 }
 

@@ -54,7 +54,7 @@ fn measure(private: bool) -> Result<Tries> {
         user.fill_pages(end, END, GUEST)?;
     }
     let (stats, counts) = (s.vcpu.stats()?, Counts::now()?);
-    // What a command costs besides: the second store to a page.
+    // The rest of a command's cost: the second store to a page.
     s.vcpu.store(s.slot.gpa + END, 1)?;
 
     let done = AtomicBool::new(false);
@@ -89,7 +89,7 @@ fn measure(private: bool) -> Result<Tries> {
     let left = if private { "memfile.swap_out" } else { "pswpout" };
     counts.expect_grown(&[left], 1)?;
     println!("{left} meanwhile: {}", counts.grown(left)?);
-    // Nothing was lost on the way.
+    // No content was lost.
     let (word, fresh) = (s.slot.gpa + END + 5 * PAGE, 5 * PAGE);
     let (first, second) = (s.vcpu.load(word)?, s.vcpu.load(word + 8)?);
     ensure!((first, second) == (fresh, 0), "page 5 has {first:#x} and {second:#x}");

@@ -99,7 +99,7 @@ fn guest_runs_on_its_pages() -> CaseResult {
         mem::refresh_counters();
         let grown = mem::meminfo("Shmem")?.saturating_sub(before);
         ensure!(grown < FILE, "shmem has grown by {grown} bytes");
-        // They are the file's, not the slot's.
+        // The flags belong to the file, not to the slot.
         s.vm.raw_delete(SLOT)?;
         s.bind_again()?;
         s.vcpu.verify(s.slot.gpa + 8 * PAGE, 8 * PAGE, Pattern::ZERO)?;
@@ -162,7 +162,7 @@ fn consumer_gets_the_same_page_until_it_is_punched() -> CaseResult {
     for frame in [0, 8, 99, 108, u64::MAX] {
         expect_errno(&format!("frame {frame}"), mapper.get(frame), &[Errno::EINVAL])?;
     }
-    // A file's pages are its own.
+    // Each file has its own pages.
     let other = Consumer::bound(&stores.file()?, MAPPER, ALL)?;
     ensure!(!pages.contains(&other.get(8)?), "one page for two files");
     punch(&fd, 8 * PAGE, PAGE)?;
@@ -230,7 +230,7 @@ fn hears_what_consumers_want() -> CaseResult {
     expect(BOTH, true, 0, "bound as movable and reclaimable")?;
     mapper.unbind()?;
     expect(BOTH, false, 0, "unbound")?;
-    // There may be pages in areas for movable memory, and from now on they may not lie there.
+    // Pages may lie in areas for movable memory, and have to leave them from now on.
     mapper.bind(&fd, MAPPER, Span::same(0, 8))?;
     expect(PINNED, false, 1, "bound as pinned")?;
     let observer = Consumer::bound(&fd, Mode::Observer, ALL)?;
@@ -277,7 +277,7 @@ fn pages_migrate_unless_they_are_pinned() -> CaseResult {
         })?;
         let heard = if moves { &[(0, 1), (3, 4), (3, 4), (PAGES - 1, PAGES)][..] } else { &[] };
         observer.expect_heard(heard)?;
-        // The guest has faulted in again what has moved, and nothing else.
+        // The guest has faulted in again only pages that have moved.
         let wanted = if moves { [4, 0, 3] } else { [0; 3] };
         ensure!(counts == wanted, "flags {flags:#x}: {counts:?}, wanted {wanted:?}");
         let hole = store::migrate(stores.file()?, 0);
@@ -392,7 +392,7 @@ fn files_of_nobody_are_still_refused() -> CaseResult {
             expect_errno(what, consumer.bind(fd, mode, ALL), &[Errno::EINVAL])?;
         }
     }
-    // None of that was for another reason.
+    // The refusals had no other cause.
     let fd = stores.file()?;
     bind_slot(&vm, &fd).context("the good one")
 }
@@ -426,7 +426,7 @@ fn unregistered_one_keeps_its_bindings_and_gets_no_new_ones() -> CaseResult {
     }
     drop(memfile(FILE)?);
 
-    // The guest gets the pages that it has not touched yet, and loses those that are punched.
+    // The guest gets pages that it has not touched yet, and loses those that are punched.
     s.vcpu.fill(s.slot.gpa + FILE / 2, FILE / 2, GUEST)?;
     punch_and_verify(&mut s, 0)?;
     observer.expect_heard(&[(8, 16)])?;

@@ -48,7 +48,7 @@ fn lost_own_word_is_noticed(kind: Private) -> CaseResult {
     let bench = Bench::new(kind, LAYOUTS[0])?;
     let mut vcpu = bench.s.vm.vcpu(1)?;
     let arguments = bench.arguments(1);
-    // Zeros everywhere, so that only the own words can tell.
+    // Zeros everywhere, so that only the vCPUs' own words can show an error.
     punch(&bench.s.fd, 0, PAGES * PAGE)?;
     for page in 0..PAGES {
         bench.s.vm.system().store(TABLE + page * STRESS_ENTRY + 8, 0);

@@ -65,7 +65,7 @@ impl Host {
         Ok(self.swap.disk().in_flight()?.1)
     }
 
-    /// Write all of a guest's memory, and forget what was written.
+    /// Write all of a guest's memory to swap, and drop the copies in memory.
     fn swap_out(&self, s: &Setup) -> CaseResult {
         s.swap_out(&self.cgroup, s.slot.size)?;
         while self.writes()? > 0 {
@@ -102,7 +102,7 @@ fn meanwhile<A, C: Send>(
     thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
         let caller = scope.spawn(move || {
-            // Nobody is gone who has not received it.
+            // The receiver waits for this, so it cannot be gone.
             let _ = sender.send(Interrupter::of_this_thread());
             call()
         });
@@ -141,7 +141,7 @@ fn kvm_run_is_interrupted(s: &mut Setup, busy: impl Fn() -> Result<u64> + Sync) 
     let ((result, left), ()) =
         meanwhile(|| (s.vcpu.enter(), busy()), || Ok(waited()? > before), |vcpu| vcpu.interrupt())?;
     let in_time = result == Err(Errno::EINTR) && left? > 0;
-    // Another run waits until it is there.
+    // Another KVM_RUN waits until the page is there.
     let exit = if result == Ok(Exit::Done) { Exit::Done } else { s.vcpu.run()? };
     ensure!(exit == Exit::Done, "{exit:x?}");
     ensure!(s.vcpu.result(0) == GUEST.word(gpa), "the guest read {:#x}", s.vcpu.result(0));
@@ -160,7 +160,7 @@ fn signal_ends_kvm_run_while_the_page_is_read() -> CaseResult {
 fn signal_ends_kvm_run_while_the_page_is_written() -> CaseResult {
     let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     in_time(|| {
-        // It would go on looking for what it could not have at once, and hold it meanwhile.
+        // It would retry for pages that it could not get at once, and hold them meanwhile.
         let (reclaimed, ()) = meanwhile(
             || host.cgroup.raw_reclaim(SIZE),
             || Ok(s.resident()? == 0),
@@ -249,7 +249,7 @@ fn slot_is_deleted_while_a_vcpu_waits() -> CaseResult {
             while_a_vcpu_waits(&host, &mut s, |vm, _| vm.raw_delete(SLOT).context("delete"))?;
         s.bind_again()?;
         if in_time {
-            // When the vCPU looked again there was none.
+            // When the vCPU checked again, there was none.
             let wanted = Exit::MemoryFault {
                 errno: Errno::EFAULT,
                 gpa,

@@ -45,7 +45,7 @@ fn inherit(kind: Private, check: fn(&mut Setup) -> CaseResult) -> CaseResult {
         let pages = pfns(kind, &heir)?;
         let inherited = pages.intersection(&soiled).count();
         println!("{inherited} of {} pages were another guest's", pages.len());
-        // Nobody knows for a guest_memfd.
+        // A guest_memfd has no such figure.
         if inherited * 2 >= pages.len() {
             return Ok(());
         }

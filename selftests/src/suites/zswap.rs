@@ -45,7 +45,7 @@ impl Host {
         Ok(Host { cgroup, swap: Swap::on(64 * MIB)?, _settings: [writeback, enabled] })
     }
 
-    /// Everything that can be had.
+    /// Reclaim as much as possible.
     fn reclaim(&self) -> CaseResult {
         for _ in 0..8 {
             self.cgroup.reclaim_unused(SIZE)?;
@@ -99,7 +99,7 @@ fn full_pool_is_known_before_guests_lose_a_page() -> CaseResult {
         let left = s.resident()?;
         println!("huge pages {huge}: {left} of {PAGES} pages stay");
         ensure!((1..PAGES).contains(&left), "{left} pages stay");
-        // What the guest has not got back yet is not what is counted.
+        // Pages that the guest has not read back yet do not count.
         let full = pool(0)?;
         let counts = Counts::now()?;
         for _ in 0..attempts {
@@ -113,7 +113,7 @@ fn full_pool_is_known_before_guests_lose_a_page() -> CaseResult {
         ])?;
         s.vcpu.verify_pages(gpa, SIZE, GUEST)?;
         drop((full, room));
-        // And when there is room again, they go.
+        // When there is room again, they go to zswap.
         let _room = pool(50)?;
         host.reclaim()?;
         ensure!(s.resident()? == 0, "{} pages are still in memory", s.resident()?);
@@ -139,7 +139,7 @@ fn what_the_pool_does_not_take_is_not_counted_as_gone() -> CaseResult {
         let (gone, undone) =
             (counts.grown("memfile.swap_out")?, counts.grown("memfile.swap_out_undone")?);
         println!("huge pages {huge}: {gone} folios have left, {undone} did and came back");
-        // As many folios as that is pages, or fewer if they were large.
+        // That many pages, in fewer folios if they are large.
         let pages = host.swap.used()? / PAGE;
         ensure!(pages == PAGES / 2, "{pages} pages are in swap");
         ensure!(gone > 0 && gone <= pages, "{gone} folios were counted for {pages} pages");

@@ -53,7 +53,7 @@ impl File {
         self.seals
     }
 
-    /// Bytes of memory it takes.
+    /// The bytes of memory that it takes.
     pub fn allocated(&self) -> u64 {
         self.pages.len() as u64 * PAGE as u64
     }
@@ -152,7 +152,7 @@ impl File {
         for (index, _) in pieces(offset, end) {
             match self.pages.get_mut(&index) {
                 None => drop(self.pages.insert(index, Page::Reserved)),
-                // Asked for twice: made ready for use, lest a failure take it away.
+                // Requested twice: made ready for use, so that a failure does not free it.
                 Some(page @ Page::Reserved) => *page = Page::Used(Box::new([0; PAGE])),
                 Some(Page::Used(_)) => {}
             }
@@ -163,7 +163,7 @@ impl File {
         Ok(())
     }
 
-    /// Pages inside of `[start, end)` go, what lies in others becomes zero.
+    /// Free the pages inside of `[start, end)`, and zero its parts of other pages.
     fn discard(&mut self, start: u64, end: u64) {
         let inside = |index: &u64| {
             index * PAGE as u64 >= start && (index + 1).saturating_mul(PAGE as u64) <= end
@@ -184,7 +184,7 @@ impl File {
         if size != self.size && self.sealed(seal) {
             return Err(Errno::EPERM);
         }
-        // Not growing also gives up what is past the end.
+        // A truncation also frees pages past the end.
         if size <= self.size {
             self.discard(size, u64::MAX);
         }
@@ -192,7 +192,7 @@ impl File {
         Ok(())
     }
 
-    /// `F_ADD_SEALS`; `mapped` if there is a shared mapping through which one could write.
+    /// `F_ADD_SEALS`; `mapped` if there is a writable shared mapping.
     pub fn add_seals(&mut self, seals: u32, mapped: bool) -> SysResult<()> {
         if self.sealed(F_SEAL_SEAL) {
             return Err(Errno::EPERM);
