@@ -170,7 +170,7 @@ impl Consumer {
     pub fn wait_until_called(&self) -> Result<()> {
         let limit = Instant::now() + Duration::from_secs(30);
         while self.heard()?.starts == 0 {
-            ensure!(Instant::now() < limit, "nobody has called for 30 s");
+            ensure!(Instant::now() < limit, "no callback for 30 s");
             std::thread::yield_now();
         }
         Ok(())

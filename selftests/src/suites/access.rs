@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! No road leads to the content of an inaccessible memfd, and trying allocates nothing (rule 3).
+//! No system call gives access to the content of an inaccessible memfd, and no attempt allocates a
+//! page (rule 3).
 //!
-//! Where a generic layer of the kernel turns a road away before it gets to the file, its errno is
-//! the one expected here, and the case says which layer it is.
+//! Where a generic layer of the kernel refuses a request before the file is asked, the case expects
+//! the errno of that layer and names it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::null_mut;
@@ -48,7 +49,7 @@ pub static SUITE: Suite = suite!(
 
 const EPERM: &[Errno] = &[Errno::EPERM];
 
-/// A file of 1 MiB: nothing in it, or everything.
+/// A file of 1 MiB: empty, or fully allocated.
 fn files() -> Result<[(OwnedFd, u64); 2]> {
     let full = memfile(MIB)?;
     allocate(&full, 0, MIB)?;
@@ -184,7 +185,7 @@ fn copy_file_range_is_refused_both_ways() -> CaseResult {
     expect_allocated(&other, 0, "the other file")
 }
 
-/// Both work on pipes only: the kernel says so before it looks at the file.
+/// Both work on pipes only: the kernel refuses before it looks at the file.
 fn tee_and_vmsplice_do_not_apply() -> CaseResult {
     on_each(|fd| {
         let (_reader, writer) = pipe()?;
@@ -283,7 +284,7 @@ fn aio_is_refused() -> CaseResult {
     })
 }
 
-/// Refused when it is set up, not only when it is read and written.
+/// Refused at the set-up, not only at reads and writes.
 fn loop_device_gets_nothing() -> CaseResult {
     const LOOP_SET_FD: u64 = 0x4c00;
     const LOOP_CONFIGURE: u64 = 0x4c0a;
@@ -324,7 +325,7 @@ fn exec_is_refused() -> CaseResult {
     })
 }
 
-/// The module loader wants a file that nobody may write, so it gets a descriptor of its own.
+/// The module loader wants a file without a writer, so it gets a descriptor of its own.
 fn module_loading_is_refused() -> CaseResult {
     require_root()?;
     let fd = memfile(MIB)?;
@@ -381,7 +382,7 @@ fn reopening_gives_no_access() -> CaseResult {
     })
 }
 
-/// A file handle is a road around the descriptor: whatever it opens has no more access.
+/// A file handle bypasses the descriptor: the file that it opens has no more access.
 fn open_by_handle_gives_no_access() -> CaseResult {
     #[repr(C)]
     struct Handle {
@@ -425,7 +426,7 @@ fn open_by_handle_gives_no_access() -> CaseResult {
     })
 }
 
-/// They are hints, and may succeed or not; only the outcome counts.
+/// They are hints, and may succeed or fail; only their effect counts.
 fn readahead_and_fadvise_change_nothing() -> CaseResult {
     on_each(|fd| {
         let fd = fd.as_raw_fd();
@@ -439,7 +440,7 @@ fn readahead_and_fadvise_change_nothing() -> CaseResult {
     })
 }
 
-/// What is clean may be dropped; nothing that a guest wrote may be clean.
+/// Clean pages may be dropped; a page that a guest wrote must not be clean.
 fn fadvise_drops_no_content() -> CaseResult {
     use crate::support::setup::{GUEST, Setup};
     let mut s = Setup::new(crate::vm::Private::Memfile, MIB)?;
@@ -453,7 +454,8 @@ fn fadvise_drops_no_content() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
 }
 
-/// userfaultfd works on mappings, and there are none: its ioctls see another file's, or nothing.
+/// userfaultfd works on mappings, and there are none: its ioctls see a mapping of another file, or
+/// none.
 fn userfaultfd_has_nothing_to_register() -> CaseResult {
     on_each(|fd| {
         let result = Mapping::map(PAGE, libc::PROT_READ, libc::MAP_SHARED, Some((fd.as_fd(), 0)));

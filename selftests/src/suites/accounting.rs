@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Every page is counted while it is there, and nowhere any more once it is gone, whoever goes last.
+//! Every page is counted while it exists and not afterwards, whichever user of the file ends last.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -24,10 +24,10 @@ pub static SUITE: Suite = suite!(
     ]
 );
 
-/// Half of it comes by fallocate, half by the guest's touch.
+/// Half of it is allocated by fallocate, half by the guest's touch.
 const SIZE: u64 = MIB;
 
-/// A memfile and a guest, of which parts go one after the other.
+/// A memfile and a guest, whose parts end one after the other.
 struct Life {
     fd: Option<OwnedFd>,
     slot: Option<Slot>,
@@ -36,7 +36,7 @@ struct Life {
     held: u64,
 }
 
-/// What happens in the end.
+/// The ways to end a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Punch,
@@ -88,7 +88,7 @@ impl Life {
     }
 }
 
-/// What the kernel counts for the whole machine, exactly.
+/// The kernel's exact counters of the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Counted {
     shmem: u64,
@@ -143,7 +143,7 @@ fn expect_charged(cgroup: &Cgroup, wanted: u64, when: &str) -> Result<()> {
     Ok(())
 }
 
-/// The charge returns to what it was. What RCU frees takes a moment.
+/// The charge returns to its old value. Memory that RCU frees takes a moment.
 fn expect_uncharged(cgroup: &Cgroup, before: u64) -> Result<()> {
     let start = Instant::now();
     loop {
@@ -179,7 +179,7 @@ fn cgroup_is_charged_for_what_is_there() -> CaseResult {
     expect_uncharged(&cgroup, before)
 }
 
-/// v5 charged whoever ran, and gave back to whoever punched.
+/// v5 charged the current task at the allocation, and uncharged the current task at the punch.
 fn charge_is_the_allocators_until_the_page_goes() -> CaseResult {
     let size = 16 * MIB;
     let fd = memfile(size)?;
@@ -202,7 +202,7 @@ fn charge_is_the_allocators_until_the_page_goes() -> CaseResult {
     expect_charged(&ours, 0, "ours, in the end")
 }
 
-/// Whatever one life leaves in the kernel would show after many.
+/// Memory that one cycle leaves in the kernel shows after many.
 fn many_lives_leave_nothing_behind() -> CaseResult {
     drop(memfile_unsized()?);
     let cgroup = Cgroup::enter()?;

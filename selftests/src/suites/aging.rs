@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Whoever asks whether a guest has used a page is in nobody's way, and is told about that page.
+//! A task that asks whether a guest has used a page delays no other task, and gets the answer for
+//! that page.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +33,7 @@ fn guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
     Ok((s, frames))
 }
 
-/// A fault holds mmu_lock when it changes an entry, and one lock more than who ages one.
+/// A fault holds mmu_lock when it changes an entry, and one lock more than a task that ages one.
 fn asks_without_mmu_lock() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let idle = Idle::open()?;
@@ -59,7 +60,7 @@ fn asks_without_mmu_lock() -> CaseResult {
     Ok(())
 }
 
-/// Somebody asks for one half of the memory all the time, the guest faults on the other half.
+/// A thread asks for one half of the memory all the time, the guest faults on the other half.
 fn faults_do_not_wait_for_it() -> CaseResult {
     let idle = Idle::open()?;
     let (mut s, frames) = guest(BOTH)?;
@@ -97,7 +98,7 @@ fn faults_do_not_wait_for_it() -> CaseResult {
         faults.and(asked)
     })?;
     println!("asked {asked} times");
-    ensure!(asked > 0, "nobody asked");
+    ensure!(asked > 0, "the thread asked for no page");
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Binding a slot to a file: what is accepted, and the errno of all else (rules 6 and 7).
+//! Binding a slot to a file: legal requests, and the errnos of all others (rules 6 and 7).
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -252,8 +252,8 @@ fn private_flag_cannot_be_toggled() -> CaseResult {
     b.refused("from shared to private", private, Errno::EINVAL)
 }
 
-/// The guest ranges do not overlap, only the file ranges do: what upstream's test of guest_memfd
-/// does not show.
+/// The guest ranges do not overlap, only the file ranges do: upstream's test of guest_memfd does
+/// not cover this.
 fn overlap_in_the_file_is_eexist() -> CaseResult {
     let b = Bench::new()?;
     let other_vm = Vm::protected()?;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! At the border to KVM's other page: a gfn has a private page and a shared one, and both are in one
-//! page table. What takes the private page away takes the mapping of the shared one along, so the host
-//! may find that gone. It then gives the shared page away without a flush, and must be right: nobody
-//! gives `mmu_lock` up between a zap and its flush (rule 14).
+//! The private and the shared page of a gfn, which share a page table. An invalidation of the
+//! private page unmaps the shared one as well, so the host may find no mapping of it. It then frees
+//! the shared page without a flush. That must be safe: no task releases `mmu_lock` between a zap
+//! and its flush (rule 14).
 //!
 //! An emulated CPU flushes everything at each exit, so that a stale entry is never used there. Hence
 //! most cases count KVM's requests to flush.
@@ -53,7 +53,7 @@ struct Border {
     rng: Rng,
 }
 
-/// What the host does with one shared page.
+/// Ways in which the host takes one shared page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Taking {
     /// `madvise(MADV_DONTNEED)`.
@@ -137,8 +137,8 @@ fn takings() -> impl Iterator<Item = Taking> {
     [Taking::Discard].into_iter().chain(DOORS.map(Taking::Convert))
 }
 
-/// An observer keeps a hole from going on once KVM has been told of it. Whoever takes a shared page
-/// now finds nothing mapped, and it is right that he does not flush.
+/// An observer delays a hole after KVM's callback. A task that takes a shared page now finds no
+/// mapping, and rightly does not flush.
 fn unmapped_is_flushed_before_others_are_told() -> CaseResult {
     let mut b = Border::new()?;
     for (n, taking) in (0..).zip(takings()) {
@@ -170,7 +170,7 @@ fn unmapped_is_flushed_before_others_are_told() -> CaseResult {
     Ok(())
 }
 
-/// One thread punches all private pages, another one takes a shared page: whoever is first has flushed
+/// One thread punches all private pages, another one takes a shared page: the first one has flushed
 /// when the second one is done.
 fn beside_holes(takings: &[Taking]) -> CaseResult {
     let mut b = Border::new()?;
@@ -210,8 +210,8 @@ fn host_converts_pages_beside_holes() -> CaseResult {
 
 /// VMs whose slots take turns in one file, a slot a page: how often each flushes for one hole over all.
 ///
-/// KVM flushes as well when somebody wants its lock or the CPU while it is unmapping: now and then there
-/// are two.
+/// KVM flushes as well when another task wants its lock or the CPU while it is unmapping: sometimes
+/// there are two.
 fn flushes_of_a_hole(vms: usize) -> CaseResult {
     const SLOTS: u64 = 64;
     let fd = memfile(SLOTS * PAGE)?;
@@ -256,7 +256,7 @@ fn hole_over_many_slots_of_two_vms_flushes_each_once() -> CaseResult {
     flushes_of_a_hole(2)
 }
 
-/// Wait for something that the kernel does in its own time.
+/// Wait for an asynchronous operation of the kernel.
 fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> CaseResult {
     let limit = Instant::now() + Duration::from_secs(30);
     while !done()? {

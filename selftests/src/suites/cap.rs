@@ -166,8 +166,7 @@ fn different_flags_on_one_file_are_refused() -> CaseResult {
 }
 
 /// Two VMs with different wishes, each for its own half of one file: neither asks for more than the
-/// other, so one is first, the other is refused, and the file is what the first wished, whoever
-/// looks when.
+/// other, so the second is refused, and the file always has the flags of the first.
 fn racing_bindings_leave_the_flags_of_the_winner() -> CaseResult {
     let wishes = [RECLAIMABLE, MOVABLE];
     let vms = [protected()?, protected()?];
@@ -221,7 +220,7 @@ fn racing_bindings_leave_the_flags_of_the_winner() -> CaseResult {
     Ok(())
 }
 
-/// Every pair of choices, the first one's and what comes second.
+/// Every pair of choices, of the first VM and of the second.
 fn choices() -> impl Iterator<Item = (u64, u64)> {
     let all = [PINNED, MOVABLE, RECLAIMABLE, BOTH];
     all.into_iter().flat_map(move |first| all.into_iter().map(move |second| (first, second)))
@@ -234,7 +233,7 @@ fn expect_flags(fd: impl AsFd, wanted: u64, when: &str) -> CaseResult {
     Ok(())
 }
 
-/// Bind the second MiB of a file in a VM that has chosen these flags: the VM, or why not.
+/// Bind the second MiB of a file in a VM that has chosen these flags: the VM, or the errno.
 fn bind_second(fd: impl AsFd, flags: u64) -> Result<SysResult<Vm>> {
     let vm = protected()?;
     choose(&vm, flags)?;
@@ -265,7 +264,7 @@ fn stronger_flags_join_while_others_are_bound() -> CaseResult {
     Ok(())
 }
 
-/// One page, wherever it is, and nobody who has bound it.
+/// A file with one page, and no binding.
 fn weaker_flags_are_refused_while_there_is_a_page() -> CaseResult {
     for (first, second) in choices() {
         let what = format!("{first:#x}, then {second:#x}");
@@ -289,7 +288,7 @@ fn weaker_flags_are_refused_while_there_is_a_page() -> CaseResult {
     Ok(())
 }
 
-/// A page that is in swap comes back as what it was promised to be.
+/// A page that is in swap comes back with its promises.
 fn pages_in_swap_keep_their_promise() -> CaseResult {
     let _pages = crate::pressure::base_pages()?;
     lock_own_memory()?;
@@ -317,7 +316,7 @@ fn pages_in_swap_keep_their_promise() -> CaseResult {
     expect_flags(&fd, MOVABLE, "empty")
 }
 
-/// Nothing is left of those to whom it was promised.
+/// No page with the old promise is left.
 fn empty_file_may_be_anything_again() -> CaseResult {
     for (first, second) in choices() {
         let what = format!("{first:#x}, then {second:#x}");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What consumers hear, seen by one that writes it down (rules 6 to 9, 13 to 15, 17 and 21).
+//! The callbacks of consumers, seen by one that records them (rules 6 to 9, 13 to 15, 17 and 21).
 //!
 //! The consumer is a module of its own, `rust/test`; KVM is the other one.
 
@@ -204,7 +204,7 @@ fn observers_are_no_bindings_and_bring_no_flags() -> CaseResult {
     expect_fdinfo(&fd, MEMFILE_F_USER_INACCESSIBLE, 1, "with another mapper")?;
     mapper.unbind()?;
     observer.unbind()?;
-    expect_fdinfo(&fd, MEMFILE_F_USER_INACCESSIBLE, 0, "with nobody")
+    expect_fdinfo(&fd, MEMFILE_F_USER_INACCESSIBLE, 0, "without a binding")
 }
 
 fn mapper_brings_its_flags() -> CaseResult {
@@ -227,7 +227,7 @@ fn mapper_brings_its_flags() -> CaseResult {
     let same = second.bind(&fd, Mode::Mapper(flags), Span::same(1, 1));
     expect_errno("what it had, beside KVM", same, &[Errno::EINVAL])?;
     vm.raw_delete(1)?;
-    second.bind(&fd, Mode::Mapper(flags), Span::same(1, 1)).context("with nobody and no page")?;
+    second.bind(&fd, Mode::Mapper(flags), Span::same(1, 1)).context("with no binding or page")?;
     expect_fdinfo(&fd, flags, 1, "the second mapper again")
 }
 
@@ -332,7 +332,7 @@ fn mapper_gets_no_page_outside_of_its_binding() -> CaseResult {
     expect_allocated(&fd, 0, "refused")
 }
 
-/// Rule 13: what keeps a page valid is the notifier. A reference keeps the memory, not the page.
+/// Rule 13: only the notifier keeps a page valid. A reference keeps the memory, not the page.
 fn page_reference_does_not_hold_up_a_hole() -> CaseResult {
     let _pages = base_pages()?;
     let fd = memfile(FILE)?;
@@ -462,8 +462,8 @@ fn device_never_keeps_a_page_that_left_the_file() -> CaseResult {
     Ok(())
 }
 
-/// Hold up a hole of these pages in the callback of `consumer`, do `work`, let it go; `work` gets a
-/// function that does so earlier.
+/// Hold a hole of these pages in the callback of `consumer`, do `work`, let it go; `work` gets a
+/// function that lets it go earlier.
 fn with_hole_held_up<R>(
     fd: &OwnedFd,
     consumer: &Consumer,
@@ -485,10 +485,10 @@ fn with_hole_held_up<R>(
     })
 }
 
-/// Long enough for what does not wait to be over.
+/// Long enough for a call that does not wait to return.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// Consumers let go first (rule 14).
+/// Consumers unmap first (rule 14).
 fn pages_stay_until_the_callback_returns() -> CaseResult {
     let _pages = base_pages()?;
     let fd = memfile(FILE)?;
@@ -504,8 +504,8 @@ fn pages_stay_until_the_callback_returns() -> CaseResult {
     Ok(())
 }
 
-/// KVM has let go of the hole and another consumer not yet: until it has, no vCPU gets the pages
-/// back that are about to go.
+/// KVM has unmapped the hole and another consumer has not: until then, no vCPU gets the pages back
+/// that are about to leave the file.
 fn vcpu_is_held_off_until_the_hole_is_done() -> CaseResult {
     let mut s = Setup::new(Private::Memfile, FILE)?;
     let gpa = s.slot.gpa;
@@ -552,7 +552,7 @@ fn unbinding_waits_for_the_callback_that_runs() -> CaseResult {
     Ok(())
 }
 
-/// Whoever is not called by the hole that is held up comes and goes as if there were none.
+/// Bindings that the held hole does not call begin and end as if there were none.
 fn unbinding_elsewhere_waits_for_nothing() -> CaseResult {
     let fd = memfile(FILE)?;
     let slow = observer(&fd, Span::same(0, 8))?;
@@ -596,8 +596,8 @@ fn binding_waits_for_a_hole_in_its_pages_only() -> CaseResult {
     Ok(())
 }
 
-/// A hole that another consumer of the file holds up calls KVM as well. A VM that goes away
-/// meanwhile waits until it is called no more, and for nothing else.
+/// A hole that another consumer of the file holds calls KVM as well. A VM that is destroyed
+/// meanwhile waits only until it is called no more.
 fn vm_destruction_waits_for_no_other_consumer() -> CaseResult {
     let fd = memfile(FILE)?;
     let slow = observer(&fd, Span::same(0, 8))?;
@@ -665,7 +665,7 @@ fn nothing_is_heard_after_unbinding() -> CaseResult {
     })
 }
 
-/// The inode is evicted only when nobody is bound, so eviction has nobody to tell.
+/// The inode is evicted only without bindings, so eviction calls no consumer.
 fn file_lives_as_long_as_its_observer() -> CaseResult {
     let size = 16 * MIB;
     let fd = memfile(size)?;
@@ -702,8 +702,8 @@ fn closing_the_device_unbinds() -> CaseResult {
     })
 }
 
-/// File descriptor, slot, observer, mapper and the VM: whichever goes first, the others work on,
-/// and in the end nothing is left.
+/// File descriptor, slot, observer, mapper and the VM end in any order: the others go on working,
+/// and the module is unused in the end.
 fn everything_goes_in_any_order() -> CaseResult {
     let module = Module::memfile()?;
     let mut rng = Rng::new(seed());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a driver needs of contiguous memory (CMA) it gets, for what may move makes room (rules 18
-//! and 19): a guest's movable pages lie in the area, and leave it, at the latest when they are to move
-//! no more; others were never there.
+//! A driver gets the contiguous memory (CMA) that it needs, because movable pages make room (rules
+//! 18 and 19): a guest's movable pages lie in the area, and leave it, at the latest when they
+//! become unmovable; other pages are never there.
 //!
 //! The machine needs such an area, see [`Area`]: `scripts/check` boots one for this suite.
 
@@ -45,8 +45,7 @@ pub static SUITE: Suite = suite!(
 
 const SIZE: u64 = 4 * MIB;
 
-/// A guest with content, and where it lies: in the area, but for what a CPU may keep of other
-/// memory.
+/// A guest with content, and its frames: in the area, except for other pages that a CPU has kept.
 fn guest_inside(area: &Area, flags: u64, size: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
     let mut s = Setup::with_flags(flags, size)?;
     empty(area)?;
@@ -59,7 +58,7 @@ fn guest_inside(area: &Area, flags: u64, size: u64) -> Result<(Setup, BTreeMap<u
     Ok((s, frames))
 }
 
-/// Nothing is in the area, and CPUs keep nothing else for themselves to give out first.
+/// Empty the area, and the lists of the CPUs, which are used first.
 fn empty(area: &Area) -> CaseResult {
     // The first time, CPUs fetch pages in exchange for those in the area, and keep the rest.
     drop(area.take()?);
@@ -126,7 +125,7 @@ fn running_guest_reads_nothing_old() -> CaseResult {
     counts.expect_grown(&["memfile.punch"], 1)
 }
 
-/// A guest that nothing moves and that is nowhere in the area.
+/// A guest that never moves and has no page in the area.
 fn stays_outside(area: &Area, mut s: Setup, what: &str) -> CaseResult {
     s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
     let before = frames(&s.vcpu, &s.slot, &s.fd)?;
@@ -151,7 +150,7 @@ fn pinned_pages_are_never_in_the_area() -> CaseResult {
     Ok(())
 }
 
-/// A file that is not bound does not know yet what it will be.
+/// A file that is not bound has no final flags yet.
 fn pages_older_than_their_binding_are_never_in_the_area() -> CaseResult {
     let area = Area::find()?;
     for flags in [PINNED, MOVABLE, RECLAIMABLE, BOTH] {
@@ -161,7 +160,7 @@ fn pages_older_than_their_binding_are_never_in_the_area() -> CaseResult {
     Ok(())
 }
 
-/// For comparison. Where its pages are KVM does not tell, but what is allocated meanwhile is known.
+/// For comparison. KVM does not show where its pages are, but the allocations meanwhile are known.
 fn guest_memfd_is_never_in_the_area() -> CaseResult {
     let area = Area::find()?;
     let given_out = |s: &mut Setup| -> Result<u64> {
@@ -183,7 +182,7 @@ fn guest_memfd_is_never_in_the_area() -> CaseResult {
     s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)
 }
 
-/// A file that was movable first, and is bound anew: what will not move any more makes room before.
+/// A file that was movable first, and is bound again as unmovable: its pages leave the area before.
 fn pinned_anew(huge: &str) -> CaseResult {
     let _huge = shmem_huge(huge)?;
     let area = Area::find()?;
@@ -236,7 +235,7 @@ fn expect_flags(s: &Setup, wanted: u64, when: &str) -> CaseResult {
     Ok(())
 }
 
-/// The flags are the file's: another VM pins pages that a guest is using.
+/// The flags belong to the file: another VM pins pages that a guest is using.
 fn pages_of_others_leave_the_area_when_one_pins_the_file() -> CaseResult {
     let area = Area::find()?;
     let (mut s, before) = guest_inside(&area, MOVABLE, SIZE)?;
@@ -256,8 +255,8 @@ fn pages_of_others_leave_the_area_when_one_pins_the_file() -> CaseResult {
     second.verify(s.slot.gpa, s.slot.size, Pattern::Generation(8))
 }
 
-/// Nothing has come of an attempt to pin the file: flags and content are those of before, and what the
-/// guest gets, it gets from the area.
+/// An attempt to pin the file has failed: flags and content are unchanged, and the guest still gets
+/// new pages from the area.
 fn expect_as_before(area: &Area, s: &mut Setup) -> CaseResult {
     expect_flags(s, MOVABLE, "after the attempt")?;
     let bindings = mem::fdinfo(&s.fd, "memfile-bindings")?;
@@ -292,7 +291,7 @@ fn pinning_without_room_elsewhere_is_refused() -> CaseResult {
     accounts.expect_back(MIB).context("after the guest")
 }
 
-/// Free memory outside the area, without what CPUs keep for themselves; whole huge pages, in bytes.
+/// Free memory outside the area, without the lists of the CPUs; whole huge pages, in bytes.
 fn outside() -> Result<u64> {
     mem::refresh_counters();
     Ok((mem::meminfo("MemFree")? - mem::meminfo("CmaFree")?) & !(HUGE - 1))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Cases that end badly on purpose, to prove that the runner and what is around it notice.
+//! Cases that fail on purpose, to prove that the runner and its scripts notice.
 //!
 //! Hidden: they run only if named.
 
@@ -14,9 +14,9 @@ use crate::support::{KNOB_PATH, KNOB_VALUE};
 
 pub static SUITE: Suite =
     suite!("control", [pass, fail, skipped, panic, crash, hang: 2], hidden = true);
-/// Apart from the others, so that naming those never takes the machine down.
+/// A suite of its own, so that the name of the other one never takes the machine down.
 pub static OOPS: Suite = suite!("control_oops", [oops], hidden = true);
-/// Apart from them, too: they change the machine.
+/// Also a suite of its own: they change the machine.
 pub static KNOB: Suite =
     suite!("control_knob", [changes_a_knob, changes_a_knob_and_hangs: 2], hidden = true);
 /// In one child, until one of them fails.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Converting memory through either door, which are one state.
+//! Converting memory in either way: both change the same state.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
@@ -83,7 +83,7 @@ fn converting_twice_is_fine() -> CaseResult {
     Ok(())
 }
 
-/// Ranges that neither door takes.
+/// Ranges that are refused in both ways.
 const BAD: [(u64, u64); 9] = [
     (GIB, 0),
     (0, 0),
@@ -136,7 +136,8 @@ fn refused_conversion_changes_nothing() -> CaseResult {
     Ok(())
 }
 
-/// There it is SEV's, with host addresses, and this VM is none of SEV's: as on a kernel without memfiles.
+/// There the ioctl is SEV's, with host addresses, and this VM has no SEV: as on a kernel without
+/// memfiles.
 fn vm_without_private_memory_has_no_regions() -> CaseResult {
     let vm = Vm::new(VmType::Default)?;
     for private in [true, false] {
@@ -181,8 +182,8 @@ fn single_pages_convert_alone() -> CaseResult {
     Ok(())
 }
 
-/// Two huge pages on each side. One page of the first changes sides; the guest must see what is
-/// there on either side, and have no huge mapping over both.
+/// Two huge pages on each side. One page of the first is converted; the guest must see the content
+/// of each side, and have no huge mapping over both.
 fn convert_page_of_a_huge_one(door: Door, private: bool) -> CaseResult {
     let policy = shmem_huge("always")?;
     let _anonymous = anonymous_huge("madvise")?;
@@ -227,7 +228,7 @@ fn page_of_a_huge_shared_one_converts_alone() -> CaseResult {
     DOORS.into_iter().try_for_each(|door| convert_page_of_a_huge_one(door, false))
 }
 
-/// More than any machine has the memory for to convert.
+/// More than any machine has memory to convert.
 const HUGE_RANGE: u64 = 64 << 40;
 
 /// A guest of whose slot all is shared but for one page; both sides are filled.
@@ -247,14 +248,15 @@ fn expect_nearly_shared(s: &mut Setup, one: u64) -> Result<()> {
     s.vcpu.verify(one + PAGE, end - one - PAGE, SHARED)
 }
 
-/// A process that does nothing but make a range private, and shares our memory: to KVM it is the VM's.
+/// A process that only makes a range private. It shares our memory, so for KVM it is the VM's
+/// process.
 struct Converter {
     pid: libc::pid_t,
     _stack: Mapping,
     _order: Box<Order>,
 }
 
-/// What it is to do.
+/// Its request.
 #[repr(C)]
 struct Order {
     vm: i64,
@@ -262,7 +264,8 @@ struct Order {
     argument: [u64; 4],
 }
 
-/// Runs without anything of the standard library, which believes that it is in the thread that made it.
+/// Uses no part of the standard library, which assumes that it still runs in the thread that made
+/// it.
 extern "C" fn obey(order: *mut libc::c_void) -> libc::c_int {
     let order = order.cast::<Order>();
     // SAFETY: The order outlives the process that obeys it. The kernel reads the argument, which is that
@@ -318,7 +321,7 @@ impl Converter {
     }
 }
 
-/// Until the cgroup has so much, or so little.
+/// Wait for a value of the cgroup's charge.
 fn wait_for_charge(cgroup: &Cgroup, what: &str, enough: impl Fn(u64) -> bool) -> Result<u64> {
     let alarm = Alarm::set(Duration::from_secs(30))?;
     loop {

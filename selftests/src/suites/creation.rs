@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! memfd_create(MFD_INACCESSIBLE): what it makes and what it refuses (rule 1).
+//! memfd_create(MFD_INACCESSIBLE): its results and its refusals (rule 1).
 
 use std::os::fd::AsRawFd;
 

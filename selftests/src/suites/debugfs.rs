@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `debugfs/memfile`: what happened to all files, and to each.
+//! `debugfs/memfile`: the counters of all files, and of each.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! An access that cannot be served leaves KVM_RUN and says exactly where and why.
+//! An access that cannot be served ends KVM_RUN with an exit that tells exactly where and why.
 //!
-//! On `KVM_X86_SW_PROTECTED_VM` the attribute decides which kind an access is, so a private access
-//! to a shared gfn cannot be made to order; what can is a private gfn without private backing. The
-//! mismatch proper only happens when a conversion overtakes a fault.
+//! On `KVM_X86_SW_PROTECTED_VM` the attribute decides which kind an access is, so a test cannot
+//! force a private access to a shared gfn, only an access to a private gfn without private backing.
+//! The other mismatch happens only when a conversion overtakes a fault.
 
 use std::thread;
 
@@ -177,7 +177,7 @@ fn private_access_where_there_was_emulated_io(kind: Private) -> CaseResult {
 }
 
 /// Conversions run against accesses. Nearly always the fault waits; when it does not, the exit must
-/// be a well-formed one, and going on must work.
+/// be well-formed, and the next KVM_RUN must work.
 fn conversion_that_overtakes_a_fault_names_the_page(kind: Private) -> CaseResult {
     let mut s = Setup::new(kind, 64 * PAGE)?;
     fill_view(&s.slot, Pattern::ZERO);

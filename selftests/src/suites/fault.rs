@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory runs out: what fails says so, changes nothing, leaks nothing, and works once there is
-//! memory again.
+//! Memory runs out: a call that fails returns an error, changes and leaks nothing, and works once
+//! there is memory again.
 //!
 //! Most cases make a call with less memory than it needs, and a little more each time, until it has
 //! enough: see [`Injector::sweep`].
@@ -47,7 +47,7 @@ pub static SUITE: Suite = suite!(
 
 const KIND: Private = Private::Memfile;
 
-/// What memfile counts as in use, and what the process has open.
+/// The resources that memfile has in use, and the process's open descriptors.
 #[derive(Debug, PartialEq, Eq)]
 struct Usage {
     files: u64,
@@ -142,7 +142,7 @@ fn size_and_seal_that_fail_change_nothing() -> CaseResult {
     Ok(())
 }
 
-/// The pages that the guest has stay, and stay mapped: nobody is even told (rule 16).
+/// The guest's pages stay, and stay mapped: no consumer is called (rule 16).
 fn fallocate_that_fails_undoes_what_it_did() -> CaseResult {
     let _pages = base_pages()?;
     let injector = injector()?;
@@ -176,7 +176,7 @@ fn fallocate_that_fails_undoes_what_it_did() -> CaseResult {
     Ok(())
 }
 
-/// A page that the guest touches before the undo comes to it is the guest's.
+/// A page that the guest touches before the undo reaches it stays.
 fn fallocate_that_fails_spares_what_the_guest_touches_meanwhile() -> CaseResult {
     let _pages = base_pages()?;
     drop(injector()?);
@@ -436,8 +436,8 @@ fn conversion_to_shared_needs_no_memory() -> CaseResult {
     Ok(())
 }
 
-/// A VM for each try: what a vCPU has allocated once it keeps for the next fault. What was done
-/// before memory was short is done.
+/// A VM for each try, because a vCPU keeps its allocations for the next fault. Pages that were done
+/// before the shortage count as done.
 fn pre_fault_that_fails_says_enomem() -> CaseResult {
     let _pages = base_pages()?;
     let injector = injector()?;
@@ -464,7 +464,7 @@ fn pre_fault_that_fails_says_enomem() -> CaseResult {
     Ok(())
 }
 
-/// What entering the guest came to while memory was short.
+/// The results of KVM_RUN while memory was short.
 #[derive(Debug, Default)]
 struct Faults {
     /// Served in another way.
@@ -540,8 +540,8 @@ fn huge_private_fault_falls_back_or_exits_with_enomem() -> CaseResult {
     Ok(())
 }
 
-/// Let the guest write all of its slot while it may not, then while it may: the exit with `errno`
-/// says where, is repeated, and changes nothing.
+/// Let the guest write all of its slot, first while it may not: the exit with `errno` has the
+/// address, is repeated, and changes nothing.
 fn expect_exit_until(
     s: &mut Setup,
     errno: Errno,
@@ -587,7 +587,8 @@ fn private_fault_over_the_limit_of_the_cgroup_is_enomem() -> CaseResult {
     usage.expect_unchanged()
 }
 
-/// Without a pardon the VMM is killed, as is who writes too much to a memfd; the memory comes back.
+/// Without protection the OOM killer kills the VMM, like a process that writes too much to a memfd;
+/// the memory comes back.
 fn private_fault_over_the_limit_is_killed_for_as_a_memfd_is() -> CaseResult {
     let size = 16 * MIB;
     drop(memfile_unsized()?);

@@ -38,7 +38,7 @@ fn read(fd: impl AsFd) -> Result<(u64, u64, u64)> {
     Ok((flags, bindings, pages))
 }
 
-/// Fail unless the lines say this.
+/// Fail unless the lines have these values.
 fn expect(fd: impl AsFd, wanted: (u64, u64, u64), when: &str) -> Result<()> {
     let got = read(fd)?;
     ensure!(got == wanted, "{when}: flags, bindings, pages are {got:x?}, wanted {wanted:x?}");
@@ -70,7 +70,8 @@ fn flags_are_those_of_the_binding() -> CaseResult {
     expect(&s.fd, (MEMFILE_F_ALL, 1, 0), "bound with the default")
 }
 
-/// They are the pages', not the binding's; and a file says what holds if it gets one.
+/// The flags belong to the pages, not to the binding; a file without pages shows those that a new
+/// page gets.
 fn flags_stay_when_the_last_binding_goes() -> CaseResult {
     let _pages = base_pages()?;
     for pages in [0, 3] {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A guest lives on private memory, and nobody else sees it.
+//! A guest runs on private memory, which only it can see.
 
 use anyhow::{Context, ensure};
 
@@ -132,7 +132,7 @@ fn slot_longer_than_a_huge_page_has_right_edges(kind: Private) -> CaseResult {
     check_view(&s.slot, 0, s.slot.size, SHARED)
 }
 
-/// The slot of a memfile holds the file; a guest_memfd goes with its descriptor.
+/// The slot of a memfile holds the file; a guest_memfd ends with its descriptor.
 fn fd_may_be_closed_while_the_guest_runs(kind: Private) -> CaseResult {
     let vm = Vm::protected()?;
     let fd = kind.create(&vm, MIB)?;

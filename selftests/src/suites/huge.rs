@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Huge pages of shmem reach the guest where everything agrees, and nowhere else (rule 12); what is
-//! done to a part of one leaves the rest as it is.
+//! KVM maps huge pages of shmem where all conditions hold, and nowhere else (rule 12); an operation
+//! on a part of one leaves the rest unchanged.
 
 use std::os::fd::AsFd;
 
@@ -237,7 +237,7 @@ fn partial_hole_keeps_every_neighbour() -> CaseResult {
     Ok(())
 }
 
-/// What cannot be split is cleared instead.
+/// A page that cannot be split is cleared instead.
 fn partial_hole_in_a_page_that_cannot_be_split() -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
     for flags in [PINNED, BOTH] {
@@ -289,7 +289,7 @@ fn partial_conversion_keeps_every_neighbour() -> CaseResult {
     Ok(())
 }
 
-/// The kernel splits what it likes: the pages stay where they are, and mapped as they were.
+/// The kernel splits huge pages: their frames and their mappings stay.
 fn split_changes_nothing_for_the_guest() -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
     for flags in CHOICES {

@@ -60,7 +60,7 @@ fn bitmap_tells_what_the_guest_used() -> CaseResult {
     Ok(())
 }
 
-/// Who asks for the bitmap clears the accessed bits. Reclaim, which asks next, is told.
+/// A read of the bitmap clears the accessed bits. Reclaim, which asks next, gets the result.
 fn bitmap_found() -> CaseResult {
     let _pages = pressure::base_pages()?;
     lock_own_memory()?;

@@ -50,17 +50,17 @@ pub static SUITE: Suite = suite!(
 );
 
 const SIZE: u64 = MIB;
-/// As much as takes a second or so: each half word that is sent is an exit.
+/// An amount for about a second: each half word that is sent is an exit.
 const FEW: u64 = 8 * PAGE;
 /// A guest physical address without memory.
 const MMIO: u64 = 400 * GIB;
-/// No port is sent more at once: the page that KVM has for it.
+/// The most that KVM sends to a port at once: its page for that.
 const MOST: u64 = PAGE;
 
 const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
 const MSR_KVM_STEAL_TIME: u32 = 0x4b56_4d03;
 
-/// Let KVM emulate what the guest program marks.
+/// Let KVM emulate the instructions that the guest program marks.
 fn emulation() -> Result<Setting> {
     Setting::set("/sys/module/kvm/parameters/force_emulation_prefix", "1")
 }
@@ -300,7 +300,7 @@ fn page_walk_sets_accessed_and_dirty_bits() -> CaseResult {
     Ok(())
 }
 
-/// The clock at `gpa` as the guest reads it: version, and what makes it go.
+/// The clock at `gpa` as the guest reads it: version, and conversion factor.
 fn clock(vcpu: &mut Vcpu, gpa: u64) -> Result<(u32, u64)> {
     Ok((vcpu.load(gpa)? as u32, vcpu.load(gpa + 24)?))
 }
@@ -324,7 +324,7 @@ fn clock_is_in_private_memory() -> CaseResult {
     check_view(&s.slot, 0, SIZE, SHARED)
 }
 
-/// When the page goes, and when it is elsewhere.
+/// When the page is punched, and when it has moved.
 fn clock_follows_its_page() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let zone = MovableZone::make(2)?;
@@ -403,7 +403,7 @@ fn steal_time_is_in_private_memory() -> CaseResult {
     check_view(&s.slot, 0, SIZE, SHARED)
 }
 
-/// Nobody would take the map away when the page goes.
+/// No notifier would remove the mapping when the page leaves the file.
 fn nested_guest_is_refused() -> CaseResult {
     let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     if !s.vcpu.is_amd() {
@@ -417,7 +417,7 @@ fn nested_guest_is_refused() -> CaseResult {
     Ok(())
 }
 
-/// Strings go both ways, and are right, while somebody does something to the guest's pages.
+/// Strings go both ways, and are right, while another thread works on the guest's pages.
 fn access_is_right_while(s: &mut Setup, act: impl Fn(u64) -> CaseResult + Sync) -> CaseResult {
     let gpa = s.slot.gpa;
     let (stop, rounds) = (AtomicBool::new(false), 3);
@@ -472,7 +472,7 @@ fn access_is_right_while_pages_are_swapped() -> CaseResult {
     counts.expect_grown(&["memfile.swap_out"], FEW / PAGE)
 }
 
-/// Pages beside: what is there must not get into them, nor be lost with them.
+/// Pages of the neighbours: the content must neither get into them, nor be lost with them.
 fn access_is_right_while_pages_are_punched() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let mut s = Setup::used_by_kvm(PINNED, true, 2 * FEW)?;

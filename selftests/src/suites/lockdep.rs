@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The documented order of locks is the one that lockdep has seen. On a kernel with lockdep, that is
+//! The documented order of locks is the one that lockdep has seen. Needs a kernel with lockdep:
 //! `make check KERNEL=debug`.
 //!
-//! An inversion shows twice: lockdep reports it when it comes about, and here the classes reach each
+//! An inversion shows twice: lockdep reports it when it happens, and here the classes reach each
 //! other in both directions.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,10 +24,10 @@ pub static SUITE: Suite = suite!("lockdep", [locks_are_taken_in_the_documented_o
 const ORDER: [&str; 4] = ["kvm->slots_lock", "kvm->slots_arch_lock", "mmu_lock", "memfile_node"];
 /// Between the second and the third. The inode locks of each type of file system are a class.
 const INODE: &str = "i_mutex_key";
-/// Held by whoever reclaims.
+/// Held by a task that reclaims.
 const RECLAIM: &str = "fs_reclaim";
 
-/// What was taken under what, directly.
+/// The direct dependencies: which class was taken under which.
 struct Classes(BTreeMap<String, BTreeSet<String>>);
 
 impl Classes {
@@ -75,7 +75,7 @@ impl Classes {
     }
 }
 
-/// Everything that takes these locks.
+/// Operations that take these locks.
 fn work() -> Result<()> {
     lock_own_memory()?;
     let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);

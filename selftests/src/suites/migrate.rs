@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Pages of a guest that may move do move, and the guest does not notice (rule 19).
+//! Movable pages of a guest do move, and the guest does not notice (rule 19).
 //!
-//! Where a page is, and that it went elsewhere, is read from the trace events of `get_pfn`.
+//! The trace events of `get_pfn` show the place of a page, and that it has moved.
 
 use std::collections::BTreeMap;
 
@@ -138,7 +138,7 @@ fn page_without_a_new_place_stays() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, s.slot.size, Pattern::Generation(9))
 }
 
-/// A vCPU that has a page mapped must lose the mapping, whoever else has it.
+/// A vCPU that has a page mapped must lose the mapping, also if other vCPUs have it.
 fn all_vcpus_see_the_new_place() -> CaseResult {
     let zone = MovableZone::make(2)?;
     let (mut s, _) = movable_guest(BOTH, &zone)?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The tests. One file per subject; each case is named after what it promises.
+//! The tests. One file per subject; each case is named after its promise.
 
 use crate::ktap::Suite;
 

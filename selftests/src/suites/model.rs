@@ -2,9 +2,9 @@
 //! Random operations on a file and on a model of it must agree, call by call.
 //!
 //! Ordinary files of shmem prove that the patches change nothing for them; with
-//! F_SEAL_AUTO_ALLOCATE they show what the seal promises, and a memfile what rule 2 does. After each
-//! operation size and st_blocks are compared, now and then all content and every hole. The last
-//! operations are told when one goes wrong, and the seed to repeat them.
+//! F_SEAL_AUTO_ALLOCATE they test the promises of the seal, and a memfile tests rule 2. After each
+//! operation size and st_blocks are compared, at times all content and every hole. A failure prints
+//! the last operations, and the seed to repeat them.
 
 mod file;
 
@@ -38,14 +38,14 @@ pub static SUITE: Suite = suite!(
 
 /// Operations start below this.
 const END: u64 = 48 * PAGE;
-/// No copy is longer: what fits into a pipe at once.
+/// The longest copy: the size of a pipe.
 const LONGEST: u64 = 14 * PAGE;
 /// Operations on one file.
 const OPERATIONS: u64 = 250;
 const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
 
-/// What the VFS or shmem refuses in any state: mode, offset, length.
+/// Requests that the VFS or shmem refuses in any state: mode, offset, length.
 const REFUSED: [(i32, u64, u64, Errno); 10] = [
     (libc::FALLOC_FL_COLLAPSE_RANGE, 0, PAGE, Errno::EOPNOTSUPP),
     (libc::FALLOC_FL_INSERT_RANGE, 0, PAGE, Errno::EOPNOTSUPP),
@@ -59,7 +59,7 @@ const REFUSED: [(i32, u64, u64, Errno); 10] = [
     (KEEP, 1 << 62, 1 << 62, Errno::EFBIG),
 ];
 
-/// Both did the same.
+/// Fail unless both have the same result.
 fn same<T: PartialEq + Debug>(what: &str, file: T, model: T) -> Result<()> {
     ensure!(file == model, "{what}: the file says {file:?}, the model {model:?}");
     Ok(())
@@ -72,12 +72,12 @@ fn same_bytes(what: &str, file: &[u8], model: &[u8]) -> Result<()> {
     wrong.map_or(Ok(()), |at| same(&format!("{what}, byte {at:#x}"), file[at], model[at]))
 }
 
-/// Bytes that tell which operation wrote them.
+/// Bytes that depend on the operation that wrote them.
 fn content(number: u64, len: u64) -> Vec<u8> {
     (0..len).map(|n| mix(number + n / 8).to_le_bytes()[(n % 8) as usize] | 1).collect()
 }
 
-/// What is done to a file.
+/// The operations on a file.
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     Read {
@@ -128,7 +128,7 @@ enum Operation {
     },
 }
 
-/// Where and how much, with the edges of pages and of the file more often than not.
+/// Random offsets and lengths, mostly at the edges of pages and of the file.
 struct Dice(Rng);
 
 impl Dice {
@@ -203,7 +203,7 @@ impl Dice {
     }
 }
 
-/// Remembers what was done last.
+/// Remembers the last operations.
 #[derive(Default)]
 struct Log(VecDeque<String>);
 
@@ -494,14 +494,14 @@ fn tmpfs_file_is_as_ever() -> CaseResult {
     run(8, || Ok((tmpfs_file(0)?, F_SEAL_SEAL)), 0)
 }
 
-/// The seal comes at some time in the life of a file, with whatever is mapped and allocated then.
+/// The seal comes at a random time in the life of a file, with any mappings and allocated pages.
 fn sealed_memfd_gets_memory_by_fallocate_only() -> CaseResult {
     let _pages = base_pages()?;
     seal(&sealable_memfd()?.0)?;
     run(16, sealable_memfd, F_SEAL_AUTO_ALLOCATE)
 }
 
-/// What is done to a memfile, and by its guest.
+/// The operations on a memfile, and of its guest.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Truncate(u64),

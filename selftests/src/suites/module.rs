@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The module comes and goes; while it is in use it stays (rule 21).
+//! The module can be loaded and unloaded; while it is in use it stays (rule 21).
 //!
-//! Every case leaves it loaded, whatever happens.
+//! Every case leaves it loaded, also if the case fails.
 
 use std::fs::File;
 use std::io::Read;
@@ -43,13 +43,13 @@ pub static SUITE: Suite = suite!(
     ]
 );
 
-/// How often the modules are loaded and unloaded: `MEMFILE_CYCLES`, or what an emulated machine
-/// does in a moment.
+/// How often the modules are loaded and unloaded: `MEMFILE_CYCLES`, or a number that an emulated
+/// machine does in a moment.
 fn cycles() -> u64 {
     std::env::var("MEMFILE_CYCLES").ok().and_then(|s| s.parse().ok()).unwrap_or(50)
 }
 
-/// What a leak grows, in bytes: slab objects, per-CPU memory, mapped kernel memory.
+/// The figures that a leak grows, in bytes: slab objects, per-CPU memory, mapped kernel memory.
 fn kernel_memory() -> Result<[u64; 3]> {
     mem::refresh_counters();
     Ok([mem::meminfo("SUnreclaim")?, mem::meminfo("Percpu")?, mem::meminfo("VmallocUsed")?])
@@ -126,7 +126,7 @@ fn without_it_memfd_create_says_eopnotsupp() -> CaseResult {
     memfile(MIB).map(drop)
 }
 
-/// A program in the place of modprobe. It notes what it is called with; while it obeys, it loads a
+/// A program in the place of modprobe. It records its arguments; while it obeys, it loads a
 /// memfile.ko of its own.
 struct Modprobe {
     folder: PathBuf,
@@ -167,7 +167,7 @@ impl Modprobe {
                 return Ok(result);
             }
             expect_errno("memfd_create", result.map(drop), &[Errno::EOPNOTSUPP])?;
-            ensure!(Instant::now() < limit, "nobody has asked for the module for 30 s");
+            ensure!(Instant::now() < limit, "the kernel has not asked for the module for 30 s");
             std::thread::yield_now();
         }
     }
@@ -179,7 +179,7 @@ impl Drop for Modprobe {
     }
 }
 
-/// What the kernel asks modprobe for.
+/// The arguments that the kernel gives to modprobe.
 const ASKED: &str = "-q -- memfile-core\n";
 
 fn is_loaded_on_demand() -> CaseResult {
@@ -213,7 +213,7 @@ fn is_loaded_on_demand() -> CaseResult {
     Ok(())
 }
 
-/// Any user can make the kernel ask; it does once a second where that was in vain.
+/// Any user can make the kernel ask; after a failure it asks at most once a second.
 fn nobody_asks_for_it_again_and_again() -> CaseResult {
     let module = Module::memfile()?;
     module.unload()?;
@@ -337,7 +337,7 @@ fn files_under(folder: &Path, found: &mut Vec<(PathBuf, File)>) -> Result<()> {
     Ok(())
 }
 
-/// What the kernel itself shows of a module: its events, KUnit's results, its folder in sysfs.
+/// The kernel's own files about a module: its events, KUnit's results, its folder in sysfs.
 fn files_about_it_may_be_open_while_it_goes() -> CaseResult {
     let module = Module::memfile()?;
     let events = Path::new(TRACEFS).join("events/memfile");

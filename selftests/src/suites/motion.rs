@@ -2,7 +2,8 @@
 //! A guest checks every word it reads while the host compacts, reclaims, takes memory blocks away,
 //! punches and converts: for each choice of flags, page size and number of vCPUs (rules 14 to 19).
 //!
-//! How a wrong word is found is said in [`crate::support::stress`]; its controls stand for these cases too.
+//! [`crate::support::stress`] describes how a wrong word is found; its controls test these cases as
+//! well.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::{MIB, PAGE};
 /// How long each lasts.
 const DURATION: Duration = Duration::from_millis(1500);
 
-/// What the host does besides [`EVERYTHING`].
+/// Actions of the host in addition to [`EVERYTHING`].
 const MOTION: [Action; 3] = [Action::Compact, Action::Reclaim, Action::Take];
 
 fn checked(flags: u64, huge: &str, vcpus: u64) -> CaseResult {

@@ -101,8 +101,8 @@ fn file_shrinks_to_nothing_when_all_is_punched() -> CaseResult {
     expect_allocated(&s.fd, 0, "all punched")
 }
 
-/// Use `size` bytes of private memory, let `end` close what there is, and check that the kernel's
-/// own figures are where they were.
+/// Use `size` bytes of private memory, let `end` close it, and check that the kernel's own figures
+/// return to their old values.
 fn expect_returned(size: u64, end: fn(Setup)) -> CaseResult {
     // Once for the memory that the first VM leaves allocated, once for the measurement.
     for (measured, size) in [(false, MIB), (true, size)] {
@@ -159,8 +159,8 @@ fn slot_of_32_gib_costs_what_is_touched() -> CaseResult {
     expect_allocated(&fd, 0, "all punched")
 }
 
-/// A huge page gives up what lies past the end of the file when memory is short. What lies before
-/// it stays where it is, and mapped.
+/// Memory pressure frees the part of a huge page past the end of the file. The part before the end
+/// stays in its place, and mapped.
 fn huge_page_past_the_end_is_split_under_the_guest() -> CaseResult {
     let policy = shmem_huge("always")?;
     let tail = 3 * PAGE;

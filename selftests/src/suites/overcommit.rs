@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Guests that together are larger than the machine: they run if their memory may be reclaimed, and
-//! are refused or killed, and nothing else with them, if it may not.
+//! Guests that together are larger than the machine: they run if their memory may be reclaimed. If
+//! not, they are refused or killed, and no other process is.
 
 use std::thread;
 
@@ -29,10 +29,10 @@ pub static SUITE: Suite = suite!(
     ]
 );
 
-/// The machine for these tests, in bytes, or as near as it can be had.
+/// Size of the machine for these tests, in bytes, or as near as possible.
 const MACHINE: u64 = 256 * MIB;
 
-/// A bit more than half of what the machine has.
+/// A bit more than half of the machine's memory.
 fn more_than_half() -> Result<u64> {
     Ok((mem::meminfo("MemTotal")? / 2).next_multiple_of(HUGE) + 8 * MIB)
 }
@@ -136,7 +136,7 @@ fn run_in_child(body: impl FnOnce() -> CaseResult) -> Result<i32> {
     Ok(status)
 }
 
-/// Killed, or told that there is no memory.
+/// Killed, or refused for lack of memory.
 fn expect_refused(status: i32) -> Result<()> {
     let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
     let told = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1;

@@ -36,7 +36,7 @@ pub static SUITE: Suite = suite!(
 
 const SIZE: u64 = 8 * MIB;
 
-/// A guest with content, and where it lies.
+/// A guest with content, and its frames.
 fn guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
     let mut s = Setup::with_flags(flags, SIZE)?;
     s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
@@ -53,7 +53,7 @@ fn expect_same_frames(s: &Setup, before: &BTreeMap<u64, Frame>, when: &str) -> R
     Ok(())
 }
 
-/// Everything that moves or takes pages that may be moved or taken.
+/// All that moves or takes movable or reclaimable pages.
 fn under_all_pressure() -> CaseResult {
     lock_own_memory()?;
     let (cgroup, zone, _swap) = (Cgroup::enter()?, MovableZone::make(1)?, Swap::on(64 * MIB)?);
@@ -127,9 +127,9 @@ fn block_with_a_pinned_page_does_not_go_offline() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
 }
 
-/// A guest of which each eighth page is left, all of them older than the binding with these flags, with
-/// most of what is free above them. (Memory is given out from its end. Compaction looks for room from
-/// there, and for pages to move from the start, until it meets itself.)
+/// A guest with each eighth page left, all of them older than the binding with these flags, and
+/// most free memory above them. (The kernel allocates memory from its end. Compaction looks for
+/// room from there, and for pages to move from the start, until the two meet.)
 fn older_guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
     let stride = 8 * PAGE;
     let above = mem::meminfo("MemFree")?.saturating_sub(64 * MIB) & !(HUGE - 1);
@@ -147,7 +147,7 @@ fn older_guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
     Ok((s, before))
 }
 
-/// An [`older_guest`] that a compaction has come by, which it does not always.
+/// An [`older_guest`] that a compaction has scanned; not every compaction does.
 fn compacted_guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>, Isolation)> {
     for _ in 0..9 {
         let (s, before) = older_guest(flags)?;
@@ -159,7 +159,7 @@ fn compacted_guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>, Isolation
     bail!("no compaction came by")
 }
 
-/// The pages of [`older_guest`] are where they were, as they were. This fills the holes.
+/// The pages of [`older_guest`] have the same frames and content. This fills the holes.
 fn expect_left_alone(mut s: Setup, before: &BTreeMap<u64, Frame>) -> CaseResult {
     for offset in before.keys() {
         s.vcpu.verify_pages(s.slot.gpa + offset, PAGE, GUEST)?;
@@ -190,8 +190,8 @@ fn migration_is_refused_before_isolation() -> CaseResult {
     Ok(())
 }
 
-/// Pages that were there before the binding are on the evictable lists still. Compaction that takes
-/// one off learns that it may not have it, and it is put on the right list.
+/// Pages that are older than the binding are still on the evictable lists. If compaction isolates
+/// one, its migration is refused, and it is put on the right list.
 fn page_older_than_its_binding_is_isolated_once() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let (s, before, first) = compacted_guest(PINNED)?;
@@ -306,9 +306,8 @@ fn unreclaimable_alone_keeps_the_page_in_memory() -> CaseResult {
     Ok(())
 }
 
-/// Whatever takes pages that may be taken, while nobody has bound them: what `unbound` does around its
-/// work. Nothing moves, nothing swaps, for what pages were promised holds until they are punched
-/// (rule 8).
+/// All that moves or takes pages, while there is no binding: what `unbound` does around its work.
+/// No page moves or goes to swap, because promises hold until pages are punched (rule 8).
 fn pressed_while(
     unbound: impl FnOnce(Setup, &dyn Fn() -> CaseResult) -> Result<Setup>,
 ) -> CaseResult {
@@ -324,7 +323,7 @@ fn pressed_while(
             pressure::drop_caches()?;
             pressure::gigantic_pages(1)?;
         }
-        swap.expect_used(0, "while nobody had bound them")?;
+        swap.expect_used(0, "while there was no binding")?;
         let swapped = cgroup.get("memory.swap.current")?;
         ensure!(swapped == 0, "the cgroup has {swapped} bytes in swap");
         let counters = ["memfile.migrate", "memfile.swap_out", "memfile.invalidate", "pswpout"];
@@ -361,7 +360,7 @@ fn pages_stay_pinned_when_their_vm_is_gone() -> CaseResult {
     pressed_while(|s, work| s.pass_on_after(PINNED, work))
 }
 
-/// What was movable, and is bound anew, is not in the way of those for whom the zone is kept.
+/// Pages that were movable, and are bound again as pinned, do not stay in the movable zone.
 fn pages_leave_movable_memory_when_they_are_pinned() -> CaseResult {
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;

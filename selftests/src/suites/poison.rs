@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A memory error takes one page from the guest, tells it, and nothing else (rule 20).
+//! A memory error costs the guest one page, with an exit that says so, and no other page (rule 20).
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,11 +40,11 @@ pub static SUITE: Suite = suite!(
 );
 
 const SIZE: u64 = 4 * MIB;
-/// The page that breaks.
+/// The page that gets the memory error.
 const BROKEN: u64 = HUGE + 37 * PAGE;
 const CHOICES: [u64; 4] = [PINNED, MOVABLE, RECLAIMABLE, BOTH];
 
-/// A page frame that is broken until this is dropped, by when nobody may use it.
+/// A page frame with a memory error, until this is dropped. It must be unused by then.
 struct Broken(u64);
 
 impl Drop for Broken {
@@ -55,7 +55,8 @@ impl Drop for Broken {
     }
 }
 
-/// Break the frame of [`BROKEN`]. Field order: the guest goes before the frame works again.
+/// Inject the error into the frame of [`BROKEN`]. Field order: the guest ends before the frame
+/// works again.
 struct Victim {
     s: Setup,
     frame: Broken,
@@ -74,7 +75,7 @@ fn break_page(flags: u64) -> Result<Victim> {
     Ok(Victim { s, frame })
 }
 
-/// The guest touches the broken page: the exit says which, and that it is broken.
+/// The guest touches the broken page: the exit has its address and EHWPOISON.
 fn expect_lost(vcpu: &mut Vcpu, gpa: u64) -> Result<()> {
     let exit = vcpu.start(Command::Load, &[gpa + 8])?;
     let Exit::MemoryFault { errno, gpa: at, size, flags } = exit else {
@@ -246,7 +247,7 @@ fn teardown_leaves_the_frame_out_of_use() -> CaseResult {
     Ok(())
 }
 
-/// What a frame holds that must not be touched.
+/// The content of a frame that must not be touched.
 const UNTOUCHED: [u8; PAGE as usize] = [0xa5; PAGE as usize];
 
 fn expect_untouched(frame: &Broken, content: &[u8], when: &str) -> Result<()> {
@@ -256,8 +257,8 @@ fn expect_untouched(frame: &Broken, content: &[u8], when: &str) -> Result<()> {
     Ok(())
 }
 
-/// Reserve `size` bytes around [`BROKEN`], break the page before anybody has used one of them, and
-/// let the guest, fallocate() and KVM_PRE_FAULT_MEMORY touch it first.
+/// Reserve `size` bytes around [`BROKEN`], break the page before any of them is used, and let the
+/// guest, fallocate() and KVM_PRE_FAULT_MEMORY touch it first.
 fn break_unwritten(flags: u64, size: u64, first: First, failing: bool) -> Result<()> {
     let cgroup = Cgroup::enter()?;
     let mut s = Setup::with_flags(flags, SIZE)?;
@@ -325,7 +326,7 @@ fn break_unwritten(flags: u64, size: u64, first: First, failing: bool) -> Result
     Ok(())
 }
 
-/// Who comes to the page first.
+/// The first user of the page.
 #[derive(Clone, Copy)]
 enum First {
     Guest,
@@ -362,7 +363,7 @@ fn page_of_a_huge_page_that_nobody_has_written_is_not_cleared() -> CaseResult {
     Ok(())
 }
 
-/// A hole that takes a part of a huge page zeros that part first, lest it cannot be split.
+/// A hole in a part of a huge page zeroes that part first, in case the page cannot be split.
 fn hole_in_a_huge_page_does_not_touch_the_broken_page() -> CaseResult {
     leaves_freed_pages_alone()?;
     let _huge = pressure::shmem_huge("always")?;
@@ -405,10 +406,10 @@ fn hole_in_a_huge_page_does_not_touch_the_broken_page() -> CaseResult {
 
 /// Bytes of a guest that goes to a disk.
 const SMALL: u64 = 16 * PAGE;
-/// Its page that breaks.
+/// Its page that gets the memory error.
 const SMALL_BROKEN: u64 = 5 * PAGE;
 
-/// A page that was written to swap and is still in memory: what is on the disk is as good.
+/// A page that was written to swap and is still in memory: the disk has the same content.
 fn broken_copy_of_a_swapped_page_is_replaced() -> CaseResult {
     let _pages = pressure::base_pages()?;
     lock_own_memory()?;

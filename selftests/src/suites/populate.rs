@@ -156,7 +156,8 @@ fn nothing_is_done_once_a_vcpu_has_run() -> CaseResult {
     vcpu.verify(GPA + PAGE, SIZE - PAGE, Pattern::ZERO)
 }
 
-/// While one thread populates, another runs a vCPU: what was done before is there, nothing after.
+/// While one thread populates, another runs a vCPU: all content from before is there, and none from
+/// after.
 fn first_run_ends_it_for_good() -> CaseResult {
     for _ in 0..8 {
         let f = Fresh::new(PINNED)?;
@@ -220,7 +221,7 @@ fn content_in_swap_is_refused() -> CaseResult {
     vcpu.verify(GPA, PAGE, CONTENT)
 }
 
-/// They are read, from a disk, to be looked at.
+/// The call reads them back from a disk to check them.
 fn zeros_in_swap_are_no_content() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let _swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_millis(5))?)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Being inaccessible is a property of a file from its creation on; nobody can bestow it on
-//! another's file (rule 4).
+//! Inaccessibility is a property of a file from its creation on; no user can give it to another's
+//! file (rule 4).
 
 use std::os::fd::{AsFd, BorrowedFd};
 

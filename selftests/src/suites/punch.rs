@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A punched hole reaches the guest, at the right place and nowhere else.
+//! The guest sees a punched hole, at the right place and nowhere else.
 
 use std::thread;
 use std::time::Duration;
@@ -67,9 +67,9 @@ fn punch_and_check(kind: Private, size: u64, start: i64, end: i64) -> CaseResult
     Ok(())
 }
 
-/// The guest reads zeros in `[start, start + len)` of the slot and its own data elsewhere; and what
-/// it then writes to the hole goes to pages that are the hole's own. A page that is still mapped
-/// would look right again as soon as it is given out once more.
+/// The guest reads zeros in `[start, start + len)` of the slot and its own data elsewhere; and its
+/// later writes to the hole go to new pages. (A stale mapping would look right again once the same
+/// page is allocated again.)
 fn check_hole(s: &mut Setup, start: u64, len: u64) -> Result<()> {
     let (gpa, end) = (s.slot.gpa, start + len);
     s.vcpu.verify(gpa, start, GUEST).context("below the hole")?;

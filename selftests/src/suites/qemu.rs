@@ -2,9 +2,9 @@
 //! A real Linux in a real QEMU on memory of every kind: what it costs the host, and that it never
 //! reads anything but its own.
 //!
-//! Booting takes long, so the cases run together and hand the guest on to the next one that wants
-//! the same kind; each leaves it as it found it. `scripts/check` boots a machine for this suite,
-//! with QEMU and the guests' kernels in it.
+//! Booting takes long, so the cases run in one child and share a guest per kind; each leaves it as
+//! it found it. `scripts/check` boots a machine for this suite, with QEMU and the guests' kernels
+//! in it.
 
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
@@ -49,7 +49,7 @@ pub static SUITE: Suite = suite!(
     together = true
 );
 
-/// What takes longer: only by name.
+/// Longer cases: they run only by name.
 pub static LONG: Suite = suite!(
     "qemu_long",
     [
@@ -64,10 +64,10 @@ pub static LONG: Suite = suite!(
 /// Bytes of the DIMM that most guests have, and the one whose balloon is to be filled.
 const SIZE: u64 = 512 * MIB;
 const SMALL: u64 = 256 * MIB;
-/// What a guest's own processes may do meanwhile, in pages.
+/// Pages that a guest's own processes may use meanwhile.
 const SLACK: u64 = 128;
 
-/// A guest, and what the host looked like before.
+/// A guest, and the state of the host before it.
 struct Fixture {
     kind: Kind,
     // In this order: a cgroup can be removed when it has no process.
@@ -76,10 +76,10 @@ struct Fixture {
     before: Accounts,
 }
 
-/// The guest that the last case left.
+/// The guest of the last case.
 static GUEST: Mutex<Option<Fixture>> = Mutex::new(None);
 
-/// What the tests of a kernel with memfiles need. SKIP without.
+/// QEMU and a guest's kernel, on a kernel with memfiles. SKIP without.
 fn lab() -> Result<Lab> {
     drop(sys::memfile(PAGE)?);
     Lab::find()
@@ -89,7 +89,7 @@ fn slot() -> Result<MutexGuard<'static, Option<Fixture>>> {
     GUEST.lock().map_err(|_| anyhow::anyhow!("a case panicked with the guest"))
 }
 
-/// Give up the guest that is there, and see its memory come back.
+/// End the current guest, and check that its memory comes back.
 fn give_up(slot: &mut Option<Fixture>) -> CaseResult {
     let Some(Fixture { machine, cgroup, before, .. }) = slot.take() else { return Ok(()) };
     machine.kill()?;
@@ -97,8 +97,8 @@ fn give_up(slot: &mut Option<Fixture>) -> CaseResult {
     before.expect_back(2 * MIB).context("after QEMU")
 }
 
-/// Do something with a guest on memory of this kind: one that is there, or a new one. What it costs
-/// when it is up is printed.
+/// Do `work` with a guest on memory of this kind, the current one or a new one. Prints its cost
+/// when it is up.
 fn with_guest(kind: Kind, work: impl FnOnce(&mut Fixture) -> CaseResult) -> CaseResult {
     let mut slot = slot()?;
     if slot.as_ref().is_none_or(|fixture| fixture.kind != kind) {
@@ -222,7 +222,7 @@ fn guest_boots_and_keeps_its_data_on_movable_and_reclaimable_memory() -> CaseRes
     boots_and_keeps_its_data(Kind::BOTH)
 }
 
-/// What grows when pages move or go to swap.
+/// The counters that grow when pages move or go to swap.
 const MOVED: [&str; 2] = ["memfile.migrate", "memfile.swap_out"];
 
 fn pinned_memory_stays_under_compaction_and_reclaim() -> CaseResult {
@@ -287,8 +287,8 @@ fn pages_exist_exactly_where_the_guest_has_been() -> CaseResult {
         let grown = resident - before;
         println!("{before} pages before, {grown} more for {}", MORE / PAGE);
         ensure!(allocated == resident * PAGE, "{allocated} bytes, {resident} pages");
-        ensure!(grown <= MORE / PAGE + SLACK, "the guest has not been in so many");
-        ensure!(grown + before >= MORE / PAGE, "it has been in more");
+        ensure!(grown <= MORE / PAGE + SLACK, "the guest has not touched that many");
+        ensure!(grown + before >= MORE / PAGE, "the guest has touched more");
         // Each page was requested once, and is a page of the host.
         let asked = counts.grown("memfile.get_pfn")?;
         ensure!(asked == grown, "{asked} pages were asked for");
@@ -553,7 +553,7 @@ fn stock_kernel_boots_and_virtio_mem_gives_memory_back() -> CaseResult {
     before.expect_back(2 * MIB).context("after QEMU")
 }
 
-/// Wait until the guest has as much of a virtio-mem device as it was asked to have.
+/// Wait until the guest has the requested size of a virtio-mem device.
 fn await_plugged(machine: &mut Machine, bytes: u64) -> CaseResult {
     loop {
         let devices = machine.execute("query-memory-devices", json!({}))?;

@@ -46,7 +46,7 @@ pub static SUITE: Suite = suite!(
 
 const SIZE: u64 = 8 * MIB;
 const PAGES: u64 = SIZE / PAGE;
-/// What grows when a page of a memfile goes to swap.
+/// The counters that grow when a page of a memfile goes to swap.
 const SWAPPED: [&str; 3] = ["memfile.swap_out", "memfile.invalidate", "pswpout"];
 
 /// A cgroup and swap in which only the guest's memory can be swapped.
@@ -168,7 +168,7 @@ fn pages_come_back_from_a_disk_with_readahead() -> CaseResult {
     Ok(())
 }
 
-/// The disk has lost what was swapped out.
+/// The disk has lost swapped pages.
 fn unreadable_page_is_eio_until_it_is_punched() -> CaseResult {
     let (host, _readahead, _zram) = Host::with_disk()?;
     let mut s = Setup::filled(BOTH, SIZE)?;
@@ -428,7 +428,7 @@ fn full_swap_keeps_the_rest_in_memory() -> CaseResult {
     Ok(())
 }
 
-/// Whatever cannot be had on the way out or in, the guest goes on with its content.
+/// Whichever allocation fails on the way to or from swap, the guest goes on with its content.
 fn failed_allocations_lose_nothing() -> CaseResult {
     let host = Host::new()?;
     for huge in ["never", "always"] {
@@ -459,7 +459,7 @@ fn failed_allocations_lose_nothing() -> CaseResult {
     Ok(())
 }
 
-/// Let the guest touch each page, however often it is refused: how often.
+/// Let the guest touch each page, with retries: how often it was refused.
 fn come_back(s: &mut Setup) -> Result<u64> {
     let (gpa, mut refused) = (s.slot.gpa, 0);
     let mut exit = s.vcpu.start(Command::Verify, &[gpa, gpa + SIZE, PAGE, 0, 0])?;

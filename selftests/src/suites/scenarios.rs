@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A guest uses an area privately and shared in turn: the scenarios by which the series of 2022 was
-//! tested, written anew.
+//! A guest uses an area privately and shared in turn: the scenarios of the tests of the 2022
+//! series, written anew.
 //!
 //! An area is a huge page and a small one. Each scenario runs with one vCPU, and with two areas of
-//! one file side by side, each with two vCPUs; through each door; and for both ways in which the VMM
-//! can learn that memory has to be converted:
+//! one file side by side, each with two vCPUs; for each way to convert; and for both ways in which
+//! the VMM learns that memory has to be converted:
 //!
 //! - *explicit*: the guest asks by hypercall, then accesses.
 //! - *implicit*: the guest just accesses, KVM_RUN fails, and the VMM converts.
 //!
-//! On `KVM_X86_SW_PROTECTED_VM` an access is of the kind that the attribute says, so an access of
-//! the other kind cannot be made to order. What can is an access that the side which the attribute
-//! names does not serve, because the VMM took that side away before:
+//! On `KVM_X86_SW_PROTECTED_VM` an access is of the kind that the attribute says, so a test cannot
+//! force an access of the other kind. It can only force an access to a side that the VMM has taken
+//! away before:
 //!
-//! - the slot has no private backing: KVM_RUN fails with `KVM_EXIT_MEMORY_FAULT`, which names the
-//!   page and says private, and the VMM makes this page shared;
-//! - the shared side is out of reach: KVM_RUN fails with a bare EFAULT (KVM of Linux 7.3 does not say
-//!   where if the access is shared), and the VMM makes private what it took away.
+//! - the slot has no private backing: KVM_RUN fails with `KVM_EXIT_MEMORY_FAULT`, with the page and
+//!   the flag for private, and the VMM makes this page shared;
+//! - the shared side is out of reach: KVM_RUN fails with a bare EFAULT (Linux 7.3 gives no address
+//!   for a shared access), and the VMM makes private the range that it took away.
 //!
 //! Pages are small on both sides; the last cases do everything explicitly with huge ones.
 
@@ -54,7 +54,7 @@ private_suites!(
     ]
 );
 
-/// What the host, then the guest, then each next stage writes.
+/// The patterns of the host, then of the guest, then of each next stage.
 const HOST: Pattern = Pattern::Generation(1);
 const FIRST: Pattern = Pattern::Generation(2);
 const SECOND: Pattern = Pattern::Generation(3);
@@ -81,7 +81,7 @@ const AROUND: [Part; 2] = [
     Part { start: MIDDLE.start + MIDDLE.len, len: SIZE - MIDDLE.start - MIDDLE.len },
 ];
 
-/// Which memory an access is meant for.
+/// The side that an access is meant for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Shared,
@@ -96,7 +96,7 @@ enum Asking {
     Implicit,
 }
 
-/// How big pages are.
+/// Sizes of pages.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pages {
     huge_shared: bool,
@@ -107,7 +107,7 @@ struct Pages {
 const ONE: (u64, u64) = (1, 1);
 const SEVERAL: (u64, u64) = (2, 2);
 
-/// What a scenario varies in.
+/// A variant of a scenario.
 #[derive(Clone, Copy, Debug)]
 struct Variant {
     door: Door,
@@ -136,7 +136,7 @@ struct Area<'a> {
 
 type Scenario = fn(&mut Area) -> Result<()>;
 
-/// Named by their initials, but the last. The one that needs a seal is missing: it is run apart.
+/// Named by their initials, except the last. The one that needs a seal runs separately.
 const SCENARIOS: [Scenario; 8] = [pmpa, pmsa, smsa, smpa, psa, spa, pspa, middle];
 
 impl Area<'_> {
@@ -357,7 +357,7 @@ fn run_small(kind: Private, scenario: Scenario) -> CaseResult {
     run_variants(kind, Pages::default(), false, scenario)
 }
 
-/// What the guest writes privately is not in the host's memory, and stays what it was.
+/// The guest's private content is not in the host's memory, and does not change.
 fn private_memory_private_access(kind: Private) -> CaseResult {
     let _pages = pressure::base_pages()?;
     run_small(kind, pmpa)
@@ -474,7 +474,7 @@ fn pspa(a: &mut Area) -> Result<()> {
 }
 
 /// A VMM that keeps one side only, with F_SEAL_AUTO_ALLOCATE on the shared one: a stray access
-/// brings nothing back, and at no time are both sides there.
+/// allocates no page, and both sides are never allocated together.
 fn private_shared_access_without_double_allocation(kind: Private) -> CaseResult {
     let _pages = pressure::base_pages()?;
     run_variants(kind, Pages::default(), true, psawda)
@@ -511,8 +511,8 @@ fn psawda(a: &mut Area) -> Result<()> {
     Ok(())
 }
 
-/// A part in the middle becomes shared and private again; it keeps both its contents, and what is
-/// around it notices nothing.
+/// A part in the middle becomes shared and private again; it keeps the content of both sides, and
+/// the rest of the area does not change.
 fn part_of_private_memory_is_shared_and_back(kind: Private) -> CaseResult {
     run_small(kind, middle)
 }

@@ -84,7 +84,7 @@ fn signal_on_touch(view: &Mapping, offset: u64, write: bool) -> Result<c_int> {
     Ok(if libc::WIFSIGNALED(status) { libc::WTERMSIG(status) } else { 0 })
 }
 
-/// Touching the hole raises SIGBUS, touching what exists does not, and nothing is allocated.
+/// A touch of the hole raises SIGBUS, a touch of a page does not, and neither allocates.
 fn expect_sigbus(fd: &OwnedFd, view: &Mapping, write: bool) -> CaseResult {
     for page in [0, 1, 4, 7] {
         let signal = signal_on_touch(view, page * PAGE, write)?;
@@ -432,8 +432,8 @@ fn other_seals_are_independent() -> CaseResult {
     fallocate(&fd, 0, 0, SIZE).context("fallocate inside")
 }
 
-/// Whoever was before the seal has filled his hole when it is there, and the punch finds it;
-/// whoever comes later fills none.
+/// A fault that began before the seal has filled its hole when F_ADD_SEALS returns, and the punch
+/// frees it; later faults fill none.
 fn no_hole_is_filled_once_the_seal_is_added() -> CaseResult {
     let _pages = pressure::base_pages()?;
     drop(sealed()?);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Who reaches the content of a memfile after all: `Documentation/security.rst`, sentence by
-//! sentence. What a process can do to the file itself is in the suites `access` and `property`.
+//! Ways that do reach the content of a memfile: `Documentation/security.rst`, sentence by sentence.
+//! The suites `access` and `property` test access through the file itself.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,7 +34,7 @@ pub static SUITE: Suite = suite!(
 
 const SIZE: u64 = MIB;
 
-/// What the guest wrote at the beginning of a page of the slot.
+/// The guest's content at the beginning of a page of the slot.
 fn head(s: &Setup, page: u64) -> [u8; 16] {
     let gpa = s.slot.gpa + page * PAGE;
     let words = [gpa, gpa + 8].map(|addr| GUEST.word(addr).to_ne_bytes());

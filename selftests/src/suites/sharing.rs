@@ -139,7 +139,7 @@ fn content_passes_from_one_vm_to_the_next() -> CaseResult {
     vm.vcpu(0)?.verify(gpa, PART, GUEST)
 }
 
-/// Run `work` while another thread punches all of the file, again and again.
+/// Run `work` while another thread punches all of the file repeatedly.
 fn while_punching<R>(fd: &std::os::fd::OwnedFd, work: impl FnOnce() -> Result<R>) -> Result<R> {
     let stop = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|scope| {

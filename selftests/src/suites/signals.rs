@@ -75,7 +75,7 @@ fn in_a_storm<R>(work: impl FnOnce() -> R) -> Result<R> {
     result
 }
 
-/// What became of the rounds in a storm.
+/// The results of the rounds in a storm.
 struct Weathered {
     completed: u32,
     /// How often fallocate returned EINTR and was called again.
@@ -86,8 +86,8 @@ struct Weathered {
 /// Signals that make a storm.
 const STORM: u64 = 10;
 
-/// So many times fallocate, again until it does its work, then a hole; and more of it as long as
-/// there was no storm.
+/// That many rounds of fallocate, retried until it succeeds, and a hole; more rounds until there
+/// was a storm.
 fn allocate_in_storm(fd: &OwnedFd, len: u64, rounds: u32) -> Result<Weathered> {
     ARRIVED.store(0, Ordering::Relaxed);
     let (completed, interrupted) = in_a_storm(|| -> Result<(u32, u32)> {
@@ -112,7 +112,7 @@ fn allocate_in_storm(fd: &OwnedFd, len: u64, rounds: u32) -> Result<Weathered> {
 /// Interruptions after which a file counts as stuck.
 const PATIENCE: u32 = 1000;
 
-/// The table of who is impressed by signals; the promise is memfile's alone.
+/// A table of the effect of signals on each kind of file; only memfile makes a promise.
 fn fallocate_survives_a_storm() -> CaseResult {
     let (len, rounds) = (64 * MIB, 8);
     let vm = Vm::protected()?;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The size of an inaccessible memfd is set once; space inside of it comes and goes (rule 2).
+//! The size of an inaccessible memfd is set once; pages inside of it can be allocated and freed
+//! (rule 2).
 
 use std::os::fd::OwnedFd;
 

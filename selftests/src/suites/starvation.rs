@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! How long a fault is held off by invalidations that are not about its page.
+//! How long a fault is held off by invalidations of other pages.
 //!
-//! KVM keeps one range for all invalidations that run at a time: their union, forgotten when none
-//! runs any more. A fault inside of it starts over, also where no page is being taken away. The
-//! worst case is many reclaimers whose pages lie on both sides. Counted in tries, not in time: in an
-//! emulated machine many of them are one reclaimer that has no CPU.
+//! KVM keeps one range for all running invalidations: their union, reset when none is running any
+//! more. A fault inside of it starts over, also where no page is being taken away. The worst case
+//! is many reclaimers whose pages lie on both sides. Counted in tries, not in time: in an emulated
+//! machine many of them are one reclaimer that has no CPU.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -20,17 +20,17 @@ use crate::{MIB, PAGE, suite};
 pub static SUITE: Suite = suite!("starvation", [faults_between_many_reclaimers_get_through: 120]);
 
 const RECLAIMERS: usize = 8;
-/// What is reclaimed again and again: so much at each end of the slot.
+/// The part that is reclaimed repeatedly: this many bytes at each end of the slot.
 const END: u64 = 8 * MIB;
-/// What is touched for the first time meanwhile, between the ends.
+/// The part between the ends, which is touched for the first time meanwhile.
 const FRESH: u64 = 2 * MIB;
 const SIZE: u64 = 2 * END + FRESH;
 
 /// Tries of a fault: of half of them at most, of 99 in 100, of all.
 type Tries = [u64; 3];
 
-/// Private memory beside anonymous memory, for which KVM does the same: an mmu_notifier tells it of
-/// each page that goes.
+/// Private memory compared with anonymous memory, for which KVM does the same in the callbacks of
+/// an mmu_notifier.
 fn faults_between_many_reclaimers_get_through() -> CaseResult {
     let _pages = base_pages()?;
     let anonymous = measure(false)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A backing store beside shmem: its registration, its files, and the life of modules around it
-//! (rules 7, 13, 14 and 21).
+//! A store of another module: its registration, its files, and the lifetime of the modules (rules
+//! 7, 13, 14 and 21).
 //!
 //! The store is a module of its own, `rust/test/memfile_store.rs`; the consumers are KVM and
 //! memfile_test.ko.
@@ -108,7 +108,7 @@ fn guest_runs_on_its_pages() -> CaseResult {
     Ok(())
 }
 
-/// Two slots of one VM, a hole in one file and then in the other: the guest loses just that.
+/// Two slots of one VM, a hole in one file and then in the other: the guest loses only these pages.
 fn guest_runs_on_both_stores_at_once() -> CaseResult {
     let _pages = base_pages()?;
     const HOLE: u64 = 64 * PAGE;
@@ -215,7 +215,7 @@ fn memory_comes_back() -> CaseResult {
     drop(fd);
     expect_used(SIZE / 2, "closed while it is bound")?;
     mapper.unbind()?;
-    expect_used(0, "nobody has it")
+    expect_used(0, "closed and unbound")
 }
 
 fn hears_what_consumers_want() -> CaseResult {
@@ -247,7 +247,7 @@ fn guest_with(flags: u64, stores: &Stores) -> Result<Setup> {
     Ok(s)
 }
 
-/// How often these have been counted, while `work` is done.
+/// By how much these counters grow during `work`.
 fn counted<const N: usize>(
     names: [&str; N],
     work: impl FnOnce() -> Result<()>,
@@ -291,7 +291,7 @@ fn consumer_is_asked_before_swap_and_hears_of_it() -> CaseResult {
     let mut s = guest_with(BOTH, &stores)?;
     let observer = Consumer::bound(&s.fd, Mode::Observer, ALL)?;
     ensure!(store::referenced(&s.fd, 5)?, "the guest has just written the page");
-    ensure!(!store::referenced(&s.fd, 5)?, "used again, with nobody running");
+    ensure!(!store::referenced(&s.fd, 5)?, "used again, while no vCPU runs");
     s.vcpu.verify(s.slot.gpa + 5 * PAGE, PAGE, GUEST)?;
     ensure!(store::referenced(&s.fd, 5)?, "the guest has read the page");
     let counts = counted(["swap_out", "swap_out_undone", "young", "get_pfn"], || {
@@ -439,7 +439,7 @@ fn unregistered_one_keeps_its_bindings_and_gets_no_new_ones() -> CaseResult {
     observer.expect_balanced()
 }
 
-/// Files are made, bound, punched and closed while the store comes and goes.
+/// Files are made, bound, punched and closed while the store is registered and unregistered.
 fn unregistering_races_with_binding() -> CaseResult {
     let stores = Stores::new()?;
     let stop = AtomicBool::new(false);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guest vCPUs access memory while the host converts, punches, allocates and pre-faults it.
 //!
-//! How a wrong word is found is said in [`crate::support::stress`].
+//! [`crate::support::stress`] describes how a wrong word is found.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,7 +43,8 @@ fn wrong_word_is_noticed(kind: Private) -> CaseResult {
     }
 }
 
-/// A hole that nobody announces takes the vCPU's own words away, or the content: either is noticed.
+/// A hole that the table does not show takes the vCPU's own words away, or the content: either is
+/// noticed.
 fn lost_own_word_is_noticed(kind: Private) -> CaseResult {
     let bench = Bench::new(kind, LAYOUTS[0])?;
     let mut vcpu = bench.s.vm.vcpu(1)?;

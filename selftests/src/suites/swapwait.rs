@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Who waits for a page that is in swap holds nobody up, and can be interrupted (rule 29).
+//! A task that waits for a page in swap delays no other task, and can be interrupted (rule 29).
 
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
@@ -37,9 +37,9 @@ pub static SUITE: Suite = suite!(
 
 /// One window of readahead.
 const SIZE: u64 = 8 * PAGE;
-/// How long the disk takes. Long enough for what is to be seen meanwhile.
+/// The delay of the disk: long enough for the test's steps meanwhile.
 const SLOW: Duration = Duration::from_millis(500);
-/// How often that is tried: the machine may be slower than the disk.
+/// Number of attempts: the machine may be slower than the disk.
 const TRIES: u32 = 5;
 
 /// Swap on a slow disk.
@@ -75,7 +75,7 @@ impl Host {
     }
 }
 
-/// Somebody who waits in another thread.
+/// A system call that waits in another thread.
 struct Waiter<'a> {
     interrupter: Interrupter,
     ended: &'a dyn Fn() -> bool,
@@ -92,8 +92,7 @@ impl Waiter<'_> {
     }
 }
 
-/// `call` waits in a thread of its own. As soon as `waits` says that it does, `act`. Returns what
-/// both returned.
+/// Run `call` in a thread of its own, and `act` as soon as `waits` is true. Returns both results.
 fn meanwhile<A, C: Send>(
     call: impl FnOnce() -> C + Send,
     mut waits: impl FnMut() -> Result<bool>,
@@ -115,8 +114,8 @@ fn meanwhile<A, C: Send>(
     })
 }
 
-/// Until `attempt` says that it was in time: somebody was back before the disk was ready. If he had
-/// to wait for it, none ever is.
+/// Repeat `attempt` until one was in time: the call returned before the disk was ready. If it had
+/// to wait for the disk, none ever is.
 fn in_time(mut attempt: impl FnMut() -> Result<bool>) -> CaseResult {
     for n in 1..=TRIES {
         if attempt()? {
@@ -132,8 +131,8 @@ fn waited() -> Result<u64> {
     mem::counter("get_pfn_wait")
 }
 
-/// Who touches a page and gets a signal is back before the disk is ready, and finds the page as it
-/// was when he touches it again.
+/// A vCPU that touches a page and gets a signal returns before the disk is ready, and its next
+/// touch finds the content unchanged.
 fn kvm_run_is_interrupted(s: &mut Setup, busy: impl Fn() -> Result<u64> + Sync) -> Result<bool> {
     let gpa = s.slot.gpa;
     s.vcpu.post(Command::Load, &[gpa])?;
@@ -220,8 +219,8 @@ fn signal_ends_another_consumers_wait() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, SIZE, GUEST)
 }
 
-/// A vCPU waits for a page that is read; `act` is done before that is there. How the vCPU left
-/// then, and whether that is so.
+/// A vCPU waits for a page that is read; `act` is done before the page is there. Returns the vCPU's
+/// exit, and whether `act` was in time.
 fn while_a_vcpu_waits(
     host: &Host,
     s: &mut Setup,
@@ -283,7 +282,7 @@ fn slot_is_made_while_a_vcpu_waits() -> CaseResult {
     })
 }
 
-/// KVM wants the page for itself, to send what is in it.
+/// KVM itself reads the page, to send its content.
 fn slot_is_made_while_kvm_waits() -> CaseResult {
     let (host, mut s) = (Host::new(SLOW)?, Setup::used_by_kvm(BOTH, true, SIZE)?);
     let gpa = s.slot.gpa;
@@ -311,7 +310,7 @@ fn slot_is_made_while_kvm_waits() -> CaseResult {
     })
 }
 
-/// What it waits for is not what it gets.
+/// The vCPU waits for a page that is punched, and gets a new one.
 fn hole_is_punched_while_a_vcpu_waits() -> CaseResult {
     let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     let gpa = s.slot.gpa;
@@ -351,7 +350,7 @@ fn several_vcpus_wait_for_one_page() -> CaseResult {
     s.vcpu.verify(gpa, SIZE, GUEST)
 }
 
-/// More than one window of readahead, and pages that are asked for while they are read ahead.
+/// More than one window of readahead, and requests for pages that are being read ahead.
 fn everything_comes_back_as_it_was() -> CaseResult {
     let host = Host::new(Duration::from_millis(5))?;
     let size = HUGE;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! No guest ever sees what a page held before: fresh pages are zero, whichever way they come.
+//! No guest ever sees the old content of a page: new pages are zero, in whichever way they are
+//! allocated.
 //!
-//! What they held before is another guest's secret: the page allocator gives out first what it got
-//! back last.
+//! The old content is another guest's secret: the page allocator returns the pages first that were
+//! freed last.
 
 use std::collections::BTreeSet;
 
@@ -31,9 +32,8 @@ private_suites!(
 const SIZE: u64 = 8 * MIB;
 const SECRET: Pattern = Pattern::Constant(0xdead_c0de_dead_c0de);
 
-/// Let `check` look at a VM that has no memory yet, when another one has just given its own back.
-/// Most of the pages it gets must have been the other's; where the page allocator had others at
-/// hand, once more with a larger one before it.
+/// Let `check` use a VM without memory when another one has just freed its own. Most pages that it
+/// gets must have been the other's; if not, once more after a larger VM.
 fn inherit(kind: Private, check: fn(&mut Setup) -> CaseResult) -> CaseResult {
     for factor in [2, 4, 8, 16] {
         let mut s = Setup::new(kind, factor * SIZE)?;
@@ -82,7 +82,7 @@ fn fresh_pages_after_pre_fault(kind: Private) -> CaseResult {
     })
 }
 
-/// These pages were the guest's own, but what they held is gone as well.
+/// These pages were the guest's own, but their content is gone as well.
 fn fresh_pages_after_punch(kind: Private) -> CaseResult {
     inherit(kind, |s| {
         let (gpa, part) = (s.slot.gpa, SIZE / 2);

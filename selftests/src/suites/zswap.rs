@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! zswap, which takes a page or leaves it: what leaves is counted, what stays is not disturbed.
+//! zswap may refuse a page: pages that leave are counted, and pages that stay are not unmapped.
 
 use anyhow::{Result, ensure};
 
@@ -24,7 +24,7 @@ const PAGES: u64 = SIZE / PAGE;
 
 /// A cgroup and swap behind zswap, which pages never leave for the swap device.
 ///
-/// Field order: the cgroup's setting goes before the cgroup.
+/// Field order: the cgroup's setting is restored before the cgroup is removed.
 struct Host {
     _settings: [Setting; 2],
     swap: Swap,
@@ -84,8 +84,8 @@ fn pages_go_to_the_pool_and_come_back() -> CaseResult {
     Ok(())
 }
 
-/// Half of the guest goes, then the pool is full: reclaim tries again and again, and takes no page
-/// from the guest any more.
+/// Half of the guest goes to swap, then the pool is full: reclaim tries repeatedly, and takes no
+/// page from the guest any more.
 fn full_pool_is_known_before_guests_lose_a_page() -> CaseResult {
     let host = Host::new()?;
     let attempts = 8;
@@ -122,7 +122,7 @@ fn full_pool_is_known_before_guests_lose_a_page() -> CaseResult {
     Ok(())
 }
 
-/// What does not compress may not go to zswap, but that is found out late.
+/// Pages that do not compress are refused by zswap, but late.
 fn what_the_pool_does_not_take_is_not_counted_as_gone() -> CaseResult {
     let host = Host::new()?;
     let _pool = pool(50)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a file of shmem is, as far as a program can tell: a naive model of it, page by page.
+//! A naive model of a file of shmem, page by page, as a program sees it.
 //!
-//! Small pages, no swap, no limits. Each call says what the kernel must answer.
+//! Small pages, no swap, no limits. Each call returns the result that the kernel must give.
 
 use std::collections::BTreeMap;
 
