@@ -308,15 +308,14 @@ fn guest_converts_pages_by_hypercall() -> CaseResult {
         machine.guest().hold("locked", "convert", 2 * PAGES * PAGE, 8)?;
         let frames = machine.guest().frames("convert")?;
         ensure!(frames.len() as u64 == 2 * PAGES, "{} frames", frames.len());
-        let (private, shared) = (machine.private_pages()?, machine.shared()?);
+        let shared = machine.shared()?;
         let converted = &frames[..PAGES as usize];
         for &frame in converted {
             machine.guest().convert(frame, 1, 0)?;
         }
-        // The unused side is freed; the other is allocated once it is touched.
-        let now = machine.private_pages()?;
-        println!("{private} private pages before, {now} after the conversion");
-        ensure!(now.abs_diff(private - PAGES) <= SLACK / 2, "{now} pages");
+        // The other side is allocated once it is touched. That the unused one is freed shows when
+        // it is used again: it has lost its content. (The guest also reports free pages, so the
+        // number of its pages says nothing.)
         machine.guest().verify_zeros("convert", 0, PAGES)?;
         machine.guest().verify_pages("convert", 8, PAGES, PAGES)?;
         machine.guest().fill("convert", 9)?;
