@@ -332,15 +332,18 @@ fn clock_follows_its_page() -> CaseResult {
     let cgroup = Cgroup::enter()?;
     let mut s = Setup::used_by_kvm(BOTH, true, SIZE)?;
     let gpa = s.slot.gpa;
-    set_clock(&mut s.vcpu, gpa)?;
+    // KVM may write it at other times, too. It counts from what is in the page.
+    while clock(&mut s.vcpu, gpa)?.0 < 100 {
+        set_clock(&mut s.vcpu, gpa)?;
+    }
     expect_clock(&mut s.vcpu, gpa, "first")?;
 
     punch(&s.fd, 0, PAGE)?;
-    s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
     set_clock(&mut s.vcpu, gpa)?;
     expect_clock(&mut s.vcpu, gpa, "in a new page")?;
 
     let (mut version, _) = clock(&mut s.vcpu, gpa)?;
+    ensure!(version < 100, "version {version} in a new page");
     for block in &zone.blocks {
         block.offline()?;
         set_clock(&mut s.vcpu, gpa)?;
@@ -351,12 +354,8 @@ fn clock_follows_its_page() -> CaseResult {
         block.give_back("online_movable")?;
     }
 
-    let pages = || -> Result<u64> {
-        let text = crate::mem::fdinfo(&s.fd, "memfile-pages")?.context("no memfile-pages")?;
-        text.parse().context("memfile-pages")
-    };
-    while pages()? > 0 {
-        cgroup.reclaim(SIZE)?;
+    while s.resident()? > 0 {
+        cgroup.reclaim_unused(SIZE)?;
     }
     set_clock(&mut s.vcpu, gpa)?;
     expect_clock(&mut s.vcpu, gpa, "in a page that was in swap")?;
@@ -380,7 +379,7 @@ fn clock_follows_a_conversion() -> CaseResult {
 
     s.vm.set_private(gpa, PAGE)?;
     let now = clock(&mut s.vcpu, gpa)?;
-    ensure!(now == private, "the private side was {private:x?}, is {now:x?}");
+    ensure!(now.0 >= private.0, "the private side was {private:x?}, is {now:x?}");
     let before = s.slot.view.load(0);
     set_clock(&mut s.vcpu, gpa)?;
     expect_clock(&mut s.vcpu, gpa, "private again")?;

@@ -127,6 +127,7 @@ fn allocated_pages_are_populated() -> CaseResult {
 }
 
 fn pages_done_are_taken_off_the_range() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let f = Fresh::new(PINNED)?;
     f.populated(3 * PAGE, PAGE)?;
     // Up to the page that has content already, and no further.
@@ -278,6 +279,7 @@ fn memory_that_is_not_private_is_refused() -> CaseResult {
 }
 
 fn bad_source_changes_nothing() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let f = Fresh::new(PINNED)?;
     let source = content(GPA, 2 * PAGE);
     source.protect(PAGE, PAGE, libc::PROT_NONE).context("mprotect")?;
