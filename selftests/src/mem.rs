@@ -91,6 +91,12 @@ pub fn fdinfo(fd: impl AsFd, key: &str) -> Result<Option<String>> {
     Ok(line.map(str::to_owned))
 }
 
+/// Pages of a memfile that are in memory.
+pub fn resident_pages(fd: impl AsFd) -> Result<u64> {
+    let pages = fdinfo(fd, "memfile-pages")?.context("fdinfo has no memfile-pages")?;
+    pages.parse().context("memfile-pages")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

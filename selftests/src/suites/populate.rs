@@ -15,7 +15,7 @@ use crate::support::setup::{BOTH, GUEST, PINNED, SHARED, SLOT, check_view, fill_
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Slot, Vm, VmType, small_pages};
-use crate::{GIB, HUGE, MIB, PAGE, suite};
+use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
     "populate",
@@ -210,11 +210,7 @@ fn content_in_swap_is_refused() -> CaseResult {
     let cgroup = Cgroup::enter()?;
     let f = Fresh::new(BOTH)?;
     f.populated(0, PAGE)?;
-    let pages = || -> Result<u64> {
-        let text = crate::mem::fdinfo(&f.fd, "memfile-pages")?.context("no memfile-pages")?;
-        text.parse().context("memfile-pages")
-    };
-    while pages()? > 0 {
+    while mem::resident_pages(&f.fd)? > 0 {
         cgroup.reclaim(SIZE)?;
     }
     f.expect_refused("content in swap", 0, PAGE, Errno::EEXIST)?;
@@ -229,11 +225,7 @@ fn zeros_in_swap_are_no_content() -> CaseResult {
     let cgroup = Cgroup::enter()?;
     let f = Fresh::new(BOTH)?;
     allocate(&f.fd, 0, 8 * PAGE)?;
-    let pages = || -> Result<u64> {
-        let text = crate::mem::fdinfo(&f.fd, "memfile-pages")?.context("no memfile-pages")?;
-        text.parse().context("memfile-pages")
-    };
-    while pages()? > 0 {
+    while mem::resident_pages(&f.fd)? > 0 {
         pressure::drop_caches()?;
         cgroup.reclaim(SIZE)?;
     }

@@ -136,9 +136,7 @@ impl Setup {
 
     /// Pages of the file that are in memory.
     pub fn resident(&self) -> Result<u64> {
-        let pages = mem::fdinfo(&self.fd, "memfile-pages")?;
-        let pages = pages.context("fdinfo has no memfile-pages")?;
-        pages.parse().context("memfile-pages")
+        mem::resident_pages(&self.fd)
     }
 
     /// Swap the guest out, `bytes` at a time, until its file has no page in memory. The guest must
