@@ -9,6 +9,7 @@
 #include <linux/migrate.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <uapi/linux/memfd.h>
 #include "shim.h"
 #include "store.h"
 #include "test/store/shim.h"

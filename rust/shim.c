@@ -5,6 +5,7 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
+#include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/pagemap.h>
@@ -82,8 +83,16 @@ unsigned long memfile_page_pfn(struct page *page)
 	return page_to_pfn(page);
 }
 
+/* Of hugetlbfs: the folio is locked and in the page cache. */
 bool memfile_page_poisoned(struct page *page)
 {
+#ifdef CONFIG_HUGETLB_PAGE
+	struct folio *folio = page_folio(page);
+
+	if (folio_test_hugetlb(folio))
+		return folio_test_hwpoison(folio) &&
+		       hugetlb_page_hwpoison(folio, page);
+#endif
 	return PageHWPoison(page);
 }
 
@@ -106,6 +115,56 @@ void memfile_put_page(struct page *page)
 {
 	put_page(page);
 }
+
+#ifdef CONFIG_HUGETLBFS
+unsigned int memfile_hugetlb_order(struct inode *inode)
+{
+	return huge_page_order(hstate_inode(inode));
+}
+
+/* The folio with page @index. */
+struct folio *memfile_hugetlb_folio(struct file *file, pgoff_t index)
+{
+	return hugetlbfs_get_folio(file, index >> huge_page_order(hstate_file(file)));
+}
+
+long memfile_hugetlb_fallocate(struct file *file, int mode, loff_t offset,
+			       loff_t len)
+{
+	return hugetlbfs_fallocate(file, mode, offset, len);
+}
+
+int memfile_hugetlb_migrate_folio(struct address_space *mapping,
+				  struct folio *dst, struct folio *src,
+				  enum migrate_mode mode)
+{
+	return hugetlbfs_move_folio(mapping, dst, src, mode);
+}
+#else
+/* There are no such files: not called. */
+unsigned int memfile_hugetlb_order(struct inode *inode)
+{
+	return 0;
+}
+
+struct folio *memfile_hugetlb_folio(struct file *file, pgoff_t index)
+{
+	return ERR_PTR(-EOPNOTSUPP);
+}
+
+long memfile_hugetlb_fallocate(struct file *file, int mode, loff_t offset,
+			       loff_t len)
+{
+	return -EOPNOTSUPP;
+}
+
+int memfile_hugetlb_migrate_folio(struct address_space *mapping,
+				  struct folio *dst, struct folio *src,
+				  enum migrate_mode mode)
+{
+	return -EOPNOTSUPP;
+}
+#endif
 
 static int memfile_debugfs_open(struct inode *inode, struct file *file)
 {

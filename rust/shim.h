@@ -33,6 +33,15 @@ bool memfile_folio_poisoned(struct folio *folio);
 void memfile_put_folio(struct folio *folio);
 void memfile_put_page(struct page *page);
 
+/* hugetlbfs: @inode and @file are its own. */
+unsigned int memfile_hugetlb_order(struct inode *inode);
+struct folio *memfile_hugetlb_folio(struct file *file, pgoff_t index);
+long memfile_hugetlb_fallocate(struct file *file, int mode, loff_t offset,
+			       loff_t len);
+int memfile_hugetlb_migrate_folio(struct address_space *mapping,
+				  struct folio *dst, struct folio *src,
+				  enum migrate_mode mode);
+
 /*
  * debugfs.  A file keeps this module while it is open; its content is written
  * anew for each reader.

@@ -60,6 +60,19 @@ impl File {
         Self { raw: file, node }
     }
 
+    /// The file that `notifier` holds.
+    ///
+    /// # Safety
+    ///
+    /// `notifier` must be registered as long as the returned value is used.
+    pub(crate) unsafe fn bound_by(notifier: Notifier) -> Option<Self> {
+        // SAFETY: The notifier holds the file.
+        let raw = unsafe { AnyFile::from_raw(notifier.file_ptr()) }?;
+        let node = NonNull::new(notifier.node_ptr())?;
+        // INVARIANT: Registration has set both, by the file.
+        Some(Self { raw, node })
+    }
+
     pub(super) fn as_ptr(self) -> *mut bindings::file {
         self.raw.as_ptr()
     }

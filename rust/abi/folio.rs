@@ -163,16 +163,16 @@ impl Drop for Locked {
     }
 }
 
-/// A page from the store of another module.
+/// A page that is not locked, from the store of another module.
 ///
 /// Dropping it gives up the reference.
 ///
 /// # Invariants
 ///
 /// `self` owns a reference to the page.
-pub(crate) struct Given(NonNull<bindings::page>);
+pub(crate) struct Referenced(NonNull<bindings::page>);
 
-impl Given {
+impl Referenced {
     /// # Safety
     ///
     /// `page` must be valid, and the caller hands a reference to it over.
@@ -213,7 +213,7 @@ impl Given {
     }
 }
 
-impl Drop for Given {
+impl Drop for Referenced {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the reference is ours.
         unsafe { bindings::memfile_put_page(self.0.as_ptr()) };

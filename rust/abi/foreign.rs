@@ -9,8 +9,8 @@ use super::file::{
     File, //
 };
 use super::folio::{
-    Given,
     Migration, //
+    Referenced,
 };
 use super::inode::Inode;
 use super::lock::module_mutex;
@@ -141,13 +141,13 @@ impl ForeignInode {
     }
 
     /// The page at `index`. Sleeps.
-    pub(crate) fn page(self, index: u64) -> Result<Given> {
+    pub(crate) fn page(self, index: u64) -> Result<Referenced> {
         let get_page = self.store.ops().get_page.ok_or(EINVAL)?;
         // SAFETY: The inode is valid and of the store by the type invariant.
         // CAST: Page offsets are as wide on 64 bits.
         let page = from_err_ptr(unsafe { get_page(self.inode.as_ptr(), index as usize) })?;
         // SAFETY: The store gives us a reference with it.
-        Ok(unsafe { Given::from_raw(NonNull::new(page).ok_or(ENOMEM)?) })
+        Ok(unsafe { Referenced::from_raw(NonNull::new(page).ok_or(ENOMEM)?) })
     }
 
     /// Calls the store's fallocate() on `file`, which is one of this inode. `EOPNOTSUPP` if the

@@ -11,6 +11,7 @@ pub(crate) mod debugfs;
 pub(crate) mod file;
 pub(crate) mod folio;
 pub(crate) mod foreign;
+pub(crate) mod hugetlb;
 pub(crate) mod inode;
 pub(crate) mod invalidation;
 pub(crate) mod lock;

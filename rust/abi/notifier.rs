@@ -81,16 +81,25 @@ impl Notifier {
         unsafe { (*self.as_ptr()).node }
     }
 
+    /// The file that the binding holds; null if the notifier is not registered.
+    pub(crate) fn file_ptr(self) -> *mut bindings::file {
+        // SAFETY: Valid by the type invariant; written by registration and its end only.
+        unsafe { (*self.as_ptr()).file }
+    }
+
+    /// Names the node, and the store with the largest order of its pages.
     pub(crate) fn attach(
         self,
         node: *mut bindings::memfile_node,
         store: &'static bindings::memfile_backing_store,
+        max_order: u32,
     ) {
         let raw = self.as_ptr();
         // SAFETY: Valid by the type invariant; nobody else looks at it before it is registered.
         unsafe {
             (*raw).node = node;
             (*raw).bs = store;
+            (*raw).max_order = max_order;
         }
     }
 

@@ -43,7 +43,7 @@
 //!   decides which invalidations call it, see [`crate::policy::clock`].
 //! * An invalidation is in `running` from before its first callback until after its last one.
 //! * `flags` are the union of what bindings have asked for since the file had neither a binding nor
-//!   a page, [`Flags::CREATION`] before the first one (rule 8); the inode's mapping has the same
+//!   a page, and of what the store's pages always are (rule 8); the inode's mapping has the same
 //!   flags.
 //! * New pages come from areas for movable memory only while the file is bound and its pages may
 //!   move; if a page may lie there, `in_movable_areas` is set.
@@ -199,6 +199,7 @@ impl Node {
     pub(crate) fn new(store: AnyStore, one_vm: bool) -> Result<Arc<Self>> {
         let inode = store.inode();
         let counters = stats::Entry::new(inode.number())?;
+        let flags = store.inherent_flags();
         let node = Arc::pin_init(
             pin_init!(Self {
                 inode,
@@ -210,7 +211,7 @@ impl Node {
                     observers: Tree::new(),
                     running: Invalidations::new(),
                     clock: Clock::default(),
-                    flags: Flags::CREATION,
+                    flags,
                     claim: Claim::new(one_vm),
                     in_movable_areas: false,
                     allowances: 0,
@@ -220,7 +221,7 @@ impl Node {
             GFP_KERNEL,
         )?;
         node.counters.create.count();
-        node.store.set_flags(Flags::CREATION);
+        node.store.set_flags(flags);
         node.store.allocate_movable(false);
         Ok(node)
     }
@@ -265,7 +266,7 @@ impl Node {
 
         let mut state = self.state.lock();
         if exclusive {
-            let wish = Flags::from_consumer(flags)?;
+            let wish = Flags::from_consumer(flags)?.and(self.store.inherent_flags());
             let flags = loop {
                 if !state.claim.admits(notifier.context()) {
                     return Err(Refusal::NotPermitted.into());

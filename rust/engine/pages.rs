@@ -4,6 +4,7 @@
 //! same for all stores.
 
 use super::node::Node;
+use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
     Migration, //
@@ -21,7 +22,8 @@ use crate::store::{
 use kernel::prelude::*;
 
 /// The page behind the consumer's `frame`, with its index in the file and the largest order at which
-/// the consumer may map around it (rules 10 to 12). `S` is the store of the node. Sleeps.
+/// the consumer may map around it (rules 10 to 12). `S` is the store of the node, `file` one of its
+/// inode. Sleeps.
 ///
 /// The page is dirty: it is the only copy from now on. The store keeps it in its place until the
 /// caller hands it on; after that the notifier protocol protects the consumer, and no lock does
@@ -30,17 +32,19 @@ use kernel::prelude::*;
 /// Does not wait for a page that is in swap, or on its way there.
 pub(crate) fn get_pfn<S: Store>(
     node: &Node,
+    file: File,
     span: Span,
     frame: u64,
 ) -> Result<Found<(S::Page, u64, u32)>> {
     let index = span.page_of(frame).ok_or(EINVAL)?;
-    let page = match S::of(&node.store).ok_or(EINVAL)?.find(index)? {
+    let store = S::of(&node.store).ok_or(EINVAL)?;
+    let page = match store.find(file, index)? {
         Found::There(page) => page,
         Found::Coming(folio) => return Ok(Found::Coming(folio)),
     };
 
     let order = if !page.poisoned() {
-        page.order()
+        page.order().min(store.max_order())
     } else if page.page_poisoned(index) {
         return Err(EHWPOISON);
     } else {

@@ -18,6 +18,7 @@ use crate::abi::foreign::{
     self,
     ForeignStore, //
 };
+use crate::abi::hugetlb::HugetlbInode;
 use crate::abi::invalidation::Invalidation;
 use crate::abi::notifier::Notifier;
 use crate::abi::shmem::ShmemInode;
@@ -176,17 +177,25 @@ unsafe fn pages_of(folio: *mut bindings::folio) -> Option<Range> {
 
 /// # Safety
 ///
-/// `inode` must be a new shmem inode, which outlives the node.
+/// `inode` must be a new inode of shmem, or of hugetlbfs if `flags` has `MFD_HUGETLB`. It outlives the
+/// node.
 unsafe extern "C" fn create(
     inode: *mut bindings::inode,
-    one_vm: bool,
+    flags: c_ulong,
 ) -> *mut bindings::memfile_node {
     let Some(inode) = NonNull::new(inode) else {
         return EINVAL.to_ptr();
     };
-    // SAFETY: By the safety requirements of this function.
-    let store = AnyStore::Shmem(unsafe { ShmemInode::new(inode) });
-    give_node(Node::new(store, one_vm))
+    // CAST: Flags are as wide on 64 bits.
+    let has = |flag: u32| flags & flag as usize != 0;
+    let store = if has(bindings::MFD_HUGETLB) {
+        // SAFETY: By the safety requirements of this function.
+        AnyStore::Hugetlb(unsafe { HugetlbInode::new(inode) })
+    } else {
+        // SAFETY: As above.
+        AnyStore::Shmem(unsafe { ShmemInode::new(inode) })
+    };
+    give_node(Node::new(store, has(bindings::MFD_ONE_VM)))
 }
 
 /// # Safety
@@ -261,7 +270,7 @@ unsafe extern "C" fn register_notifier(
         // SAFETY: The node lives as long as its inode.
         let node = unsafe { borrow_node(file.node_ptr()) };
         let store = each_store!(node.store, store => BackingStore::of(store));
-        notifier.attach(file.node_ptr(), store);
+        notifier.attach(file.node_ptr(), store, node.store.max_order());
         node.bind(file, flags as u64, notifier)?;
         Ok(0)
     })
@@ -438,7 +447,9 @@ unsafe extern "C" fn get_pfn<S: Store>(
         // SAFETY: The notifier holds the file, which holds the node.
         let node = unsafe { borrow_node(notifier.node_ptr()) };
         let span = notifier.span(node.inode.pages())?;
-        let found = pages::get_pfn::<S>(&node, span, frame)
+        // SAFETY: The notifier holds the file, whose node it is.
+        let file = unsafe { File::bound_by(notifier) }.ok_or(EINVAL)?;
+        let found = pages::get_pfn::<S>(&node, file, span, frame)
             .inspect_err(|_| node.counters.get_pfn_error.count())?;
         let (page, index, order) = match found {
             Found::There(found) => found,

@@ -75,6 +75,14 @@ impl TestFile {
         &self.node
     }
 
+    /// The file.
+    pub(crate) fn file(&self) -> Result<File> {
+        // SAFETY: The file is valid by the type invariant.
+        let file = unsafe { AnyFile::from_raw(self.file.0.as_ptr()) }.ok_or(EINVAL)?;
+        // SAFETY: The node is for its inode, though shmem does not know that.
+        Ok(unsafe { File::new(file, NonNull::from(self.node()).cast()) })
+    }
+
     /// Binds `consumer`, which has no binding, to file pages from `pgoff` on.
     pub(crate) fn bind(
         &self,
@@ -92,11 +100,7 @@ impl TestFile {
         // SAFETY: The consumer is pinned, and unbinds when it is dropped.
         let notifier = unsafe { Notifier::from_raw(raw) }.ok_or(EINVAL)?;
         let node = NonNull::from(self.node());
-        // SAFETY: The file is valid by the type invariant.
-        let file = unsafe { AnyFile::from_raw(self.file.0.as_ptr()) }.ok_or(EINVAL)?;
-        // SAFETY: The node is for its inode, though shmem does not know that.
-        let file = unsafe { File::new(file, node.cast()) };
-        self.node.bind(file, flags, notifier)?;
+        self.node.bind(self.file()?, flags, notifier)?;
         consumer.bound.set(Some(node));
         Ok(())
     }

@@ -36,13 +36,13 @@ mod tests {
         let span = Span::new(4, 8, 100, 16)?;
         for frame in [0, 4, 99, 108, u64::MAX] {
             assert_eq!(
-                get_pfn::<ShmemInode>(file.node(), span, frame).err(),
+                get_pfn::<ShmemInode>(file.node(), file.file()?, span, frame).err(),
                 Some(EINVAL)
             );
         }
         assert_eq!(file.node().inode.resident(), 0);
         for _ in 0..2 {
-            let found = get_pfn::<ShmemInode>(file.node(), span, 103)?;
+            let found = get_pfn::<ShmemInode>(file.node(), file.file()?, span, 103)?;
             let (folio, index, order) = found.there().ok_or(EAGAIN)?;
             assert_eq!((index, order), (7, 0));
             assert_eq!(folio.pages(), Range::new(7, 8));
@@ -52,7 +52,7 @@ mod tests {
         // A binding that was made for another file: past the end of this one.
         let longer = Span::new(4, 16, 0, 20)?;
         assert_eq!(
-            get_pfn::<ShmemInode>(file.node(), longer, 15).err(),
+            get_pfn::<ShmemInode>(file.node(), file.file()?, longer, 15).err(),
             Some(EINVAL)
         );
         Ok(())

@@ -30,6 +30,16 @@ impl Flags {
         Ok(Self(bits))
     }
 
+    /// These, and no swap-out.
+    pub(crate) fn and_unreclaimable(self) -> Self {
+        Self(self.0 | Self::UNRECLAIMABLE)
+    }
+
+    /// These and `other`.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// The `MEMFILE_F_*` bits.
     pub(crate) fn bits(self) -> u32 {
         self.0

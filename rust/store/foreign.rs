@@ -5,43 +5,44 @@
 use super::{
     AnyStore,
     Page,
-    Store, //
+    Store,
+    ORDER_2M, //
 };
 use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
-    Given,
     Migration,
     Pfn, //
+    Referenced,
 };
 use crate::abi::foreign::ForeignInode;
 use crate::abi::inode::Inode;
 use crate::policy::flags::Flags;
 use kernel::prelude::*;
 
-impl Page for Given {
+impl Page for Referenced {
     fn order(&self) -> u32 {
-        Given::order(self)
+        Referenced::order(self)
     }
 
     fn poisoned(&self) -> bool {
-        Given::poisoned(self)
+        Referenced::poisoned(self)
     }
 
     fn page_poisoned(&self, _index: u64) -> bool {
-        Given::page_poisoned(self)
+        Referenced::page_poisoned(self)
     }
 
     /// The store keeps track of other copies of the page.
     fn mark_dirty(&self) {}
 
     fn into_pfn(self, _index: u64, order: u32) -> Pfn {
-        Given::into_pfn(self, order)
+        Referenced::into_pfn(self, order)
     }
 }
 
 impl Store for ForeignInode {
-    type Page = Given;
+    type Page = Referenced;
 
     fn of(any: &AnyStore) -> Option<Self> {
         match any {
@@ -54,7 +55,11 @@ impl Store for ForeignInode {
         ForeignInode::inode(self)
     }
 
-    fn find(self, index: u64) -> Result<Found<Given>> {
+    fn max_order(self) -> u32 {
+        ORDER_2M
+    }
+
+    fn find(self, _file: File, index: u64) -> Result<Found<Referenced>> {
         self.page(index).map(Found::There)
     }
 

@@ -12,6 +12,8 @@
 //! module by the exports of `store.h`. These are the same functions ([`crate::entry`]).
 
 mod foreign;
+mod hugetlb;
+mod page_cache;
 mod shmem;
 
 use crate::abi::file::File;
@@ -21,11 +23,15 @@ use crate::abi::folio::{
     Pfn, //
 };
 use crate::abi::foreign::ForeignInode;
+use crate::abi::hugetlb::HugetlbInode;
 use crate::abi::inode::Inode;
 use crate::abi::shmem::ShmemInode;
 use crate::policy::flags::Flags;
 use crate::policy::range::PAGE_SIZE;
 use kernel::prelude::*;
+
+/// The order of a page of 2 MiB.
+const ORDER_2M: u32 = 9;
 
 /// A page that a store has found for a consumer. It stays in its place until it is handed on.
 ///
@@ -63,9 +69,17 @@ pub(crate) trait Store: Copy + Send + Sync {
         PAGE_SIZE
     }
 
-    /// The page at `index` of the file, zeroed and uptodate. The store allocates it if there is
-    /// none, and knows which of its pages have a memory error. Sleeps.
-    fn find(self, index: u64) -> Result<Found<Self::Page>>;
+    /// The largest order at which consumers map its pages.
+    fn max_order(self) -> u32;
+
+    /// What holds for its pages, whatever consumers ask for.
+    fn inherent_flags(self) -> Flags {
+        Flags::CREATION
+    }
+
+    /// The page at `index` of `file`, which is one of this inode; zeroed and uptodate. The store
+    /// allocates it if there is none, and knows which of its pages have a memory error. Sleeps.
+    fn find(self, file: File, index: u64) -> Result<Found<Self::Page>>;
 
     /// fallocate(2) on `file`, which is one of this inode, after the engine has checked the
     /// arguments. `offset` and `len` are bytes. The store invalidates what it takes away (rule 14).
@@ -101,6 +115,8 @@ pub(crate) trait Store: Copy + Send + Sync {
 pub(crate) enum AnyStore {
     /// shmem.
     Shmem(ShmemInode),
+    /// hugetlbfs.
+    Hugetlb(HugetlbInode),
     /// The store of another module.
     Foreign(ForeignInode),
 }
@@ -110,6 +126,7 @@ macro_rules! each_store {
     ($any:expr, $store:ident => $do:expr) => {
         match $any {
             $crate::store::AnyStore::Shmem($store) => $do,
+            $crate::store::AnyStore::Hugetlb($store) => $do,
             $crate::store::AnyStore::Foreign($store) => $do,
         }
     };
@@ -126,6 +143,16 @@ impl AnyStore {
     /// As [`Store::unit`].
     pub(crate) fn unit(self) -> u64 {
         each_store!(self, store => Store::unit(store))
+    }
+
+    /// As [`Store::max_order`].
+    pub(crate) fn max_order(self) -> u32 {
+        each_store!(self, store => Store::max_order(store))
+    }
+
+    /// As [`Store::inherent_flags`].
+    pub(crate) fn inherent_flags(self) -> Flags {
+        each_store!(self, store => Store::inherent_flags(store))
     }
 
     /// As [`Store::fallocate`].

@@ -4,41 +4,18 @@
 
 use super::{
     AnyStore,
-    Page,
-    Store, //
+    Store,
+    ORDER_2M, //
 };
 use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
     Locked,
-    Migration,
-    Pfn, //
+    Migration, //
 };
 use crate::abi::inode::Inode;
 use crate::abi::shmem::ShmemInode;
 use kernel::prelude::*;
-
-impl Page for Locked {
-    fn order(&self) -> u32 {
-        Locked::order(self)
-    }
-
-    fn poisoned(&self) -> bool {
-        Locked::poisoned(self)
-    }
-
-    fn page_poisoned(&self, index: u64) -> bool {
-        Locked::page_poisoned(self, index)
-    }
-
-    fn mark_dirty(&self) {
-        Locked::mark_dirty(self);
-    }
-
-    fn into_pfn(self, index: u64, order: u32) -> Pfn {
-        Locked::into_pfn(self, index, order)
-    }
-}
 
 impl Store for ShmemInode {
     type Page = Locked;
@@ -54,7 +31,11 @@ impl Store for ShmemInode {
         ShmemInode::inode(self)
     }
 
-    fn find(self, index: u64) -> Result<Found<Locked>> {
+    fn max_order(self) -> u32 {
+        ORDER_2M
+    }
+
+    fn find(self, _file: File, index: u64) -> Result<Found<Locked>> {
         self.folio(index)
     }
 

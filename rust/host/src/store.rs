@@ -31,6 +31,10 @@ impl AnyStore {
         PAGE_SIZE
     }
 
+    pub(crate) fn inherent_flags(&self) -> Flags {
+        Flags::CREATION
+    }
+
     pub(crate) fn fallocate(&self, _file: File, mode: i32, offset: i64, len: i64) -> Result {
         FALLOCATED.set(Some((mode, offset, len)));
         Ok(())

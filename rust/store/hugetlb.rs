@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! hugetlbfs: folios of one size from the pool of huge pages, in the page cache (rule 24).
+
+use super::{
+    AnyStore,
+    Store, //
+};
+use crate::abi::file::File;
+use crate::abi::folio::{
+    Found,
+    Locked,
+    Migration, //
+};
+use crate::abi::hugetlb::HugetlbInode;
+use crate::abi::inode::Inode;
+use crate::policy::flags::Flags;
+use crate::policy::range::PAGE_SIZE;
+use kernel::prelude::*;
+
+impl Store for HugetlbInode {
+    type Page = Locked;
+
+    fn of(any: &AnyStore) -> Option<Self> {
+        match any {
+            AnyStore::Hugetlb(store) => Some(*store),
+            _ => None,
+        }
+    }
+
+    fn inode(self) -> Inode {
+        HugetlbInode::inode(self)
+    }
+
+    fn unit(self) -> u64 {
+        PAGE_SIZE << self.order()
+    }
+
+    fn max_order(self) -> u32 {
+        self.order()
+    }
+
+    /// The pages of the pool never go to swap.
+    fn inherent_flags(self) -> Flags {
+        Flags::CREATION.and_unreclaimable()
+    }
+
+    /// There is no swap to wait for.
+    fn find(self, file: File, index: u64) -> Result<Found<Locked>> {
+        self.folio(file, index).map(Found::There)
+    }
+
+    fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
+        HugetlbInode::fallocate(self, file, mode, offset, len)
+    }
+
+    fn migrate(self, migration: &Migration) -> Result {
+        HugetlbInode::migrate(self, migration)
+    }
+}
