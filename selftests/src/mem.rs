@@ -53,7 +53,16 @@ pub fn refresh_counters() {
 /// backing. Calls [`refresh_counters`] first.
 pub fn content() -> Result<u64> {
     refresh_counters();
-    Ok(meminfo("Cached")? + meminfo("AnonPages")?)
+    Ok(meminfo("Cached")? + meminfo("AnonPages")? + huge_pages_in_use()?)
+}
+
+/// Huge pages of the default size that are taken from their pool, in bytes. 0 without a pool.
+fn huge_pages_in_use() -> Result<u64> {
+    // These two are no KiB.
+    let (Ok(total), Ok(free)) = (meminfo("HugePages_Total"), meminfo("HugePages_Free")) else {
+        return Ok(0);
+    };
+    Ok(((total - free) >> 10) * meminfo("Hugepagesize")?)
 }
 
 /// Resident part of one mapping of this process.

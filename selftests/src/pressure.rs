@@ -9,6 +9,7 @@ mod blocks;
 mod cgroup;
 mod disk;
 mod idle;
+mod pool;
 mod swap;
 mod trace;
 
@@ -32,6 +33,7 @@ pub use blocks::{Block, MovableZone, SmallMachine};
 pub use cgroup::Cgroup;
 pub use disk::Disk;
 pub use idle::Idle;
+pub use pool::{Pool, Usage};
 pub use swap::Swap;
 pub use trace::{Event, Frame, Isolation, Trace, frames, moved};
 
@@ -104,6 +106,11 @@ pub fn poison(pfn: u64) -> Result<()> {
 /// Undo [`poison`]. The page frame must not be in use any more.
 pub fn unpoison(pfn: u64) -> Result<()> {
     write("/sys/kernel/debug/hwpoison/unpoison-pfn", &format!("{pfn:#x}"))
+}
+
+/// Ask the kernel to do without a page frame: it moves what is there and takes the frame out of use.
+pub fn soft_offline(pfn: u64) -> Result<()> {
+    write("/sys/devices/system/memory/soft_offline_page", &format!("{:#x}", pfn * PAGE))
 }
 
 /// Flags of a page frame in `/proc/kpageflags`.

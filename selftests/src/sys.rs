@@ -13,7 +13,9 @@ use libc::{c_int, c_long, c_void};
 
 use crate::PAGE;
 use crate::skip::{missing_memfile, skip};
-use crate::uapi::{F_SEAL_AUTO_ALLOCATE, MFD_CLOEXEC, MFD_INACCESSIBLE};
+use crate::uapi::{
+    F_SEAL_AUTO_ALLOCATE, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB, MFD_INACCESSIBLE,
+};
 
 /// An errno.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -114,6 +116,19 @@ pub fn memfile_unsized() -> Result<OwnedFd> {
         Err(Errno::EOPNOTSUPP) => missing_memfile("memfile.ko is not loaded"),
         Err(errno) => bail!("memfd_create(MFD_INACCESSIBLE): {errno}"),
     }
+}
+
+/// An inaccessible memfd of `size` bytes with pages of `page` bytes from the pool of these.
+pub fn memfile_huge(page: u64, size: u64) -> Result<OwnedFd> {
+    drop(memfile_unsized()?);
+    let fd = memfd_create(memfile_huge_flags(page)).context("a memfile on hugetlbfs")?;
+    ftruncate(&fd, size).context("set the size of a memfile")?;
+    Ok(fd)
+}
+
+/// The flags of `memfd_create(2)` for such a memfile.
+pub fn memfile_huge_flags(page: u64) -> u32 {
+    MFD_CLOEXEC | MFD_INACCESSIBLE | MFD_HUGETLB | page.ilog2() << MFD_HUGE_SHIFT
 }
 
 /// An ordinary memfd of `size` bytes.

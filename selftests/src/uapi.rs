@@ -11,6 +11,7 @@ use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 pub const MFD_CLOEXEC: u32 = 0x0001;
 pub const MFD_ALLOW_SEALING: u32 = 0x0002;
 pub const MFD_HUGETLB: u32 = 0x0004;
+pub const MFD_HUGE_SHIFT: u32 = 26;
 pub const MFD_NOEXEC_SEAL: u32 = 0x0008;
 pub const MFD_EXEC: u32 = 0x0010;
 /// memfile: no one can read, write or map the file.

@@ -5,10 +5,11 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 
-use crate::GIB;
 use crate::mem;
+use crate::pressure::{Pool, Setting};
 use crate::sys::{self, Mapping};
 use crate::vm::{Private, Slot, Vm, VmType, small_pages};
+use crate::{GIB, HUGE};
 
 /// Guest physical address of the memory under test.
 pub const GPA: u64 = 4 * GIB;
@@ -21,15 +22,18 @@ pub enum Backing {
     /// Everything allocated at creation, as the QEMU branch of 2022 did.
     MemfileFallocate,
     MemfileOnDemand,
+    /// On hugetlbfs, from a pool of pages of 2 MiB that is as large as the slot.
+    MemfileHuge,
     GuestMemfd,
 }
 
 /// The rows, in their order.
-pub const KINDS: [(&str, Backing); 5] = [
+pub const KINDS: [(&str, Backing); 6] = [
     ("anonymous memory", Backing::Anonymous),
     ("shared memfd", Backing::SharedMemfd),
     ("memfile, fallocate first", Backing::MemfileFallocate),
     ("memfile, on demand", Backing::MemfileOnDemand),
+    ("memfile on hugetlbfs, 2M", Backing::MemfileHuge),
     ("guest_memfd", Backing::GuestMemfd),
 ];
 
@@ -37,7 +41,9 @@ impl Backing {
     fn private(self) -> Option<Private> {
         match self {
             Backing::Anonymous | Backing::SharedMemfd => None,
-            Backing::MemfileFallocate | Backing::MemfileOnDemand => Some(Private::Memfile),
+            Backing::MemfileFallocate | Backing::MemfileOnDemand | Backing::MemfileHuge => {
+                Some(Private::Memfile)
+            }
             Backing::GuestMemfd => Some(Private::GuestMemfd),
         }
     }
@@ -56,6 +62,8 @@ pub struct Memory {
     backing: Backing,
     fd: Option<OwnedFd>,
     slot: Slot,
+    /// Dropped last: its pages are free by then.
+    _pool: Option<Setting>,
 }
 
 impl Memory {
@@ -77,9 +85,13 @@ impl Memory {
                 Some(fd) => Mapping::shared(fd, 0, size)?,
                 None => small_pages(size)?,
             };
-            return Ok(Memory { backing, fd, slot: vm.add_shared(1, gpa, view)? });
+            return Ok(Memory { backing, fd, slot: vm.add_shared(1, gpa, view)?, _pool: None });
         };
-        let fd = kind.create(vm, size)?;
+        let (fd, pool) = if backing == Backing::MemfileHuge {
+            (sys::memfile_huge(HUGE, size)?, Some(Pool::of(HUGE)?.fill(size / HUGE)?))
+        } else {
+            (kind.create(vm, size)?, None)
+        };
         if backing == Backing::MemfileFallocate {
             sys::allocate(&fd, 0, size).context("fallocate")?;
         }
@@ -87,7 +99,7 @@ impl Memory {
         for &(offset, len) in pieces {
             vm.set_private(gpa + offset, len)?;
         }
-        Ok(Memory { backing, fd: Some(fd), slot })
+        Ok(Memory { backing, fd: Some(fd), slot, _pool: pool })
     }
 
     /// Give a range back to the host.

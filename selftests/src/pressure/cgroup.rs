@@ -27,11 +27,16 @@ impl Cgroup {
 
     /// Make one without a process.
     pub fn new() -> Result<Cgroup> {
+        Cgroup::with("memory")
+    }
+
+    /// Make one with this controller, without a process.
+    pub fn with(controller: &str) -> Result<Cgroup> {
         require_root()?;
-        if !read(format!("{ROOT}/cgroup.controllers"))?.contains("memory") {
-            return skip("cgroup v2 has no memory controller here");
+        if !read(format!("{ROOT}/cgroup.controllers"))?.contains(controller) {
+            return skip(format!("cgroup v2 has no {controller} controller here"));
         }
-        write(format!("{ROOT}/cgroup.subtree_control"), "+memory")?;
+        write(format!("{ROOT}/cgroup.subtree_control"), &format!("+{controller}"))?;
         let pid = std::process::id();
         // A case may need several, and a case that was killed leaves its own behind.
         let path = (0..)

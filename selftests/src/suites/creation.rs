@@ -16,7 +16,6 @@ pub static SUITE: Suite = suite!(
     [
         makes_an_empty_file,
         allow_sealing_is_refused,
-        hugetlb_is_refused,
         unknown_flags_are_refused,
         exec_flags_exclude_each_other_as_ever,
         seals_read_f_seal_seal,
@@ -43,16 +42,6 @@ fn allow_sealing_is_refused() -> CaseResult {
     let refused = |flags| expect_errno("with sealing", memfd_create(flags), &[Errno::EINVAL]);
     refused(NEW | MFD_ALLOW_SEALING)?;
     refused(NEW | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL)
-}
-
-fn hugetlb_is_refused() -> CaseResult {
-    drop(memfile_unsized()?);
-    // Huge page sizes: the default, 2 MiB, 1 GiB.
-    for size in [0, 21 << 26, 30 << 26] {
-        let flags = NEW | MFD_HUGETLB | size;
-        expect_errno("MFD_HUGETLB", memfd_create(flags), &[Errno::EOPNOTSUPP])?;
-    }
-    Ok(())
 }
 
 fn unknown_flags_are_refused() -> CaseResult {

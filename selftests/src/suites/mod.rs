@@ -21,6 +21,7 @@ mod fault;
 mod fdinfo;
 mod guest;
 mod huge;
+mod hugetlb;
 mod idle;
 mod infra;
 mod kvmaccess;
@@ -107,6 +108,8 @@ pub static SUITES: &[&Suite] = &[
     &motion::SUITE,
     &contiguous::SUITE,
     &huge::SUITE,
+    &hugetlb::SUITE,
+    &hugetlb::SUITE_1G,
     &poison::SUITE,
     &overcommit::SUITE,
     &qemu::SUITE,

@@ -32,7 +32,7 @@ extern "C" fn count(_: libc::c_int) {
 }
 
 /// Run `work` while a timer of 1 ms and another thread send signals to this thread.
-fn in_a_storm<R>(work: impl FnOnce() -> R) -> Result<R> {
+pub fn in_a_storm<R>(work: impl FnOnce() -> R) -> Result<R> {
     for signal in [libc::SIGALRM, libc::SIGUSR1] {
         // SAFETY: The handler only counts. Without SA_RESTART, so that calls can be interrupted.
         unsafe {

@@ -172,7 +172,7 @@ pub fn expect_as_vm_types_say() -> Result<()> {
 }
 
 /// A VM that has chosen these flags for its memfiles.
-fn vm_with_flags(flags: u64) -> Result<Vm> {
+pub fn vm_with_flags(flags: u64) -> Result<Vm> {
     drop(sys::memfile_unsized()?);
     let vm = Vm::protected()?;
     vm.raw_enable_cap(KVM_CAP_MEMFILE, flags).with_context(|| format!("choose {flags:#x}"))?;

@@ -1,0 +1,940 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memfiles on hugetlbfs: pages come from the pool on demand, go back to it as wholes, and are
+//! mapped in their full size (rule 24).
+//!
+//! The same cases run with pages of 2 MiB, and of 1 GiB on a machine that reserves one at boot
+//! (`hugetlb_1g`: `scripts/check` boots it). What memfiles on all stores have in common is tested
+//! by the suites `…_huge`.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Barrier;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::consumer::{Consumer, MAPPER, Mode, Span};
+use crate::guest::Command;
+use crate::ktap::{CaseResult, Suite, skip};
+use crate::pattern::Pattern;
+use crate::pressure::{
+    self, Cgroup, Counts, Frame, Isolation, MovableZone, Pool, Setting, Swap, frames,
+};
+use crate::suites::signals::in_a_storm;
+use crate::support::setup::{
+    BOTH, GUEST, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, vm_with_flags,
+};
+use crate::sys::*;
+use crate::uapi::*;
+use crate::vm::{DOORS, Exit, Private, Slot, Vcpu, Vm, region, small_pages};
+use crate::{GIB, HUGE, MIB, PAGE, mem};
+
+macro_rules! suites {
+    ($([$name:ident, $title:literal, $page:expr]: [$($case:ident $(: $limit:literal)?),* $(,)?])*) => {
+        $(pub static $name: Suite = Suite {
+            name: $title,
+            cases: &[$(crate::ktap::Case {
+                name: stringify!($case),
+                func: || $case($page),
+                limit: [$($limit,)? crate::ktap::TIME_LIMIT][0],
+            }),*],
+            hidden: false,
+            together: false,
+        };)*
+    };
+}
+
+suites! {
+    [SUITE, "hugetlb", HUGE]: [
+        every_size_of_the_machine_can_be_had,
+        size_is_set_once_to_whole_huge_pages,
+        no_road_leads_to_the_content,
+        sealed_from_the_beginning,
+        pages_come_from_the_pool_when_they_are_touched,
+        file_may_be_larger_than_the_pool,
+        new_pages_are_zeroed,
+        run_without_a_page_in_the_pool_says_enospc_and_goes_on,
+        pool_may_grow_as_the_administrator_says,
+        last_page_is_for_all_who_want_it,
+        limit_of_the_cgroup_is_enospc_and_its_charge_returns,
+        no_page_and_no_reservation_is_left_behind,
+        fallocate_reserves_and_says_enospc,
+        fallocate_survives_a_storm: 120,
+        whole_pages_are_freed_by_a_hole,
+        hole_of_a_part_reads_zeros_and_frees_nothing,
+        kvm_maps_whole_pages_where_everything_agrees,
+        kvm_maps_less_where_file_and_guest_do_not_agree,
+        kvm_maps_less_where_attributes_differ,
+        conversion_of_a_part_keeps_every_neighbour,
+        faults_are_held_off_in_the_whole_page,
+        pre_fault_maps_whole_pages,
+        memory_error_costs_one_small_page,
+        another_error_in_the_same_page_costs_one_more,
+        hole_does_not_touch_a_broken_page,
+        never_reclaimed_whatever_the_flags,
+        movable_pages_move_and_keep_content,
+        pinned_pages_are_never_in_the_way,
+        pages_that_become_pinned_leave_movable_memory,
+        offset_in_the_middle_of_a_page_is_bound_as_well,
+        other_consumers_get_whole_pages,
+    ]
+    [SUITE_1G, "hugetlb_1g", GIB]: [
+        size_is_set_once_to_whole_huge_pages,
+        pages_come_from_the_pool_when_they_are_touched,
+        run_without_a_page_in_the_pool_says_enospc_and_goes_on: 120,
+        last_page_is_for_all_who_want_it: 300,
+        no_page_and_no_reservation_is_left_behind: 120,
+        whole_pages_are_freed_by_a_hole,
+        hole_of_a_part_reads_zeros_and_frees_nothing,
+        kvm_maps_whole_pages_where_everything_agrees: 120,
+        kvm_maps_less_where_file_and_guest_do_not_agree,
+        kvm_maps_less_where_attributes_differ,
+        conversion_of_a_part_keeps_every_neighbour,
+        faults_are_held_off_in_the_whole_page,
+        pre_fault_maps_whole_pages,
+        memory_error_costs_one_small_page,
+        other_consumers_get_whole_pages,
+    ]
+}
+
+/// A memfile of `count` huge pages of `page` bytes.
+fn file(page: u64, count: u64) -> Result<OwnedFd> {
+    memfile_huge(page, count * page)
+}
+
+/// A pool of `count` pages, none of them in use. Of gigantic pages the machine has what it was
+/// given at boot.
+fn pool(page: u64, count: u64) -> Result<(Pool, Option<Setting>)> {
+    drop(memfile_unsized()?);
+    let pool = Pool::of(page)?;
+    if page == GIB {
+        let usage = pool.usage()?;
+        if usage.free < count {
+            return skip(format!("{count} pages of 1 GiB are wanted, {} are free", usage.free));
+        }
+        return Ok((pool, None));
+    }
+    let setting = pool.fill(count)?;
+    pool.expect_used(0, "before the test")?;
+    Ok((pool, Some(setting)))
+}
+
+/// Address space whose place in a huge page is that of the guest's, for the shared side. Nothing is
+/// allocated before it is touched.
+fn view(page: u64, size: u64) -> Result<(Mapping, u64)> {
+    let view = small_pages(size + 2 * page)?;
+    let start = view.addr().next_multiple_of(page);
+    Ok((view, start))
+}
+
+/// A VM with a slot on a huge page file.
+struct Guest {
+    vm: Vm,
+    vcpu: Vcpu,
+    fd: OwnedFd,
+    view: Mapping,
+    gpa: u64,
+    size: u64,
+}
+
+impl Guest {
+    /// All of a new file of `count` huge pages.
+    fn new(flags: u64, page: u64, count: u64) -> Result<Guest> {
+        Guest::on(flags, page, file(page, count)?, count * page, Layout { gpa: 4 * GIB, offset: 0 })
+    }
+
+    /// A part of a file, which is `size` bytes long.
+    fn on(flags: u64, page: u64, fd: OwnedFd, size: u64, layout: Layout) -> Result<Guest> {
+        let vm = vm_with_flags(flags)?;
+        let (view, start) = view(page, size)?;
+        let mut request =
+            region(SLOT, layout.gpa, &view, Some((Private::Memfile, fd.as_fd(), layout.offset)));
+        // KVM maps huge pages only where this agrees as well.
+        request.userspace_addr = start + layout.gpa % page;
+        request.memory_size = size;
+        vm.raw_set_region(&request).context("make the slot")?;
+        vm.set_private(layout.gpa, size)?;
+        let vcpu = vm.vcpu(0)?;
+        Ok(Guest { vm, vcpu, fd, view, gpa: layout.gpa, size })
+    }
+
+    /// How many pages of `page` bytes KVM has mapped.
+    fn mapped(&self, page: u64) -> Result<u64> {
+        self.vm.stats()?.get(match page {
+            PAGE => "pages_4k",
+            HUGE => "pages_2m",
+            GIB => "pages_1g",
+            _ => bail!("KVM has no level of {page} bytes"),
+        })
+    }
+
+    fn expect_mapped(&self, page: u64, wanted: u64, when: &str) -> Result<()> {
+        let got = self.mapped(page)?;
+        ensure!(got == wanted, "{when}: {got} pages of {} KiB, not {wanted}", page >> 10);
+        Ok(())
+    }
+
+    /// The guest writes one word to each huge page, and to the ends of each.
+    fn touch(&mut self, page: u64, pattern: Pattern) -> Result<()> {
+        for offset in self.marks(page) {
+            self.vcpu.store(self.gpa + offset, pattern.word(self.gpa + offset))?;
+        }
+        Ok(())
+    }
+
+    /// The guest finds what [`Self::touch`] wrote.
+    fn expect(&mut self, page: u64, pattern: Pattern) -> Result<()> {
+        for offset in self.marks(page) {
+            let (got, wanted) =
+                (self.vcpu.load(self.gpa + offset)?, pattern.word(self.gpa + offset));
+            ensure!(got == wanted, "the guest reads {got:#x} at +{offset:#x}, not {wanted:#x}");
+        }
+        Ok(())
+    }
+
+    fn marks(&self, page: u64) -> Vec<u64> {
+        let starts = (0..self.size).step_by(page as usize);
+        starts.flat_map(|at| [at, at + page / 2, at + page - 8]).collect()
+    }
+}
+
+/// The access that the vCPU has begun ends with this errno and names the page.
+fn expect_exit(exit: &Exit, errno: Errno, gpa: u64) -> CaseResult {
+    let wanted = Exit::MemoryFault { errno, gpa, size: PAGE, flags: KVM_MEMORY_EXIT_FLAG_PRIVATE };
+    ensure!(*exit == wanted, "KVM_RUN ended with {exit:x?}, not {wanted:x?}");
+    Ok(())
+}
+
+fn every_size_of_the_machine_can_be_had(_: u64) -> CaseResult {
+    drop(memfile_unsized()?);
+    let sizes = Pool::sizes()?;
+    for page in &sizes {
+        let fd =
+            memfd_create(memfile_huge_flags(*page)).with_context(|| format!("{page} bytes"))?;
+        ensure!(fstat(&fd)?.st_blksize as u64 == *page, "st_blksize is another");
+        ensure!(allocated(&fd)? == 0);
+    }
+    // The default size, and a size that no machine has: as of ordinary memfds.
+    drop(memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE | MFD_HUGETLB).context("the default size")?);
+    let none = 17 << MFD_HUGE_SHIFT;
+    let ordinary = memfd_create(MFD_HUGETLB | none).expect_err("there are pages of 128 KiB");
+    expect_errno("no such size", memfd_create(MFD_INACCESSIBLE | MFD_HUGETLB | none), &[ordinary])?;
+    // MFD_HUGETLB is missing.
+    expect_errno("a size alone", memfd_create(MFD_INACCESSIBLE | none), &[Errno::EINVAL])
+}
+
+fn size_is_set_once_to_whole_huge_pages(page: u64) -> CaseResult {
+    drop(memfile_unsized()?);
+    let fd = memfd_create(memfile_huge_flags(page))?;
+    for size in [1, PAGE, page - PAGE, page + PAGE, page + 1] {
+        expect_errno(&format!("{size:#x} bytes"), ftruncate(&fd, size), &[Errno::EINVAL])?;
+    }
+    ftruncate(&fd, 3 * page).context("three huge pages")?;
+    for size in [0, page, 3 * page, 4 * page, 5] {
+        expect_errno(&format!("then {size:#x} bytes"), ftruncate(&fd, size), &[Errno::EPERM])?;
+    }
+    let past = fallocate(&fd, 0, 3 * page, page);
+    expect_errno("allocate past the end", past, &[Errno::EINVAL])?;
+    expect_errno("unaligned hole", punch(&fd, 1, page), &[Errno::EINVAL])?;
+    ensure!(file_size(&fd)? == 3 * page);
+    expect_allocated(&fd, 0, "after refusals")
+}
+
+fn no_road_leads_to_the_content(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 2)?;
+    let fd = file(page, 2)?;
+    allocate(&fd, 0, page)?;
+    let again = reopen(&fd, libc::O_RDWR).context("reopen")?;
+    for fd in [&fd, &again] {
+        let mut byte = [0x5a];
+        expect_errno("pread", pread(fd, &mut byte, 0), &[Errno::EPERM])?;
+        expect_errno("pwrite", pwrite(fd, &byte, 0), &[Errno::EPERM])?;
+        ensure!(byte == [0x5a]);
+        for protection in [libc::PROT_NONE, libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
+            for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
+                for huge in [0, libc::MAP_HUGETLB] {
+                    let map = Mapping::map(page, protection, flags | huge, Some((fd.as_fd(), 0)));
+                    expect_errno("mmap", map.map(drop), &[Errno::EPERM])?;
+                }
+            }
+        }
+        // SAFETY: Takes no pointer but an offset that is none.
+        let sent =
+            check(unsafe { libc::sendfile(2, fd.as_raw_fd(), std::ptr::null_mut(), 16) as i64 });
+        expect_errno("sendfile", sent, &[Errno::EPERM])?;
+    }
+    expect_errno(
+        "truncate when opening",
+        reopen(&fd, libc::O_RDWR | libc::O_TRUNC),
+        &[Errno::EPERM],
+    )?;
+    pool.expect_used(1, "after the attempts")
+}
+
+fn sealed_from_the_beginning(page: u64) -> CaseResult {
+    drop(memfile_unsized()?);
+    let fd = file(page, 1)?;
+    ensure!(get_seals(&fd)? & F_SEAL_SEAL != 0, "seals read {:#x}", get_seals(&fd)?);
+    expect_errno("add a seal", add_seals(&fd, F_SEAL_WRITE), &[Errno::EPERM])?;
+    let sealable = memfd_create(memfile_huge_flags(page) | MFD_ALLOW_SEALING);
+    expect_errno("with sealing", sealable, &[Errno::EINVAL])
+}
+
+fn pages_come_from_the_pool_when_they_are_touched(page: u64) -> CaseResult {
+    let count = if page == GIB { 1 } else { 8 };
+    let (pool, _filled) = pool(page, count)?;
+    let before = pool.usage()?.total - pool.usage()?.free;
+    let mut guest = Guest::new(PINNED, page, count)?;
+    pool.expect_used(before, "nothing is touched")?;
+    for n in [count - 1, 0, count / 2] {
+        guest.vcpu.store(guest.gpa + n * page + PAGE, 7)?;
+        let touched = mem::resident_pages(&guest.fd)? * PAGE;
+        pool.expect_used(before + touched / page, "after a touch")?;
+        expect_allocated(&guest.fd, touched, "after a touch")?;
+    }
+    ensure!(mem::resident_pages(&guest.fd)? * PAGE == count.min(3) * page);
+    drop(guest);
+    pool.expect_used(before, "the guest is gone")
+}
+
+fn file_may_be_larger_than_the_pool(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 2)?;
+    let count = 32 * GIB / page;
+    let mut guest = Guest::new(BOTH, page, count)?;
+    for n in [0, count - 1] {
+        guest.vcpu.store(guest.gpa + n * page, n + 1)?;
+    }
+    pool.expect_used(2, "two pages are touched")?;
+    ensure!(
+        guest.vcpu.load(guest.gpa)? == 1
+            && guest.vcpu.load(guest.gpa + (count - 1) * page)? == count
+    );
+    Ok(())
+}
+
+/// The pages had another guest's content before.
+fn new_pages_are_zeroed(page: u64) -> CaseResult {
+    let (_pool, _filled) = pool(page, 2)?;
+    for allocate_first in [false, true] {
+        let mut guest = Guest::new(PINNED, page, 2)?;
+        guest.vcpu.fill(guest.gpa, guest.size, GUEST)?;
+        drop(guest);
+        let fd = file(page, 2)?;
+        if allocate_first {
+            allocate(&fd, 0, 2 * page)?;
+        }
+        let layout = Layout { gpa: 4 * GIB, offset: 0 };
+        let mut guest = Guest::on(PINNED, page, fd, 2 * page, layout)?;
+        guest.vcpu.verify(guest.gpa, guest.size, Pattern::ZERO)?;
+    }
+    Ok(())
+}
+
+fn run_without_a_page_in_the_pool_says_enospc_and_goes_on(page: u64) -> CaseResult {
+    let (pool, filled) = pool(page, 1)?;
+    let free = pool.usage()?.free;
+    let mut guest = Guest::new(PINNED, page, free + 1)?;
+    for n in 0..free {
+        guest.vcpu.store(guest.gpa + n * page, 7)?;
+    }
+    let gpa = guest.gpa + free * page;
+    let exit = guest.vcpu.start(Command::Store, &[gpa + 8, 78])?;
+    for _ in 0..3 {
+        expect_exit(&exit, Errno::ENOSPC, gpa)?;
+        ensure!(guest.vcpu.run()? == exit, "the next KVM_RUN ends otherwise");
+    }
+    // Once there is one, the same access succeeds.
+    let more = match filled {
+        Some(_) => Some(pool.fill(2)?),
+        None => {
+            punch(&guest.fd, 0, page)?;
+            None
+        }
+    };
+    ensure!(guest.vcpu.run()? == Exit::Done);
+    ensure!(guest.vcpu.load(gpa + 8)? == 78 && guest.vcpu.load(gpa)? == 0);
+    drop(guest);
+    drop(more);
+    pool.expect_used(pool.usage()?.total - free, "the guest is gone")
+}
+
+fn pool_may_grow_as_the_administrator_says(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 1)?;
+    let _more = pool.overcommit(2)?;
+    let mut guest = Guest::new(PINNED, page, 4)?;
+    for n in 0..3 {
+        guest.vcpu.store(guest.gpa + n * page, 7)?;
+        let usage = pool.usage()?;
+        ensure!(usage.surplus == n, "{n} pages more than the pool had: {usage:?}");
+    }
+    let exit = guest.vcpu.start(Command::Store, &[guest.gpa + 3 * page, 7])?;
+    expect_exit(&exit, Errno::ENOSPC, guest.gpa + 3 * page)?;
+    drop(guest);
+    let usage = pool.usage()?;
+    ensure!((usage.surplus, usage.total, usage.free) == (0, 1, 1), "{usage:?}");
+    Ok(())
+}
+
+/// Two vCPUs want the same page at once, and the pool has one: neither is told that there is none.
+fn last_page_is_for_all_who_want_it(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 1)?;
+    let rounds = if page == GIB { 3 } else { 100 };
+    let spare = pool.usage()?.free - 1;
+    let rest = file(page, spare.max(1))?;
+    if spare != 0 {
+        allocate(&rest, 0, spare * page)?;
+    }
+    let guest = Guest::new(PINNED, page, 1)?;
+    let gpa = guest.gpa;
+    let mut other = guest.vm.vcpu(1)?;
+    let Guest { vcpu: mut first, fd, .. } = guest;
+    for round in 0..rounds {
+        let barrier = Barrier::new(2);
+        let touch = |vcpu: &mut Vcpu, offset: u64| -> CaseResult {
+            barrier.wait();
+            vcpu.store(gpa + offset, round).with_context(|| format!("round {round}"))
+        };
+        thread::scope(|scope| -> CaseResult {
+            let one = scope.spawn(|| touch(&mut first, 0));
+            touch(&mut other, page - 8)?;
+            one.join().map_err(|_| anyhow!("the thread panicked"))?
+        })?;
+        ensure!(first.load(gpa + page - 8)? == round && other.load(gpa)? == round);
+        ensure!(pool.usage()?.free == 0, "{:?}", pool.usage()?);
+        punch(&fd, 0, page)?;
+        ensure!(pool.usage()?.free == 1, "{:?}", pool.usage()?);
+    }
+    Ok(())
+}
+
+fn limit_of_the_cgroup_is_enospc_and_its_charge_returns(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 4)?;
+    let cgroup = Cgroup::with("hugetlb")?;
+    cgroup.join()?;
+    cgroup.set("hugetlb.2MB.max", 2 * page)?;
+    let mut guest = Guest::new(PINNED, page, 4)?;
+    for n in 0..2 {
+        guest.vcpu.store(guest.gpa + n * page, 7)?;
+    }
+    ensure!(cgroup.get("hugetlb.2MB.current")? == 2 * page);
+    let gpa = guest.gpa + 2 * page;
+    let exit = guest.vcpu.start(Command::Store, &[gpa, 7])?;
+    expect_exit(&exit, Errno::ENOSPC, gpa)?;
+    pool.expect_used(2, "at the limit")?;
+    cgroup.set("hugetlb.2MB.max", 3 * page)?;
+    ensure!(guest.vcpu.run()? == Exit::Done);
+    punch(&guest.fd, 0, page)?;
+    ensure!(cgroup.get("hugetlb.2MB.current")? == 2 * page, "a hole returns the charge");
+    drop(guest);
+    for file in ["hugetlb.2MB.current", "hugetlb.2MB.rsvd.current"] {
+        ensure!(cgroup.get(file)? == 0, "{file} is {}", cgroup.get(file)?);
+    }
+    pool.expect_used(0, "the guest is gone")
+}
+
+/// A file, its guest, its slot and its descriptor end in every order.
+fn no_page_and_no_reservation_is_left_behind(page: u64) -> CaseResult {
+    let count = if page == GIB { 1 } else { 4 };
+    let (pool, _filled) = pool(page, count)?;
+    let before = pool.usage()?;
+    for order in 0..6 {
+        for allocate_first in [false, true] {
+            let fd = file(page, count)?;
+            if allocate_first {
+                allocate(&fd, 0, count * page)?;
+            }
+            let layout = Layout { gpa: 4 * GIB, offset: 0 };
+            let mut guest = Guest::on(BOTH, page, fd, count * page, layout)?;
+            guest.vcpu.store(guest.gpa, 7)?;
+            let Guest { vm, vcpu, fd, view, .. } = guest;
+            match order {
+                0 => {
+                    drop(fd);
+                    drop((vcpu, vm));
+                }
+                1 => {
+                    drop((vcpu, vm));
+                    drop(fd);
+                }
+                2 => {
+                    vm.raw_delete(SLOT)?;
+                    drop(fd);
+                }
+                3 => {
+                    drop(fd);
+                    vm.raw_delete(SLOT)?;
+                }
+                4 => punch(&fd, 0, count * page)?,
+                _ => {
+                    punch(&fd, 0, page)?;
+                    vm.raw_delete(SLOT)?;
+                    allocate(&fd, 0, count * page)?;
+                }
+            }
+            drop(view);
+        }
+        let now = pool.usage()?;
+        ensure!(now == before, "order {order}: the pool was {before:?} and is {now:?}");
+    }
+    Ok(())
+}
+
+fn fallocate_reserves_and_says_enospc(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 4)?;
+    let fd = file(page, 8)?;
+    // Any byte of a huge page stands for all of it.
+    allocate(&fd, page + 5, 1)?;
+    pool.expect_used(1, "one byte")?;
+    allocate(&fd, page - 1, 2)?;
+    pool.expect_used(2, "two bytes in two pages")?;
+    expect_errno("more than there are", allocate(&fd, 0, 8 * page), &[Errno::ENOSPC])?;
+    // What was allocated before the error is there.
+    let held = allocated(&fd)?;
+    ensure!(held == 4 * page, "the file holds {held} bytes");
+    let mut guest = Guest::on(PINNED, page, fd, 8 * page, Layout { gpa: 4 * GIB, offset: 0 })?;
+    guest.vcpu.fill(guest.gpa, held, GUEST)?;
+    guest.vcpu.verify(guest.gpa, held, GUEST)?;
+    expect_errno("again", allocate(&guest.fd, 0, 8 * page), &[Errno::ENOSPC])?;
+    guest.vcpu.verify(guest.gpa, held, GUEST)
+}
+
+fn fallocate_survives_a_storm(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 32)?;
+    let fd = file(page, 32)?;
+    in_a_storm(|| allocate(&fd, 0, 32 * page))?.context("fallocate")?;
+    pool.expect_used(32, "after the storm")
+}
+
+fn whole_pages_are_freed_by_a_hole(page: u64) -> CaseResult {
+    let count = if page == GIB { 1 } else { 4 };
+    let (pool, _filled) = pool(page, count)?;
+    let used = |n: u64| -> CaseResult {
+        let usage = pool.usage()?;
+        ensure!(usage.free == n, "{usage:?}, {n} were to be free");
+        Ok(())
+    };
+    let free = pool.usage()?.free;
+    let mut guest = Guest::new(MOVABLE, page, count)?;
+    guest.touch(page, GUEST)?;
+    used(free - count)?;
+    punch(&guest.fd, 0, page)?;
+    used(free - count + 1)?;
+    guest.expect_mapped(page, count - 1, "after the hole")?;
+    ensure!(guest.vcpu.load(guest.gpa + page / 2)? == 0, "old content");
+    used(free - count)?;
+    // A hole that has a part of a page at either end frees what lies between.
+    if count == 4 {
+        punch(&guest.fd, page - PAGE, 2 * page + 2 * PAGE)?;
+        used(free - count + 2)?;
+        ensure!(guest.vcpu.load(guest.gpa + 3 * page)? == 0);
+        let last = guest.gpa + 4 * page - 8;
+        ensure!(guest.vcpu.load(last)? == GUEST.word(last));
+    }
+    Ok(())
+}
+
+fn hole_of_a_part_reads_zeros_and_frees_nothing(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 1)?;
+    for flags in [PINNED, BOTH] {
+        let mut guest = Guest::new(flags, page, 1)?;
+        // The first, some, and the last small pages of the huge one.
+        let span = 8 * MIB.min(page / 8);
+        guest.vcpu.fill(guest.gpa, span, GUEST)?;
+        guest.vcpu.fill(guest.gpa + page - span, span, GUEST)?;
+        let (usage, held) = (pool.usage()?, allocated(&guest.fd)?);
+        for (start, len) in
+            [(0, PAGE), (5 * PAGE, 3 * PAGE), (span - PAGE, PAGE), (page - PAGE, PAGE)]
+        {
+            punch(&guest.fd, start, len)?;
+            let gpa = guest.gpa + start;
+            guest.vcpu.verify(gpa, len, Pattern::ZERO).with_context(|| format!("+{start:#x}"))?;
+            ensure!(pool.usage()? == usage && allocated(&guest.fd)? == held, "a part was freed");
+            if start + len < span {
+                guest.vcpu.verify(gpa + len, PAGE, GUEST).context("behind the hole")?;
+            }
+            guest.vcpu.fill(gpa, len, GUEST)?;
+        }
+        guest.vcpu.verify(guest.gpa, span, GUEST)?;
+        guest.vcpu.verify(guest.gpa + page - span, span, GUEST)?;
+    }
+    Ok(())
+}
+
+fn kvm_maps_whole_pages_where_everything_agrees(page: u64) -> CaseResult {
+    let count = if page == GIB { 1 } else { 4 };
+    let (_pool, _filled) = pool(page, count)?;
+    for flags in [PINNED, MOVABLE, RECLAIMABLE, BOTH] {
+        let mut guest = Guest::new(flags, page, count)?;
+        guest.touch(page, GUEST)?;
+        guest.expect_mapped(page, count, "after the guest wrote")?;
+        guest.expect(page, GUEST)?;
+        guest.expect_mapped(page, count, "after the guest read")?;
+    }
+    Ok(())
+}
+
+fn kvm_maps_less_where_file_and_guest_do_not_agree(page: u64) -> CaseResult {
+    let (_pool, _filled) = pool(page, 1)?;
+    let less = if page == GIB { HUGE } else { PAGE };
+    // Not congruent: by what the next smaller level can still map, and by one page.
+    for (shift, level) in [(less, less), (PAGE, PAGE)] {
+        let layout = Layout { gpa: 4 * GIB + shift, offset: 0 };
+        let mut guest = Guest::on(PINNED, page, file(page, 1)?, page, layout)?;
+        // The guest's program lies in small pages of its own.
+        guest.vcpu.load(guest.gpa)?;
+        let before = guest.mapped(level)?;
+        guest.vcpu.store(guest.gpa, 7)?;
+        guest.vcpu.store(guest.gpa + page / 2, 8)?;
+        guest.expect_mapped(page, 0, "not congruent")?;
+        guest.expect_mapped(level, before + 1, "not congruent")?;
+        ensure!(guest.vcpu.load(guest.gpa)? == 7 && guest.vcpu.load(guest.gpa + page / 2)? == 8);
+    }
+    Ok(())
+}
+
+fn kvm_maps_less_where_attributes_differ(page: u64) -> CaseResult {
+    let (_pool, _filled) = pool(page, 1)?;
+    for door in DOORS {
+        let mut guest = Guest::new(PINNED, page, 1)?;
+        let gpa = guest.gpa;
+        guest.touch(page, GUEST)?;
+        guest.expect_mapped(page, 1, "all is private")?;
+        guest.vm.convert(door, gpa + 5 * PAGE, PAGE, false)?;
+        guest.expect(page, GUEST)?;
+        guest.expect_mapped(page, 0, "a page is shared")?;
+        guest.vm.convert(door, gpa + 5 * PAGE, PAGE, true)?;
+        ensure!(guest.vcpu.load(gpa + 5 * PAGE)? == 0);
+        guest.expect(page, GUEST)?;
+        // KVM maps all of it again when it faults anew.
+        punch(&guest.fd, 6 * PAGE, PAGE)?;
+        guest.expect(page, GUEST)?;
+        guest.expect_mapped(page, 1, "all is private again")?;
+    }
+    Ok(())
+}
+
+fn conversion_of_a_part_keeps_every_neighbour(page: u64) -> CaseResult {
+    let (_pool, _filled) = pool(page, 1)?;
+    let span = 2 * MIB;
+    for door in DOORS {
+        let mut guest = Guest::new(BOTH, page, 1)?;
+        let gpa = guest.gpa;
+        guest.vcpu.fill(gpa, span, GUEST)?;
+        for (start, len) in [(0, PAGE), (7 * PAGE, PAGE), (span - 2 * PAGE, 2 * PAGE)] {
+            guest.vm.convert(door, gpa + start, len, false)?;
+            // The shared side is what the VMM has there.
+            guest.vcpu.fill(gpa + start, len, SHARED)?;
+            guest.vcpu.verify(gpa + start, len, SHARED)?;
+            guest.vm.convert(door, gpa + start, len, true)?;
+            guest.vcpu.verify(gpa, span, GUEST).with_context(|| format!("+{start:#x}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// While a hole is made in one part of a huge page, nobody maps the page: a fault in another part
+/// is repeated until the hole is there.
+fn faults_are_held_off_in_the_whole_page(page: u64) -> CaseResult {
+    let (_pool, _filled) = pool(page, 1)?;
+    let mut guest = Guest::new(PINNED, page, 1)?;
+    guest.touch(page, GUEST)?;
+    let far = guest.gpa + page - 8;
+    // An observer that keeps the hole from being made; KVM has unmapped by then.
+    let observer = Consumer::bound(&guest.fd, Mode::Observer, Span::same(0, page / PAGE))?;
+    observer.block(true)?;
+    let stats = guest.vcpu.stats()?;
+    let before = stats.get("pf_taken")?;
+    let (vcpu, fd) = (&mut guest.vcpu, &guest.fd);
+    thread::scope(|scope| -> CaseResult {
+        let hole = scope.spawn(move || punch(fd, 0, PAGE));
+        observer.wait_until_called()?;
+        let access = scope.spawn(move || vcpu.load(far));
+        while stats.get("pf_taken")? < before + 20 && !access.is_finished() {
+            thread::yield_now();
+        }
+        let early = access.is_finished();
+        observer.block(false)?;
+        let joined = |_| anyhow!("the thread panicked");
+        hole.join().map_err(joined)?.context("punch")?;
+        let got = access.join().map_err(joined)??;
+        ensure!(!early, "the page was mapped while a hole was being made in it");
+        ensure!(got == GUEST.word(far), "the guest reads {got:#x}");
+        Ok(())
+    })?;
+    ensure!(guest.vcpu.load(guest.gpa)? == 0, "the hole has content");
+    Ok(())
+}
+
+fn pre_fault_maps_whole_pages(page: u64) -> CaseResult {
+    let count = if page == GIB { 1 } else { 4 };
+    let (pool, _filled) = pool(page, count)?;
+    let free = pool.usage()?.free;
+    let mut guest = Guest::new(PINNED, page, count)?;
+    let (result, left) = guest.vcpu.raw_pre_fault(guest.gpa, guest.size);
+    result.with_context(|| format!("pre-fault, {left} bytes left"))?;
+    guest.expect_mapped(page, count, "after the pre-fault")?;
+    ensure!(pool.usage()?.free == free - count);
+    guest.vcpu.verify(guest.gpa, PAGE, Pattern::ZERO)
+}
+
+/// A page frame with a memory error. It stays out of use: a broken huge page never returns to use.
+fn break_at(guest: &Guest, offset: u64) -> Result<u64> {
+    let frame = frames_of(guest)?.get(&offset).context("the page has no frame")?.pfn;
+    let counts = Counts::now()?;
+    pressure::poison(frame)?;
+    counts.expect_grown(&["memfile.poison", "memfile.invalidate"], 1)?;
+    Ok(frame)
+}
+
+/// The broken frames of a huge page: usable again when this is dropped, after the guest has ended.
+struct Broken {
+    page: u64,
+    frames: Vec<u64>,
+}
+
+impl Broken {
+    fn none(page: u64) -> Broken {
+        Broken { page, frames: Vec::new() }
+    }
+}
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        // The kernel mends all of a huge page, by its first frame.
+        let Some(frame) = self.frames.first() else { return };
+        let head = frame & !(self.page / PAGE - 1);
+        if let Err(e) = pressure::unpoison(head) {
+            println!("frame {head:#x} stays broken: {e:#}");
+        }
+    }
+}
+
+fn expect_broken(guest: &mut Guest, offset: u64) -> CaseResult {
+    let gpa = guest.gpa + offset;
+    let exit = guest.vcpu.start(Command::Load, &[gpa + 8])?;
+    expect_exit(&exit, Errno::EHWPOISON, gpa)?;
+    guest.vcpu.restart()
+}
+
+fn memory_error_costs_one_small_page(page: u64) -> CaseResult {
+    for flags in [PINNED, BOTH] {
+        let (_pool, _filled) = pool(page, 1)?;
+        let mut lost = Broken::none(page);
+        let mut guest = Guest::new(flags, page, 1)?;
+        let span = 2 * MIB;
+        guest.vcpu.fill(guest.gpa, span, GUEST)?;
+        guest.expect_mapped(page, 1, "before the error")?;
+        let broken = 37 * PAGE;
+        lost.frames.push(break_at(&guest, broken)?);
+        expect_broken(&mut guest, broken)?;
+        guest.vcpu.verify(guest.gpa, broken, GUEST)?;
+        guest.vcpu.verify(guest.gpa + broken + PAGE, span - broken - PAGE, GUEST)?;
+        guest.expect_mapped(page, 0, "nothing is mapped across the broken page")?;
+        expect_broken(&mut guest, broken)?;
+        let again = Pattern::Generation(9);
+        guest.vcpu.fill(guest.gpa, broken, again)?;
+        guest.vcpu.verify(guest.gpa, broken, again)?;
+        drop(guest);
+    }
+    Ok(())
+}
+
+fn another_error_in_the_same_page_costs_one_more(page: u64) -> CaseResult {
+    let (_pool, _filled) = pool(page, 1)?;
+    let mut lost = Broken::none(page);
+    let mut guest = Guest::new(PINNED, page, 1)?;
+    guest.vcpu.fill(guest.gpa, page, GUEST)?;
+    for broken in [3 * PAGE, 200 * PAGE, 201 * PAGE] {
+        // The guest uses it up to now.
+        guest.vcpu.verify(guest.gpa + broken, PAGE, GUEST)?;
+        let first = lost.frames.first().copied();
+        let frame = match first {
+            // What is broken already cannot be faulted in with the rest.
+            Some(frame) => frame - 3 + broken / PAGE,
+            None => frames_of(&guest)?.get(&broken).context("no frame")?.pfn,
+        };
+        let counts = Counts::now()?;
+        // The kernel says EHWPOISON when the huge page is broken already; it has taken note.
+        let told = pressure::poison(frame);
+        ensure!(told.is_ok() || first.is_some(), "{told:?}");
+        counts.expect_grown(&["memfile.poison", "memfile.invalidate"], 1)?;
+        lost.frames.push(frame);
+        expect_broken(&mut guest, broken)?;
+        guest.vcpu.verify(guest.gpa + broken + 2 * PAGE, PAGE, GUEST)?;
+    }
+    expect_broken(&mut guest, 3 * PAGE)?;
+    drop(guest);
+    Ok(())
+}
+
+fn hole_does_not_touch_a_broken_page(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 2)?;
+    let mut lost = Broken::none(page);
+    let mut guest = Guest::new(PINNED, page, 1)?;
+    guest.vcpu.fill(guest.gpa, page, GUEST)?;
+    let broken = 37 * PAGE;
+    let frame = break_at(&guest, broken)?;
+    lost.frames.push(frame);
+    let content = pressure::read_frame(frame)?;
+    punch(&guest.fd, broken - 2 * PAGE, 5 * PAGE)?;
+    ensure!(pressure::read_frame(frame)? == content, "the broken page was cleared");
+    guest.vcpu.verify(guest.gpa + broken - 2 * PAGE, 2 * PAGE, Pattern::ZERO)?;
+    guest.vcpu.verify(guest.gpa + broken + PAGE, 2 * PAGE, Pattern::ZERO)?;
+    guest.vcpu.verify(guest.gpa + broken + 3 * PAGE, PAGE, GUEST)?;
+    expect_broken(&mut guest, broken)?;
+    // A hole of the whole huge page gets rid of it: the next touch takes another one.
+    punch(&guest.fd, 0, page)?;
+    guest.vcpu.verify(guest.gpa, page, Pattern::ZERO)?;
+    guest.vcpu.fill(guest.gpa, page, GUEST)?;
+    ensure!(frames_of(&guest)?.values().all(|f| f.pfn != frame), "the broken page is back");
+    drop(guest);
+    ensure!(pool.usage()?.reserved == 0);
+    Ok(())
+}
+
+/// The places of the small pages of the guest, by offset in the file.
+fn frames_of(guest: &Guest) -> Result<BTreeMap<u64, Frame>> {
+    let view = small_pages(PAGE)?;
+    let slot = Slot { id: SLOT, gpa: guest.gpa, size: guest.size, flags: KVM_MEM_PRIVATE, view };
+    frames(&guest.vcpu, &slot, &guest.fd)
+}
+
+fn never_reclaimed_whatever_the_flags(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 2)?;
+    let _swap = Swap::on(64 * MIB)?;
+    for flags in [PINNED, MOVABLE, RECLAIMABLE, BOTH] {
+        let cgroup = Cgroup::enter()?;
+        let mut guest = Guest::new(flags, page, 2)?;
+        guest.vcpu.fill(guest.gpa, guest.size, GUEST)?;
+        let shown = mem::fdinfo(&guest.fd, "memfile-flags")?.context("fdinfo")?;
+        let wanted = format!("{:#x}", flags | MEMFILE_F_UNRECLAIMABLE);
+        ensure!(shown == wanted, "fdinfo says {shown}, wanted {wanted}");
+        let counts = Counts::now()?;
+        // It may find something else to reclaim, or nothing.
+        let _ = cgroup.raw_reclaim(16 * MIB);
+        counts.expect_same(&["memfile.swap_out", "memfile.invalidate"])?;
+        pool.expect_used(2, "after reclaim")?;
+        guest.vcpu.verify(guest.gpa, guest.size, GUEST)?;
+        // Another VM may ask for less than the pages have anyway.
+        let Guest { vm, vcpu, fd, size, .. } = guest;
+        drop((vcpu, vm));
+        let layout = Layout { gpa: 4 * GIB, offset: 0 };
+        let mut guest = Guest::on(flags & !MEMFILE_F_UNRECLAIMABLE, page, fd, size, layout)?;
+        guest.vcpu.verify(guest.gpa, guest.size, GUEST)?;
+    }
+    Ok(())
+}
+
+/// The pool's pages in a zone of movable memory; the rest of the pool is empty.
+fn movable_pool(count: u64) -> Result<(MovableZone, Pool, Setting)> {
+    drop(memfile_unsized()?);
+    let zone = MovableZone::make(2)?;
+    let pool = Pool::of(HUGE)?;
+    let setting = pool.fill(count)?;
+    Ok((zone, pool, setting))
+}
+
+fn movable_pages_move_and_keep_content(page: u64) -> CaseResult {
+    let (zone, _pool, _filled) = movable_pool(4)?;
+    for flags in [MOVABLE, BOTH] {
+        let mut guest = Guest::new(flags, page, 4)?;
+        guest.vcpu.fill(guest.gpa, guest.size, GUEST)?;
+        let before = frames_of(&guest)?;
+        let counts = Counts::now()?;
+        let mut there = 0;
+        for block in &zone.blocks {
+            there +=
+                frames_of(&guest)?.values().filter(|f| block.holds(f.pfn).unwrap_or(false)).count();
+            block.offline()?;
+            for frame in frames_of(&guest)?.values() {
+                ensure!(!block.holds(frame.pfn)?, "{frame:x?} is in a block that is gone");
+            }
+            guest.vcpu.verify(guest.gpa, guest.size, GUEST)?;
+            block.give_back("online_movable")?;
+        }
+        println!("{there} small pages lay in blocks that went, {} in all", before.len());
+        ensure!(there != 0, "no page of the guest lay in movable memory");
+        counts.expect_grown(&["memfile.migrate"], 1)?;
+        guest.expect_mapped(page, 4, "after the move")?;
+        let next = Pattern::Generation(7);
+        guest.vcpu.fill(guest.gpa, guest.size, next)?;
+        guest.vcpu.verify(guest.gpa, guest.size, next)?;
+    }
+    Ok(())
+}
+
+fn pinned_pages_are_never_in_the_way(page: u64) -> CaseResult {
+    let (zone, _pool, _filled) = movable_pool(4)?;
+    let fresh = Pool::of(page)?;
+    let _more = fresh.overcommit(4)?;
+    let mut guest = Guest::new(PINNED, page, 4)?;
+    guest.vcpu.fill(guest.gpa, guest.size, GUEST)?;
+    for frame in frames_of(&guest)?.values() {
+        ensure!(!zone.holds(frame.pfn)?, "a pinned page is in movable memory: {frame:x?}");
+    }
+    let before = frames_of(&guest)?;
+    zone.shuffle()?;
+    // Somebody asks for one of them, and is refused before anything is isolated.
+    let frame = before.get(&0).context("the page has no frame")?.pfn;
+    let isolation = Isolation::during(&before, || {
+        let refused = pressure::soft_offline(frame);
+        ensure!(refused.is_err(), "a pinned page was given up");
+        Ok(())
+    })?;
+    ensure!(isolation.vain == 0, "the page was isolated");
+    ensure!(frames_of(&guest)? == before, "a pinned page has moved");
+    guest.vcpu.verify(guest.gpa, guest.size, GUEST)
+}
+
+fn pages_that_become_pinned_leave_movable_memory(page: u64) -> CaseResult {
+    let (zone, pool, _filled) = movable_pool(4)?;
+    let mut guest = Guest::new(MOVABLE, page, 4)?;
+    guest.vcpu.fill(guest.gpa, guest.size, GUEST)?;
+    let inside = |guest: &Guest| -> Result<usize> {
+        Ok(frames_of(guest)?.values().filter(|f| zone.holds(f.pfn).unwrap_or(true)).count())
+    };
+    let there = inside(&guest)?;
+    println!("{there} small pages are in movable memory");
+    let Guest { vm, vcpu, fd, size, .. } = guest;
+    drop((vcpu, vm));
+    let layout = Layout { gpa: 4 * GIB, offset: 0 };
+    let mut guest = Guest::on(PINNED, page, fd, size, layout)?;
+    ensure!(inside(&guest)? == 0, "pinned pages are in movable memory");
+    guest.vcpu.verify(guest.gpa, guest.size, GUEST)?;
+    zone.shuffle()?;
+    drop(guest);
+    ensure!(pool.usage()?.reserved == 0);
+    Ok(())
+}
+
+/// A slot may begin and end anywhere in a huge page, and another VM have the rest.
+fn offset_in_the_middle_of_a_page_is_bound_as_well(page: u64) -> CaseResult {
+    let (_pool, _filled) = pool(page, 1)?;
+    let fd = file(page, 1)?;
+    let twin = fd.try_clone().context("dup")?;
+    let middle = page / 2 + 3 * PAGE;
+    let mut a = Guest::on(PINNED, page, fd, middle, Layout { gpa: 4 * GIB, offset: 0 })?;
+    let rest = Layout { gpa: 4 * GIB + middle, offset: middle };
+    let mut b = Guest::on(PINNED, page, twin, page - middle, rest)?;
+    a.vcpu.fill(a.gpa, a.size, GUEST)?;
+    b.vcpu.fill(b.gpa, b.size, SHARED)?;
+    a.vcpu.verify(a.gpa, a.size, GUEST)?;
+    b.vcpu.verify(b.gpa, b.size, SHARED)?;
+    a.expect_mapped(page, 0, "half a page")?;
+    punch(&a.fd, 0, middle)?;
+    a.vcpu.verify(a.gpa, a.size, Pattern::ZERO)?;
+    b.vcpu.verify(b.gpa, b.size, SHARED)
+}
+
+fn other_consumers_get_whole_pages(page: u64) -> CaseResult {
+    let (_pool, _filled) = pool(page, 1)?;
+    let fd = file(page, 1)?;
+    let pages = page / PAGE;
+    let consumer = Consumer::bound(&fd, MAPPER, Span::same(0, pages))?;
+    let got = consumer.get(5)?;
+    ensure!(got.order == u64::from(pages.ilog2()), "order {}", got.order);
+    punch(&fd, 3 * PAGE, PAGE)?;
+    consumer.expect_heard(&[(3, 4)])?;
+    let taken = Consumer::new()?.bind(&fd, MAPPER, Span::same(1, 1));
+    expect_errno("bind it twice", taken, &[Errno::EEXIST])
+}
