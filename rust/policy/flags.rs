@@ -111,6 +111,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_store_always_gives_is_neither_asked_for_nor_taken_away() {
+        let inherent = Flags::CREATION.and_unreclaimable();
+        assert_eq!(inherent, Flags(5));
+        for (asked, wish) in [(1, 5), (3, 7), (5, 5), (7, 7)] {
+            let wanted = Flags(asked).and(inherent);
+            assert_eq!(wanted, Flags(wish));
+            assert_eq!(inherent.joined(0, true, wanted), Ok(Flags(wish)));
+        }
+    }
+
+    #[test]
     fn more_of_one_does_not_make_up_for_less_of_the_other() {
         let (unmovable, unreclaimable) = (Flags(3), Flags(5));
         assert_eq!(
