@@ -53,6 +53,12 @@ pub const KVM_CAP_EXIT_HYPERCALL: u32 = 201;
 pub const KVM_CAP_GUEST_MEMFD: u32 = 234;
 pub const KVM_CAP_VM_TYPES: u32 = 235;
 pub const KVM_CAP_PRE_FAULT_MEMORY: u32 = 236;
+/// The mask of flags that `KVM_CREATE_GUEST_MEMFD` knows for this VM.
+pub const KVM_CAP_GUEST_MEMFD_FLAGS: u32 = 244;
+/// The host can map the guest_memfd ...
+pub const GUEST_MEMFD_FLAG_MMAP: u64 = 1 << 0;
+/// ... and use the mapping from the beginning.
+pub const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 1 << 1;
 pub const KVM_X86_DEFAULT_VM: u64 = 0;
 pub const KVM_X86_SW_PROTECTED_VM: u64 = 1;
 pub const KVM_MEMORY_ATTRIBUTE_PRIVATE: u64 = 1 << 3;

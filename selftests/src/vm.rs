@@ -288,8 +288,13 @@ impl Vm {
         if self.fd.check_extension_raw(KVM_CAP_GUEST_MEMFD.into()) <= 0 {
             return skip("KVM has no guest_memfd for this VM type");
         }
-        let arg = kvm_create_guest_memfd { size, ..Default::default() };
-        let fd = self.fd.create_guest_memfd(arg).context("KVM_CREATE_GUEST_MEMFD")?;
+        self.raw_guest_memfd(size, 0).context("KVM_CREATE_GUEST_MEMFD")
+    }
+
+    /// `KVM_CREATE_GUEST_MEMFD`.
+    pub fn raw_guest_memfd(&self, size: u64, flags: u64) -> SysResult<OwnedFd> {
+        let arg = kvm_create_guest_memfd { size, flags, ..Default::default() };
+        let fd = self.fd.create_guest_memfd(arg).map_err(|e| Errno(e.errno()))?;
         // SAFETY: A new descriptor that nobody else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }

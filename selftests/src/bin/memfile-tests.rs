@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use memfile_selftests::ktap::{self, Options};
-use memfile_selftests::suites::SUITES;
+use memfile_selftests::suites;
 use memfile_selftests::sys;
 
 /// Run the tests of memfile and write one KTAP document to standard output.
@@ -37,8 +37,9 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let Args { patterns, list, require_memfile, time_factor, kmsg } = args;
+    let all = suites::all();
     if list {
-        for (suite, cases) in ktap::select(SUITES, &patterns) {
+        for (suite, cases) in ktap::select(&all, &patterns) {
             for case in cases {
                 println!("{}.{}", suite.name, case.name);
             }
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
     }
     sys::set_time_factor(time_factor);
     let options = Options { patterns, time_factor, kmsg };
-    match ktap::run(SUITES, &options, &mut std::io::stdout()) {
+    match ktap::run(&all, &options, &mut std::io::stdout()) {
         Ok(totals) if totals.good() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(e) => {

@@ -12,15 +12,17 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use crate::guest::Command;
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
+use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
 use crate::sys::{Errno, Mapping};
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
-use crate::vm::{Exit, Private, Vcpu, Vm, small_pages};
-use crate::{GIB, MIB, PAGE, private_suites};
+use crate::vm::{Exit, Vcpu, Vm, small_pages};
+use crate::{GIB, MIB, PAGE, conformance};
 
-private_suites!(
+conformance!(
     "exits",
-    [
+    [],
+    converting: [
         private_access_without_private_backing,
         private_access_never_reaches_the_shared_page,
         private_access_to_a_deleted_slot,
@@ -59,7 +61,7 @@ fn unbacked() -> Result<(Vm, Mapping)> {
     Ok((vm, view))
 }
 
-fn private_access_without_private_backing(_: Private) -> CaseResult {
+fn private_access_without_private_backing(_: &'static Backend) -> CaseResult {
     let (vm, _view) = unbacked()?;
     for (id, addr) in [(0, GIB), (1, GIB + 5 * PAGE + 0x128), (2, GIB + MIB - 8)] {
         expect_private_exits(&mut vm.vcpu(id)?, addr)?;
@@ -67,7 +69,7 @@ fn private_access_without_private_backing(_: Private) -> CaseResult {
     Ok(())
 }
 
-fn private_access_never_reaches_the_shared_page(_: Private) -> CaseResult {
+fn private_access_never_reaches_the_shared_page(_: &'static Backend) -> CaseResult {
     let (vm, view) = unbacked()?;
     view.store(0, 0x5a5a);
     let mut vcpu = vm.vcpu(0)?;
@@ -77,15 +79,15 @@ fn private_access_never_reaches_the_shared_page(_: Private) -> CaseResult {
     Ok(())
 }
 
-fn private_access_to_a_deleted_slot(kind: Private) -> CaseResult {
-    let mut s = Setup::new(kind, MIB)?;
+fn private_access_to_a_deleted_slot(on: &'static Backend) -> CaseResult {
+    let mut s = Setup::new(on, MIB)?;
     s.fill_both()?;
     let gpa = s.slot.gpa;
     s.vm.delete(s.slot)?;
     expect_private_exits(&mut s.vcpu, gpa + 3 * PAGE)
 }
 
-fn private_access_to_no_slot_at_all(_: Private) -> CaseResult {
+fn private_access_to_no_slot_at_all(_: &'static Backend) -> CaseResult {
     let vm = Vm::protected()?;
     vm.set_private(GIB, MIB)?;
     expect_private_exits(&mut vm.vcpu(0)?, GIB + 0x23000)?;
@@ -95,7 +97,7 @@ fn private_access_to_no_slot_at_all(_: Private) -> CaseResult {
     Ok(())
 }
 
-fn exit_is_repeated_until_resolved(_: Private) -> CaseResult {
+fn exit_is_repeated_until_resolved(_: &'static Backend) -> CaseResult {
     let (vm, _view) = unbacked()?;
     let mut vcpu = vm.vcpu(0)?;
     ensure!(vcpu.start(Command::Load, &[GIB])? == private_exit(GIB));
@@ -106,7 +108,7 @@ fn exit_is_repeated_until_resolved(_: Private) -> CaseResult {
     Ok(())
 }
 
-fn access_completes_after_conversion_to_shared(_: Private) -> CaseResult {
+fn access_completes_after_conversion_to_shared(_: &'static Backend) -> CaseResult {
     let (vm, view) = unbacked()?;
     view.store(2 * PAGE, 77);
     let mut vcpu = vm.vcpu(0)?;
@@ -117,21 +119,21 @@ fn access_completes_after_conversion_to_shared(_: Private) -> CaseResult {
     Ok(())
 }
 
-fn access_completes_after_private_backing_arrives(kind: Private) -> CaseResult {
+fn access_completes_after_private_backing_arrives(on: &'static Backend) -> CaseResult {
     let (vm, view) = unbacked()?;
     let mut vcpu = vm.vcpu(0)?;
     ensure!(vcpu.start(Command::Store, &[GIB + PAGE, 78])? == private_exit(GIB + PAGE));
     vm.raw_delete(SLOT)?;
-    let fd = kind.create(&vm, MIB)?;
-    let slot = vm.add_private(SLOT, GIB, MIB, kind, &fd, 0)?;
+    let fd = on.create(&vm, MIB)?;
+    let slot = vm.add_private(SLOT, GIB, MIB, on.kind, &fd, 0)?;
     ensure!(vcpu.run()? == Exit::Done);
     ensure!(vcpu.load(GIB + PAGE)? == 78);
     ensure!(slot.view.load(PAGE) == 0 && view.load(PAGE) == 0, "the store is visible outside");
     Ok(())
 }
 
-fn access_completes_after_conversion_to_private(kind: Private) -> CaseResult {
-    let mut s = Setup::new(kind, MIB)?;
+fn access_completes_after_conversion_to_private(on: &'static Backend) -> CaseResult {
+    let mut s = Setup::new(on, MIB)?;
     s.fill_both()?;
     let gpa = s.slot.gpa;
     s.vm.set_shared(gpa, s.slot.size)?;
@@ -140,13 +142,13 @@ fn access_completes_after_conversion_to_private(kind: Private) -> CaseResult {
     s.vcpu.verify(gpa, s.slot.size, GUEST)
 }
 
-fn slot_deleted_and_made_again_has_its_content(kind: Private) -> CaseResult {
-    let mut s = Setup::new(kind, MIB)?;
+fn slot_deleted_and_made_again_has_its_content(on: &'static Backend) -> CaseResult {
+    let mut s = Setup::new(on, MIB)?;
     s.fill_both()?;
     let gpa = s.slot.gpa;
     let view = s.vm.delete(s.slot)?;
     ensure!(s.vcpu.start(Command::Store, &[gpa, 1])? == private_exit(gpa));
-    let slot = s.vm.add_private(SLOT, gpa, MIB, kind, &s.fd, 0)?;
+    let slot = s.vm.add_private(SLOT, gpa, MIB, on.kind, &s.fd, 0)?;
     // The store that exited is done now.
     ensure!(s.vcpu.run()? == Exit::Done);
     ensure!(s.vcpu.load(gpa)? == 1);
@@ -155,15 +157,15 @@ fn slot_deleted_and_made_again_has_its_content(kind: Private) -> CaseResult {
 }
 
 /// KVM remembers that an address is emulated I/O. It must forget when the address becomes private.
-fn private_access_where_there_was_emulated_io(kind: Private) -> CaseResult {
+fn private_access_where_there_was_emulated_io(on: &'static Backend) -> CaseResult {
     for write in [false, true] {
         let vm = Vm::protected()?;
-        let fd = kind.create(&vm, MIB)?;
+        let fd = on.create(&vm, MIB)?;
         let mut vcpu = vm.vcpu(0)?;
         let exit = vcpu.start(Command::Load, &[GIB])?;
         ensure!(exit == Exit::Mmio { gpa: GIB, write: false }, "{exit:x?}");
         ensure!(vcpu.run()? == Exit::Done);
-        let slot = vm.add_private(SLOT, GIB, MIB, kind, &fd, 0)?;
+        let slot = vm.add_private(SLOT, GIB, MIB, on.kind, &fd, 0)?;
         slot.view.store(0, 0x5a5a);
         vm.set_private(GIB, MIB)?;
         if write {
@@ -178,8 +180,8 @@ fn private_access_where_there_was_emulated_io(kind: Private) -> CaseResult {
 
 /// Conversions run against accesses. Nearly always the fault waits; when it does not, the exit must
 /// be well-formed, and the next KVM_RUN must work.
-fn conversion_that_overtakes_a_fault_names_the_page(kind: Private) -> CaseResult {
-    let mut s = Setup::new(kind, 64 * PAGE)?;
+fn conversion_that_overtakes_a_fault_names_the_page(on: &'static Backend) -> CaseResult {
+    let mut s = Setup::new(on, 64 * PAGE)?;
     fill_view(&s.slot, Pattern::ZERO);
     let (gpa, size) = (s.slot.gpa, s.slot.size);
     s.vcpu.post(Command::Watch, &[gpa, gpa + size, PAGE, 1])?;

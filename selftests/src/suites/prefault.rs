@@ -10,24 +10,24 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
 use crate::pressure::base_pages;
+use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, LAYOUTS, SHARED, SLOT, Setup, fill_view};
 use crate::sys::*;
-use crate::vm::Private;
-use crate::{HUGE, MIB, PAGE, private_suites};
+use crate::{HUGE, MIB, PAGE, conformance};
 
-private_suites!(
+conformance!(
     "prefault",
     [
         maps_private_memory,
         allocates_what_was_asked_for,
         keeps_content,
         stops_at_the_end_of_the_slot,
-        private_range_without_backing_is_efault,
         unaligned_or_empty_range_is_refused,
         works_at_every_layout,
         runs_against_punch,
         runs_against_slot_deletion,
-    ]
+    ],
+    converting: [private_range_without_backing_is_efault]
 );
 
 /// Pre-fault a range that must work.
@@ -36,9 +36,9 @@ fn pre_fault(s: &Setup, gpa: u64, size: u64) -> Result<()> {
     result.with_context(|| format!("pre-fault [{gpa:#x}, +{size:#x}), {left} bytes left"))
 }
 
-fn maps_private_memory(kind: Private) -> CaseResult {
+fn maps_private_memory(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
-    let mut s = Setup::new(kind, 4 * MIB)?;
+    let mut s = Setup::new(on, 4 * MIB)?;
     let stats = s.vm.stats()?;
     let before = stats.get("pages_4k")?;
     pre_fault(&s, s.slot.gpa, s.slot.size)?;
@@ -53,20 +53,17 @@ fn maps_private_memory(kind: Private) -> CaseResult {
     Ok(())
 }
 
-fn allocates_what_was_asked_for(kind: Private) -> CaseResult {
+fn allocates_what_was_asked_for(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
-    if kind == Private::GuestMemfd {
-        return crate::ktap::skip("st_blocks of a guest_memfd is always 0");
-    }
-    let s = Setup::new(kind, 4 * MIB)?;
+    let s = Setup::new(on, 4 * MIB)?;
     pre_fault(&s, s.slot.gpa + PAGE, 3 * PAGE)?;
-    expect_allocated(&s.fd, 3 * PAGE, "three pages")?;
+    on.expect_allocated(&s.fd, 3 * PAGE, "three pages")?;
     pre_fault(&s, s.slot.gpa, 8 * PAGE)?;
-    expect_allocated(&s.fd, 8 * PAGE, "eight pages")
+    on.expect_allocated(&s.fd, 8 * PAGE, "eight pages")
 }
 
-fn keeps_content(kind: Private) -> CaseResult {
-    let mut s = Setup::new(kind, MIB)?;
+fn keeps_content(on: &'static Backend) -> CaseResult {
+    let mut s = Setup::new(on, MIB)?;
     s.fill_both()?;
     for _ in 0..3 {
         pre_fault(&s, s.slot.gpa, s.slot.size)?;
@@ -75,8 +72,8 @@ fn keeps_content(kind: Private) -> CaseResult {
 }
 
 /// The table of upstream's test: a slot of 2 MiB and a page.
-fn stops_at_the_end_of_the_slot(kind: Private) -> CaseResult {
-    let s = Setup::new(kind, HUGE + PAGE)?;
+fn stops_at_the_end_of_the_slot(on: &'static Backend) -> CaseResult {
+    let s = Setup::new(on, HUGE + PAGE)?;
     let gpa = s.slot.gpa;
     // Private where there is no slot, so that the end is an error and not emulated I/O.
     let expected = [
@@ -94,33 +91,34 @@ fn stops_at_the_end_of_the_slot(kind: Private) -> CaseResult {
     Ok(())
 }
 
-fn private_range_without_backing_is_efault(kind: Private) -> CaseResult {
-    let s = Setup::new(kind, MIB)?;
+fn private_range_without_backing_is_efault(on: &'static Backend) -> CaseResult {
+    let s = Setup::new(on, MIB)?;
     let gpa = s.slot.gpa + MIB;
     s.vm.set_private(gpa, MIB)?;
     let (result, left) = s.vcpu.raw_pre_fault(gpa, MIB);
-    expect_errno("no slot", result, &[Errno::EFAULT])?;
+    on.errno("pre-fault without a slot", result, Errno::EFAULT)?;
     ensure!(left == MIB, "{left} bytes left");
     let (result, left) = s.vcpu.raw_pre_fault(gpa - PAGE, 2 * PAGE);
-    expect_errno("across the end", result, &[Errno::EFAULT])?;
+    on.errno("pre-fault across the end", result, Errno::EFAULT)?;
     ensure!(left == PAGE, "{left} bytes left");
     Ok(())
 }
 
-fn unaligned_or_empty_range_is_refused(kind: Private) -> CaseResult {
-    let s = Setup::new(kind, MIB)?;
+fn unaligned_or_empty_range_is_refused(on: &'static Backend) -> CaseResult {
+    let s = Setup::new(on, MIB)?;
     let gpa = s.slot.gpa;
     for (start, size) in [(gpa + 1, PAGE), (gpa, PAGE + 1), (gpa, PAGE - 1), (gpa, 0)] {
         let (result, _) = s.vcpu.raw_pre_fault(start, size);
-        expect_errno(&format!("[{start:#x}, +{size:#x})"), result, &[Errno::EINVAL])?;
+        on.errno("unaligned or empty range", result, Errno::EINVAL)
+            .with_context(|| format!("[{start:#x}, +{size:#x})"))?;
     }
     let (result, _) = s.vcpu.raw_pre_fault(!(PAGE - 1), 2 * PAGE);
-    expect_errno("overflow", result, &[Errno::EINVAL])
+    on.errno("range that overflows", result, Errno::EINVAL)
 }
 
-fn works_at_every_layout(kind: Private) -> CaseResult {
+fn works_at_every_layout(on: &'static Backend) -> CaseResult {
     for layout in LAYOUTS {
-        let mut s = Setup::at(kind, MIB, layout)?;
+        let mut s = Setup::at(on, MIB, layout)?;
         fill_view(&s.slot, SHARED);
         let check = pre_fault(&s, s.slot.gpa, s.slot.size)
             .and_then(|()| s.vcpu.verify(s.slot.gpa, s.slot.size, Pattern::ZERO))
@@ -131,8 +129,8 @@ fn works_at_every_layout(kind: Private) -> CaseResult {
     Ok(())
 }
 
-fn runs_against_punch(kind: Private) -> CaseResult {
-    let mut s = Setup::new(kind, MIB)?;
+fn runs_against_punch(on: &'static Backend) -> CaseResult {
+    let mut s = Setup::new(on, MIB)?;
     let fd = &s.fd;
     thread::scope(|scope| {
         let puncher = scope.spawn(move || -> Result<()> {
@@ -153,8 +151,8 @@ fn runs_against_punch(kind: Private) -> CaseResult {
     s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
 }
 
-fn runs_against_slot_deletion(kind: Private) -> CaseResult {
-    let mut s = Setup::new(kind, MIB)?;
+fn runs_against_slot_deletion(on: &'static Backend) -> CaseResult {
+    let mut s = Setup::new(on, MIB)?;
     let (vm, vcpu, fd) = (&s.vm, &s.vcpu, &s.fd);
     let mut slot = s.slot;
     let stop = AtomicBool::new(false);
@@ -175,7 +173,7 @@ fn runs_against_slot_deletion(kind: Private) -> CaseResult {
             for _ in 0..40 {
                 thread::sleep(Duration::from_millis(5));
                 vm.delete(slot)?;
-                slot = vm.add_private(SLOT, LAYOUTS[0].gpa, MIB, kind, fd, 0)?;
+                slot = vm.add_private(SLOT, LAYOUTS[0].gpa, MIB, on.kind, fd, 0)?;
             }
             Ok(())
         };

@@ -28,15 +28,17 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::guest::Command;
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
+use crate::support::backend::{Backend, MEMFILE};
 use crate::support::setup::{check_view, convert_by_hypercall, fill_view_part};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{Door, Exit, Private, Slot, Vcpu, Vm, region, sequence, small_pages};
-use crate::{GIB, HUGE, MIB, PAGE, pressure, private_suites};
+use crate::vm::{Door, Exit, Slot, Vcpu, Vm, region, sequence, small_pages};
+use crate::{GIB, HUGE, MIB, PAGE, conformance, pressure};
 
-private_suites!(
+conformance!(
     "scenarios",
-    [
+    [],
+    converting: [
         private_memory_private_access,
         private_memory_shared_access,
         shared_memory_shared_access,
@@ -120,7 +122,7 @@ struct Variant {
 /// One area, its vCPUs, and the VMM's part.
 struct Area<'a> {
     vm: &'a Vm,
-    kind: Private,
+    on: &'static Backend,
     file: &'a OwnedFd,
     /// Its offset in the file.
     offset: u64,
@@ -142,7 +144,7 @@ const SCENARIOS: [Scenario; 8] = [pmpa, pmsa, smsa, smpa, psa, spa, pspa, middle
 impl Area<'_> {
     fn new<'a>(
         vm: &'a Vm,
-        kind: Private,
+        on: &'static Backend,
         file: &'a OwnedFd,
         number: u64,
         sealed: bool,
@@ -160,11 +162,11 @@ impl Area<'_> {
             None => small_pages(SIZE)?,
         };
         let id = number as u32 + 1;
-        let slot = vm.add(id, gpa, view, Some((kind, file.as_fd(), offset)))?;
+        let slot = vm.add(id, gpa, view, Some((on.kind, file.as_fd(), offset)))?;
         let vcpus = (0..how.vcpus).map(|n| vm.vcpu(number * how.vcpus + n));
         let vcpus = vcpus.collect::<Result<_>>()?;
         let sides = vec![Shared; (SIZE / PAGE) as usize];
-        Ok(Area { vm, kind, file, offset, shared_file, slot, vcpus, how, sides })
+        Ok(Area { vm, on, file, offset, shared_file, slot, vcpus, how, sides })
     }
 
     /// The scenario begins with all memory on this side; the other side is empty, or has what the
@@ -287,7 +289,7 @@ impl Area<'_> {
     /// Take the private backing away from the slot, or give it back.
     fn set_private_backing(&self, there: bool) -> Result<()> {
         let Slot { id, gpa, view, .. } = &self.slot;
-        let backing = there.then(|| (self.kind, self.file.as_fd(), self.offset));
+        let backing = there.then(|| (self.on.kind, self.file.as_fd(), self.offset));
         self.vm.raw_delete(*id).context("delete the slot")?;
         self.vm.raw_set_region(&region(*id, *gpa, view, backing)).context("make the slot again")
     }
@@ -305,7 +307,7 @@ impl Area<'_> {
 
     /// The file holds that many bytes, if huge pages and other users do not count.
     fn expect_private_memory(&self, bytes: u64, when: &str) -> Result<()> {
-        if self.kind == Private::GuestMemfd || self.how.areas > 1 || self.how.pages.huge_private {
+        if !self.on.counted || self.how.areas > 1 || self.how.pages.huge_private {
             return Ok(());
         }
         expect_allocated(self.file, bytes, when)
@@ -321,11 +323,11 @@ fn sealed_memfd() -> Result<OwnedFd> {
 }
 
 /// Run a scenario on a VM of its own.
-fn run(kind: Private, how: Variant, sealed: bool, scenario: Scenario) -> CaseResult {
+fn run(on: &'static Backend, how: Variant, sealed: bool, scenario: Scenario) -> CaseResult {
     let vm = Vm::protected()?;
     vm.exit_on_map_gpa()?;
-    let file = kind.create(&vm, how.areas * STRIDE)?;
-    let areas = (0..how.areas).map(|n| Area::new(&vm, kind, &file, n, sealed, how));
+    let file = on.create(&vm, how.areas * STRIDE)?;
+    let areas = (0..how.areas).map(|n| Area::new(&vm, on, &file, n, sealed, how));
     let mut areas = areas.collect::<Result<Vec<_>>>()?;
     thread::scope(|scope| {
         let running: Vec<_> =
@@ -336,31 +338,36 @@ fn run(kind: Private, how: Variant, sealed: bool, scenario: Scenario) -> CaseRes
 }
 
 /// Run a scenario in variants in which each pair of choices occurs.
-fn run_variants(kind: Private, pages: Pages, sealed: bool, scenario: Scenario) -> CaseResult {
+fn run_variants(
+    on: &'static Backend,
+    pages: Pages,
+    sealed: bool,
+    scenario: Scenario,
+) -> CaseResult {
     let doors = Vm::protected()?.doors();
     let both = [(Asking::Explicit, ONE), (Asking::Implicit, SEVERAL)];
     let other = [(Asking::Explicit, SEVERAL), (Asking::Implicit, ONE)];
     for (&door, variants) in doors.iter().zip([both, other]) {
         for (asking, (areas, vcpus)) in variants {
             // guest_memfd is here for comparison, and not under test.
-            if kind == Private::GuestMemfd && areas > 1 {
+            if on.kind != MEMFILE.kind && areas > 1 {
                 continue;
             }
             let how = Variant { door, asking, areas, vcpus, pages };
-            run(kind, how, sealed, scenario).with_context(|| format!("{how:?}"))?;
+            run(on, how, sealed, scenario).with_context(|| format!("{how:?}"))?;
         }
     }
     Ok(())
 }
 
-fn run_small(kind: Private, scenario: Scenario) -> CaseResult {
-    run_variants(kind, Pages::default(), false, scenario)
+fn run_small(on: &'static Backend, scenario: Scenario) -> CaseResult {
+    run_variants(on, Pages::default(), false, scenario)
 }
 
 /// The guest's private content is not in the host's memory, and does not change.
-fn private_memory_private_access(kind: Private) -> CaseResult {
+fn private_memory_private_access(on: &'static Backend) -> CaseResult {
     let _pages = pressure::base_pages()?;
-    run_small(kind, pmpa)
+    run_small(on, pmpa)
 }
 
 fn pmpa(a: &mut Area) -> Result<()> {
@@ -373,8 +380,8 @@ fn pmpa(a: &mut Area) -> Result<()> {
 }
 
 /// A shared access to private memory finds the host's, for reading and writing.
-fn private_memory_shared_access(kind: Private) -> CaseResult {
-    run_small(kind, pmsa)
+fn private_memory_shared_access(on: &'static Backend) -> CaseResult {
+    run_small(on, pmsa)
 }
 
 fn pmsa(a: &mut Area) -> Result<()> {
@@ -386,8 +393,8 @@ fn pmsa(a: &mut Area) -> Result<()> {
 }
 
 /// Memory that was never private is the host's, and takes no private page.
-fn shared_memory_shared_access(kind: Private) -> CaseResult {
-    run_small(kind, smsa)
+fn shared_memory_shared_access(on: &'static Backend) -> CaseResult {
+    run_small(on, smsa)
 }
 
 fn smsa(a: &mut Area) -> Result<()> {
@@ -400,9 +407,9 @@ fn smsa(a: &mut Area) -> Result<()> {
 }
 
 /// A private access to shared memory leaves the host's as it was.
-fn shared_memory_private_access(kind: Private) -> CaseResult {
+fn shared_memory_private_access(on: &'static Backend) -> CaseResult {
     let _pages = pressure::base_pages()?;
-    run_small(kind, smpa)
+    run_small(on, smpa)
 }
 
 fn smpa(a: &mut Area) -> Result<()> {
@@ -415,9 +422,9 @@ fn smpa(a: &mut Area) -> Result<()> {
 }
 
 /// Private memory that the host frees is gone: the guest gets the host's, and never the old pages.
-fn private_shared_access(kind: Private) -> CaseResult {
+fn private_shared_access(on: &'static Backend) -> CaseResult {
     let _pages = pressure::base_pages()?;
-    run_small(kind, psa)
+    run_small(on, psa)
 }
 
 fn psa(a: &mut Area) -> Result<()> {
@@ -438,8 +445,8 @@ fn psa(a: &mut Area) -> Result<()> {
 
 /// Shared memory that gets private backing while the guest has it mapped is private from the first
 /// private access on.
-fn shared_private_access(kind: Private) -> CaseResult {
-    run_small(kind, spa)
+fn shared_private_access(on: &'static Backend) -> CaseResult {
+    run_small(on, spa)
 }
 
 fn spa(a: &mut Area) -> Result<()> {
@@ -455,8 +462,8 @@ fn spa(a: &mut Area) -> Result<()> {
 }
 
 /// Private, shared, private: each side keeps what was written to it last.
-fn private_shared_private_access(kind: Private) -> CaseResult {
-    run_small(kind, pspa)
+fn private_shared_private_access(on: &'static Backend) -> CaseResult {
+    run_small(on, pspa)
 }
 
 fn pspa(a: &mut Area) -> Result<()> {
@@ -475,9 +482,9 @@ fn pspa(a: &mut Area) -> Result<()> {
 
 /// A VMM that keeps one side only, with F_SEAL_AUTO_ALLOCATE on the shared one: a stray access
 /// allocates no page, and both sides are never allocated together.
-fn private_shared_access_without_double_allocation(kind: Private) -> CaseResult {
+fn private_shared_access_without_double_allocation(on: &'static Backend) -> CaseResult {
     let _pages = pressure::base_pages()?;
-    run_variants(kind, Pages::default(), true, psawda)
+    run_variants(on, Pages::default(), true, psawda)
 }
 
 fn psawda(a: &mut Area) -> Result<()> {
@@ -513,8 +520,8 @@ fn psawda(a: &mut Area) -> Result<()> {
 
 /// A part in the middle becomes shared and private again; it keeps the content of both sides, and
 /// the rest of the area does not change.
-fn part_of_private_memory_is_shared_and_back(kind: Private) -> CaseResult {
-    run_small(kind, middle)
+fn part_of_private_memory_is_shared_and_back(on: &'static Backend) -> CaseResult {
+    run_small(on, middle)
 }
 
 fn middle(a: &mut Area) -> Result<()> {
@@ -546,19 +553,19 @@ fn middle(a: &mut Area) -> Result<()> {
 }
 
 /// Every scenario with pages of these sizes; SKIP where the kernel gives none.
-fn run_all(kind: Private, pages: Pages) -> CaseResult {
+fn run_all(on: &'static Backend, pages: Pages) -> CaseResult {
     let _policy = pressure::shmem_huge(if pages.huge_private { "always" } else { "never" })?;
     let _anonymous = pages.huge_shared.then(|| pressure::anonymous_huge("madvise")).transpose()?;
     let (door, asking) = (Door::Attributes, Asking::Explicit);
     let how = Variant { door, asking, areas: 1, vcpus: 1, pages };
-    run(kind, how, false, pages_are_as_asked_for)?;
+    run(on, how, false, pages_are_as_asked_for)?;
     let how = Variant { vcpus: 2, ..how };
     for scenario in SCENARIOS {
-        run(kind, how, false, scenario).with_context(|| format!("{how:?}"))?;
+        run(on, how, false, scenario).with_context(|| format!("{how:?}"))?;
     }
     // One setting decides the size of pages of memfds on both sides.
     if pages.huge_shared && pages.huge_private {
-        run(kind, how, true, psawda)?;
+        run(on, how, true, psawda)?;
     }
     Ok(())
 }
@@ -575,14 +582,14 @@ fn pages_are_as_asked_for(a: &mut Area) -> Result<()> {
     Ok(())
 }
 
-fn all_on_huge_shared_pages(kind: Private) -> CaseResult {
-    run_all(kind, Pages { huge_shared: true, huge_private: false })
+fn all_on_huge_shared_pages(on: &'static Backend) -> CaseResult {
+    run_all(on, Pages { huge_shared: true, huge_private: false })
 }
 
-fn all_on_huge_private_pages(kind: Private) -> CaseResult {
-    run_all(kind, Pages { huge_shared: false, huge_private: true })
+fn all_on_huge_private_pages(on: &'static Backend) -> CaseResult {
+    run_all(on, Pages { huge_shared: false, huge_private: true })
 }
 
-fn all_on_huge_pages(kind: Private) -> CaseResult {
-    run_all(kind, Pages { huge_shared: true, huge_private: true })
+fn all_on_huge_pages(on: &'static Backend) -> CaseResult {
+    run_all(on, Pages { huge_shared: true, huge_private: true })
 }

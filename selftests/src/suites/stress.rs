@@ -8,24 +8,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
 
-use crate::PAGE;
 use crate::guest::{Command, STRESS_ENTRY};
 use crate::ktap::CaseResult;
-use crate::private_suites;
+use crate::support::backend::Backend;
 use crate::support::setup::LAYOUTS;
 use crate::support::stress::{Action, Bench, EVERYTHING, PAGES, TABLE};
 use crate::sys::punch;
-use crate::vm::Private;
+use crate::{PAGE, conformance};
 
-private_suites!(
+conformance!(
     "stress",
     [
         wrong_word_is_noticed,
         lost_own_word_is_noticed,
-        access_against_conversion_one_vcpu,
-        access_against_conversion_several_vcpus,
         access_against_punch,
         access_against_slot_replacement,
+    ],
+    converting: [
+        access_against_conversion_one_vcpu,
+        access_against_conversion_several_vcpus,
         access_against_everything,
         access_against_everything_unaligned,
     ],
@@ -33,8 +34,8 @@ private_suites!(
 );
 
 /// A table with one wrong entry must end the stress.
-fn wrong_word_is_noticed(kind: Private) -> CaseResult {
-    let bench = Bench::new(kind, LAYOUTS[0])?;
+fn wrong_word_is_noticed(on: &'static Backend) -> CaseResult {
+    let bench = Bench::new(on, LAYOUTS[0])?;
     let mut vcpu = bench.s.vm.vcpu(1)?;
     bench.s.vm.system().store(TABLE + 100 * STRESS_ENTRY + 8, 12345);
     match vcpu.stress(&bench.arguments(1)) {
@@ -45,8 +46,8 @@ fn wrong_word_is_noticed(kind: Private) -> CaseResult {
 
 /// A hole that the table does not show takes the vCPU's own words away, or the content: either is
 /// noticed.
-fn lost_own_word_is_noticed(kind: Private) -> CaseResult {
-    let bench = Bench::new(kind, LAYOUTS[0])?;
+fn lost_own_word_is_noticed(on: &'static Backend) -> CaseResult {
+    let bench = Bench::new(on, LAYOUTS[0])?;
     let mut vcpu = bench.s.vm.vcpu(1)?;
     let arguments = bench.arguments(1);
     // Zeros everywhere, so that only the vCPUs' own words can show an error.
@@ -75,35 +76,35 @@ fn lost_own_word_is_noticed(kind: Private) -> CaseResult {
     })
 }
 
-fn access_against_conversion_one_vcpu(kind: Private) -> CaseResult {
-    Bench::new(kind, LAYOUTS[0])?.run(1, &[Action::Share, Action::Privatise])
+fn access_against_conversion_one_vcpu(on: &'static Backend) -> CaseResult {
+    Bench::new(on, LAYOUTS[0])?.run(1, &[Action::Share, Action::Privatise])
 }
 
-fn access_against_conversion_several_vcpus(kind: Private) -> CaseResult {
-    Bench::new(kind, LAYOUTS[0])?.run(3, &[Action::Share, Action::Privatise, Action::Refill])
+fn access_against_conversion_several_vcpus(on: &'static Backend) -> CaseResult {
+    Bench::new(on, LAYOUTS[0])?.run(3, &[Action::Share, Action::Privatise, Action::Refill])
 }
 
-fn access_against_punch(kind: Private) -> CaseResult {
-    Bench::new(kind, LAYOUTS[0])?.run(2, &[Action::Punch, Action::Refill, Action::Allocate])
+fn access_against_punch(on: &'static Backend) -> CaseResult {
+    Bench::new(on, LAYOUTS[0])?.run(2, &[Action::Punch, Action::Refill, Action::Allocate])
 }
 
 /// All pages stay private: a shared one without a slot would be emulated I/O.
-fn access_against_slot_replacement(kind: Private) -> CaseResult {
+fn access_against_slot_replacement(on: &'static Backend) -> CaseResult {
     let actions = [Action::ReplaceSlot, Action::Punch, Action::Refill, Action::PreFault];
-    Bench::new(kind, LAYOUTS[0])?.run(3, &actions)
+    Bench::new(on, LAYOUTS[0])?.run(3, &actions)
 }
 
-fn access_against_everything(kind: Private) -> CaseResult {
-    Bench::new(kind, LAYOUTS[0])?.run(3, &EVERYTHING)
+fn access_against_everything(on: &'static Backend) -> CaseResult {
+    Bench::new(on, LAYOUTS[0])?.run(3, &EVERYTHING)
 }
 
-fn access_against_everything_unaligned(kind: Private) -> CaseResult {
-    Bench::new(kind, LAYOUTS[4])?.run(3, &EVERYTHING)
+fn access_against_everything_unaligned(on: &'static Backend) -> CaseResult {
+    Bench::new(on, LAYOUTS[4])?.run(3, &EVERYTHING)
 }
 
 /// Bindings, a module and VMs begin and end on a file whose pages are in use and go away.
-fn access_while_consumers_and_vms_come_and_go(kind: Private) -> CaseResult {
-    let bench = Bench::new(kind, LAYOUTS[1])?;
+fn access_while_consumers_and_vms_come_and_go(on: &'static Backend) -> CaseResult {
+    let bench = Bench::new(on, LAYOUTS[1])?;
     let others = vec![bench.consumers()?, bench.another_vm()?];
     bench.run_beside(2, &EVERYTHING, others)
 }

@@ -12,16 +12,15 @@ use anyhow::{Context, Result, bail};
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
 use crate::pressure::frames;
+use crate::support::backend::{Backend, MEMFILE};
 use crate::support::setup::Setup;
 use crate::sys::{allocate, punch};
-use crate::vm::Private;
-use crate::{MIB, PAGE, private_suites};
+use crate::{MIB, PAGE, conformance};
 
-// On guest_memfd only the cheapest.
-private_suites!(
+conformance!(
     "zero",
-    [fresh_pages_next_to_written_ones],
-    memfile: [
+    [
+        fresh_pages_next_to_written_ones,
         fresh_pages_on_demand,
         fresh_pages_after_fallocate,
         fresh_pages_after_pre_fault,
@@ -34,15 +33,15 @@ const SECRET: Pattern = Pattern::Constant(0xdead_c0de_dead_c0de);
 
 /// Let `check` use a VM without memory when another one has just freed its own. Most pages that it
 /// gets must have been the other's; if not, once more after a larger VM.
-fn inherit(kind: Private, check: fn(&mut Setup) -> CaseResult) -> CaseResult {
+fn inherit(on: &'static Backend, check: fn(&mut Setup) -> CaseResult) -> CaseResult {
     for factor in [2, 4, 8, 16] {
-        let mut s = Setup::new(kind, factor * SIZE)?;
+        let mut s = Setup::new(on, factor * SIZE)?;
         s.vcpu.fill(s.slot.gpa, factor * SIZE, SECRET)?;
-        let soiled = pfns(kind, &s)?;
+        let soiled = pfns(on, &s)?;
         drop(s);
-        let mut heir = Setup::new(kind, SIZE)?;
+        let mut heir = Setup::new(on, SIZE)?;
         check(&mut heir)?;
-        let pages = pfns(kind, &heir)?;
+        let pages = pfns(on, &heir)?;
         let inherited = pages.intersection(&soiled).count();
         println!("{inherited} of {} pages were another guest's", pages.len());
         // A guest_memfd has no such figure.
@@ -54,28 +53,26 @@ fn inherit(kind: Private, check: fn(&mut Setup) -> CaseResult) -> CaseResult {
 }
 
 /// The page frames of a guest; those of a guest_memfd are not traced.
-fn pfns(kind: Private, s: &Setup) -> Result<BTreeSet<u64>> {
-    match kind {
-        Private::Memfile => {
-            Ok(frames(&s.vcpu, &s.slot, &s.fd)?.values().map(|frame| frame.pfn).collect())
-        }
-        Private::GuestMemfd => Ok(BTreeSet::new()),
+fn pfns(on: &'static Backend, s: &Setup) -> Result<BTreeSet<u64>> {
+    if on.kind != MEMFILE.kind {
+        return Ok(BTreeSet::new());
     }
+    Ok(frames(&s.vcpu, &s.slot, &s.fd)?.values().map(|frame| frame.pfn).collect())
 }
 
-fn fresh_pages_on_demand(kind: Private) -> CaseResult {
-    inherit(kind, |s| s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO))
+fn fresh_pages_on_demand(on: &'static Backend) -> CaseResult {
+    inherit(on, |s| s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO))
 }
 
-fn fresh_pages_after_fallocate(kind: Private) -> CaseResult {
-    inherit(kind, |s| {
+fn fresh_pages_after_fallocate(on: &'static Backend) -> CaseResult {
+    inherit(on, |s| {
         allocate(&s.fd, 0, SIZE)?;
         s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO)
     })
 }
 
-fn fresh_pages_after_pre_fault(kind: Private) -> CaseResult {
-    inherit(kind, |s| {
+fn fresh_pages_after_pre_fault(on: &'static Backend) -> CaseResult {
+    inherit(on, |s| {
         let (result, left) = s.vcpu.raw_pre_fault(s.slot.gpa, SIZE);
         result.with_context(|| format!("KVM_PRE_FAULT_MEMORY, {left} bytes left"))?;
         s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO)
@@ -83,8 +80,8 @@ fn fresh_pages_after_pre_fault(kind: Private) -> CaseResult {
 }
 
 /// These pages were the guest's own, but their content is gone as well.
-fn fresh_pages_after_punch(kind: Private) -> CaseResult {
-    inherit(kind, |s| {
+fn fresh_pages_after_punch(on: &'static Backend) -> CaseResult {
+    inherit(on, |s| {
         let (gpa, part) = (s.slot.gpa, SIZE / 2);
         s.vcpu.fill(gpa, part, SECRET)?;
         punch(&s.fd, 0, part)?;
@@ -97,8 +94,8 @@ fn fresh_pages_after_punch(kind: Private) -> CaseResult {
 }
 
 /// A page that was allocated for one word must not bring others' words along.
-fn fresh_pages_next_to_written_ones(kind: Private) -> CaseResult {
-    inherit(kind, |s| {
+fn fresh_pages_next_to_written_ones(on: &'static Backend) -> CaseResult {
+    inherit(on, |s| {
         s.vcpu.fill_pages(s.slot.gpa, SIZE, Pattern::Constant(1))?;
         for page in (0..SIZE).step_by(16 * PAGE as usize) {
             let gpa = s.slot.gpa + page;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Helpers that several suites share.
 
+pub mod backend;
 pub mod inject;
 pub mod setup;
 pub mod stress;

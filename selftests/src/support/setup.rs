@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::mem;
 use crate::pattern::Pattern;
 use crate::pressure::Cgroup;
+use crate::support::backend::{Backend, MEMFILE};
 use crate::sys;
 use crate::uapi::*;
-use crate::vm::{Door, Exit, Private, Slot, Vcpu, Vm, VmType, open_kvm, region, supports};
+use crate::vm::{Door, Exit, Slot, Vcpu, Vm, VmType, open_kvm, region, supports};
 use crate::{GIB, HUGE, MIB, PAGE};
 
 /// A port that no device has.
@@ -50,28 +51,29 @@ pub const BOTH: u64 = MEMFILE_F_USER_INACCESSIBLE;
 
 /// A VM with a private slot.
 pub struct Setup {
+    pub on: &'static Backend,
     pub vm: Vm,
     pub vcpu: Vcpu,
     pub fd: OwnedFd,
     pub slot: Slot,
-    kind: Private,
     offset: u64,
 }
 
 impl Setup {
     /// A slot of `size` bytes at [`LAYOUTS`]`[0]`, all private.
-    pub fn new(kind: Private, size: u64) -> Result<Setup> {
-        Setup::at(kind, size, LAYOUTS[0])
+    pub fn new(on: impl Into<&'static Backend>, size: u64) -> Result<Setup> {
+        Setup::at(on, size, LAYOUTS[0])
     }
 
     /// A slot of `size` bytes, all private, bound to a part of a file that is 2 MiB longer.
-    pub fn at(kind: Private, size: u64, layout: Layout) -> Result<Setup> {
-        Setup::in_vm(Vm::protected()?, kind, size, layout)
+    pub fn at(on: impl Into<&'static Backend>, size: u64, layout: Layout) -> Result<Setup> {
+        let on = on.into();
+        Setup::in_vm(on.vm()?, on, size, layout)
     }
 
     /// The same as [`Setup::new`], with a memfile and the flags that the VM chooses for it.
     pub fn with_flags(flags: u64, size: u64) -> Result<Setup> {
-        Setup::in_vm(vm_with_flags(flags)?, Private::Memfile, size, LAYOUTS[0])
+        Setup::in_vm(vm_with_flags(flags)?, &MEMFILE, size, LAYOUTS[0])
     }
 
     /// The same, in a VM whose private memory KVM itself may use if `access` is set. The shared
@@ -80,7 +82,7 @@ impl Setup {
         let vm = vm_with_flags(flags)?;
         vm.raw_enable_cap(KVM_CAP_MEMFILE_ACCESS, access.into())
             .context("KVM_CAP_MEMFILE_ACCESS")?;
-        let s = Setup::in_vm(vm, Private::Memfile, size, LAYOUTS[0])?;
+        let s = Setup::in_vm(vm, &MEMFILE, size, LAYOUTS[0])?;
         fill_view(&s.slot, SHARED);
         Ok(s)
     }
@@ -95,9 +97,9 @@ impl Setup {
     /// The same with a file whose pages were allocated before it was bound.
     pub fn allocated_first(flags: u64, size: u64) -> Result<Setup> {
         let vm = vm_with_flags(flags)?;
-        let fd = Private::Memfile.create(&vm, LAYOUTS[0].offset + size + HUGE)?;
+        let fd = MEMFILE.create(&vm, LAYOUTS[0].offset + size + HUGE)?;
         sys::allocate(&fd, LAYOUTS[0].offset, size).context("fallocate")?;
-        Setup::on_file(vm, Private::Memfile, fd, size, LAYOUTS[0])
+        Setup::on_file(vm, &MEMFILE, fd, size, LAYOUTS[0])
     }
 
     /// The same file with its content, in another VM with these flags.
@@ -107,29 +109,36 @@ impl Setup {
 
     /// The same, and do `work` in between, while the file is in no VM.
     pub fn pass_on_after(self, flags: u64, work: impl FnOnce() -> Result<()>) -> Result<Setup> {
-        let Setup { vm, vcpu, fd, slot, kind, offset } = self;
+        let Setup { on, vm, vcpu, fd, slot, offset } = self;
         drop((vcpu, vm));
         work()?;
         let layout = Layout { gpa: slot.gpa, offset };
-        Setup::on_file(vm_with_flags(flags)?, kind, fd, slot.size, layout)
+        Setup::on_file(vm_with_flags(flags)?, on, fd, slot.size, layout)
     }
 
-    fn in_vm(vm: Vm, kind: Private, size: u64, layout: Layout) -> Result<Setup> {
-        let fd = kind.create(&vm, layout.offset + size + HUGE)?;
-        Setup::on_file(vm, kind, fd, size, layout)
+    fn in_vm(vm: Vm, on: &'static Backend, size: u64, layout: Layout) -> Result<Setup> {
+        let fd = on.create(&vm, layout.offset + size + HUGE)?;
+        Setup::on_file(vm, on, fd, size, layout)
     }
 
     /// The same as [`Setup::at`], on an existing file.
-    pub fn on_file(vm: Vm, kind: Private, fd: OwnedFd, size: u64, layout: Layout) -> Result<Setup> {
-        let slot = vm.add_private(SLOT, layout.gpa, size, kind, &fd, layout.offset)?;
-        vm.set_private(slot.gpa, slot.size)?;
+    pub fn on_file(
+        vm: Vm,
+        on: impl Into<&'static Backend>,
+        fd: OwnedFd,
+        size: u64,
+        layout: Layout,
+    ) -> Result<Setup> {
+        let on = on.into();
+        let slot = vm.add_private(SLOT, layout.gpa, size, on.kind, &fd, layout.offset)?;
+        on.set_private(&vm, slot.gpa, slot.size)?;
         let vcpu = vm.vcpu(0)?;
-        Ok(Setup { vm, vcpu, fd, slot, kind, offset: layout.offset })
+        Ok(Setup { on, vm, vcpu, fd, slot, offset: layout.offset })
     }
 
     /// Make the slot again after it was deleted by its number.
     pub fn bind_again(&self) -> Result<()> {
-        let private = Some((self.kind, self.fd.as_fd(), self.offset));
+        let private = Some((self.on.kind, self.fd.as_fd(), self.offset));
         let request = region(self.slot.id, self.slot.gpa, &self.slot.view, private);
         self.vm.raw_set_region(&request).context("make the slot again")
     }
@@ -220,39 +229,4 @@ pub fn convert_by_hypercall(
     let exit = vcpu.run()?;
     ensure!(exit == Exit::Done && vcpu.result(0) == 0, "{exit:x?}, result {}", vcpu.result(0));
     Ok(())
-}
-
-/// Declare the suites `SUITE` and `GMEM` of cases that take the kind of private memory: all of them
-/// run on a memfile, and those of the first list again on guest_memfd as `…_gmem`, which proves the
-/// tests on every kernel.
-#[macro_export]
-macro_rules! private_suites {
-    (
-        $name:literal,
-        [$($both:ident $(: $both_limit:literal)?),* $(,)?]
-        $(, memfile: [$($own:ident $(: $own_limit:literal)?),* $(,)?])? $(,)?
-    ) => {
-        pub static SUITE: $crate::ktap::Suite = $crate::ktap::Suite {
-            name: $name,
-            cases: &[
-                $($crate::private_suites!(@case Memfile, $both $(, $both_limit)?),)*
-                $($($crate::private_suites!(@case Memfile, $own $(, $own_limit)?),)*)?
-            ],
-            hidden: false,
-            together: false,
-        };
-        pub static GMEM: $crate::ktap::Suite = $crate::ktap::Suite {
-            name: concat!($name, "_gmem"),
-            cases: &[$($crate::private_suites!(@case GuestMemfd, $both $(, $both_limit)?),)*],
-            hidden: false,
-            together: false,
-        };
-    };
-    (@case $kind:ident, $case:ident $(, $limit:literal)?) => {
-        $crate::ktap::Case {
-            name: stringify!($case),
-            func: || $case($crate::vm::Private::$kind),
-            limit: [$($limit,)? $crate::ktap::TIME_LIMIT][0],
-        }
-    };
 }

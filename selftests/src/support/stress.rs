@@ -22,6 +22,7 @@ use crate::ktap::CaseResult;
 use crate::module::Module;
 use crate::pattern::{Pattern, Rng, mix, seed};
 use crate::pressure::{self, Cgroup};
+use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, Layout, SLOT, Setup, fill_view};
 use crate::sys::*;
 use crate::vm::{Door, Private, RunCounters, Vm};
@@ -108,12 +109,12 @@ pub struct Bench {
 
 impl Bench {
     /// All pages private, with known content on both sides.
-    pub fn new(kind: Private, layout: Layout) -> Result<Bench> {
-        let duration = match kind {
+    pub fn new(on: &'static Backend, layout: Layout) -> Result<Bench> {
+        let duration = match on.kind {
             Private::Memfile => DURATION,
             Private::GuestMemfd => DURATION_GMEM,
         };
-        Bench::of(Setup::at(kind, PAGES * PAGE, layout)?, layout, None, Length::Time(duration))
+        Bench::of(Setup::at(on, PAGES * PAGE, layout)?, layout, None, Length::Time(duration))
     }
 
     /// The same with a given guest, which has a slot of [`PAGES`] pages at `layout`, and a host.

@@ -46,6 +46,23 @@ pub enum Exit {
     Other(u32),
 }
 
+impl Exit {
+    /// What it is, without addresses.
+    pub fn told(&self) -> String {
+        match self {
+            Exit::Done => "works".into(),
+            Exit::MemoryFault { errno, flags, .. } => {
+                let private = flags & KVM_MEMORY_EXIT_FLAG_PRIVATE != 0;
+                let side = if private { "private" } else { "shared" };
+                format!("memory fault exit, {side}, {errno}")
+            }
+            Exit::Mmio { .. } => "emulated I/O".into(),
+            Exit::Error(errno) => errno.to_string(),
+            other => format!("{other:?}"),
+        }
+    }
+}
+
 /// The result of an endless command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunCounters {
