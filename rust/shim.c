@@ -10,6 +10,7 @@
 #include <linux/module.h>
 #include <linux/pagemap.h>
 #include <linux/seq_file.h>
+#include <linux/srcu.h>
 
 #include "shim.h"
 #include "store.h"
@@ -46,6 +47,28 @@ void memfile_set_gfp_movable(struct inode *inode, bool movable)
 void memfile_set_migratable(struct inode *inode, bool migratable)
 {
 	assign_bit(AS_UNMOVABLE, &inode->i_mapping->flags, !migratable);
+}
+
+bool memfile_migratable(struct inode *inode)
+{
+	return !test_bit(AS_UNMOVABLE, &inode->i_mapping->flags);
+}
+
+DEFINE_STATIC_SRCU(memfile_allocations);
+
+int memfile_begin_allocation(void)
+{
+	return srcu_read_lock(&memfile_allocations);
+}
+
+void memfile_end_allocation(int index)
+{
+	srcu_read_unlock(&memfile_allocations, index);
+}
+
+void memfile_wait_for_allocations(void)
+{
+	synchronize_srcu(&memfile_allocations);
 }
 
 void memfile_set_evictable(struct inode *inode, bool evictable)

@@ -18,6 +18,16 @@ void memfile_set_gfp_movable(struct inode *inode, bool movable);
 void memfile_set_migratable(struct inode *inode, bool migratable);
 void memfile_set_evictable(struct inode *inode, bool evictable);
 
+bool memfile_migratable(struct inode *inode);
+
+/*
+ * Allocation: between the first two a page is allocated for a file and put into
+ * its page cache.  The third waits until all that have begun are at their end.
+ */
+int memfile_begin_allocation(void);
+void memfile_end_allocation(int index);
+void memfile_wait_for_allocations(void);
+
 /* File: the caller holds a reference. */
 bool memfile_writable(struct file *file);
 void memfile_get_file(struct file *file);

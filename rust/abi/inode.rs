@@ -79,6 +79,12 @@ impl Inode {
         unsafe { bindings::memfile_set_evictable(self.as_ptr(), !flags.unreclaimable()) };
     }
 
+    /// May the pages of the page cache migrate? As [`Self::set_flags`] has it.
+    pub(crate) fn migratable(self) -> bool {
+        // SAFETY: The inode is valid by the type invariant.
+        unsafe { bindings::memfile_migratable(self.as_ptr()) }
+    }
+
     /// Sets whether new pages of the page cache come from areas for movable memory. Does not sleep;
     /// the caller serialises.
     pub(crate) fn allocate_movable(self, movable: bool) {

@@ -6,6 +6,7 @@
 //! guarantee, its methods are safe. This layer does not know what a memfile does with these
 //! objects.
 
+pub(crate) mod allocation;
 mod cfi;
 pub(crate) mod debugfs;
 pub(crate) mod file;

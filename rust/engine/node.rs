@@ -9,6 +9,7 @@
 //! 1. KVM's `slots_lock` (registration and unregistration run under it), then its
 //!    `slots_arch_lock` (registration only)
 //! 2. the inode lock (set_size and shmem's fallocate run under it)
+//!    in hugetlbfs then the fault mutex of a page (allocation and holes)
 //! 3. a folio lock (migration, swap-out and memory failure run under it)
 //! 4. what consumers take in their callbacks; KVM: `mmu_lock`
 //! 5. [`Node::state`], a spinlock, held for one look or one change at a time
@@ -33,8 +34,13 @@
 //! [`Node::bind`], [`Node::unbind`] and [`Node::drain`] wait for running invalidations that are
 //! older than themselves, and hold `slots_lock` at most. An invalidation ends without waiting for
 //! any of them: what lies between its start and its end is truncation under the inode lock, the
-//! copying of one folio, or its move to the swap cache; these wait for folio locks only, whose
-//! holders do not wait for `slots_lock`. `store.h` requires the same of other stores.
+//! copying of one folio, or its move to the swap cache. These wait for folio locks only, and in
+//! hugetlbfs for fault mutexes, whose holders do not wait for `slots_lock`; but the holder of a
+//! fault mutex may be in reclaim for a huge page, of another file even. `store.h` requires the same
+//! of other stores.
+//!
+//! Before pages have to leave areas for movable memory, [`Node::bind`] also waits for allocations
+//! that began earlier ([`Allocation`]). These take no lock above 2.
 //!
 //! # Invariants
 //!
@@ -45,8 +51,9 @@
 //! * `flags` are the union of what bindings have asked for since the file had neither a binding nor
 //!   a page, and of what the store's pages always are (rule 8); the inode's mapping has the same
 //!   flags.
-//! * New pages come from areas for movable memory only while the file is bound and its pages may
-//!   move; if a page may lie there, `in_movable_areas` is set.
+//! * New pages come from areas for movable memory only while the file is bound (or its store takes
+//!   what there is) and its pages may move; if a page may lie there, `in_movable_areas` is set. A
+//!   page that migrates may come to lie there as well.
 //!
 //! # Memory ordering
 //!
@@ -56,6 +63,7 @@
 //! (KVM: `mmu_invalidate_seq` under `mmu_lock`) orders callbacks against its faults.
 
 use super::stats;
+use crate::abi::allocation::Allocation;
 use crate::abi::file::File;
 use crate::abi::inode::Inode;
 use crate::abi::invalidation::{
@@ -183,14 +191,34 @@ impl State {
     /// Where new pages come from, now that the flags or the bindings have changed.
     ///
     /// An unbound file takes them from unmovable blocks although they may move: usually a binding
-    /// that pins them follows, and a pinned page must not lie in a movable block.
+    /// that pins them follows, and a pinned page must not lie in a movable block. Only a store
+    /// whose pages lie where they lie takes what there is.
     fn place(&mut self, store: &AnyStore) {
-        let movable = self.bound != 0 && !self.flags.unmovable();
+        let wanted = self.bound != 0 || store.movable_before_binding();
+        let movable = wanted && !self.flags.unmovable();
         store.allocate_movable(movable);
         if movable {
-            self.in_movable_areas = true;
-            self.allowances += 1;
+            self.allow_movable_areas();
         }
+    }
+
+    /// From here on a page may lie there.
+    fn allow_movable_areas(&mut self) {
+        self.in_movable_areas = true;
+        self.allowances += 1;
+    }
+
+    /// Adds `inv`, an invalidation of `pages`, to the running ones. From here on, the bindings that
+    /// overlap `pages` stay until it ends.
+    fn begin(&mut self, inv: Invalidation, pages: Range) {
+        let seq = self.clock.tick();
+        self.running.push(inv, seq, pages);
+        // The set of bindings that take part is fixed from now on. Mostly it is one binding, and
+        // the tree need not be searched again.
+        let scope = Scope { seq, pages };
+        let first = self.listener(scope, None);
+        let more = first.is_some_and(|first| self.listener(scope, Some(first)).is_some());
+        Hits { first, more }.note(inv);
     }
 }
 
@@ -222,7 +250,7 @@ impl Node {
         )?;
         node.counters.create.count();
         node.store.set_flags(flags);
-        node.store.allocate_movable(false);
+        node.state.lock().place(&node.store);
         Ok(node)
     }
 
@@ -246,9 +274,14 @@ impl Node {
         let bytes = |value| u64::try_from(value).map_err(|_| EINVAL);
         let size = self.inode.size();
         // CAST: Bits.
-        if let Space::Punch(_) = file::fallocate(mode as u32, bytes(offset)?, bytes(len)?, size)? {
-            self.counters.punch.count();
-        }
+        let space = file::fallocate(mode as u32, bytes(offset)?, bytes(len)?, size)?;
+        let _allocation = match space {
+            Space::Punch(_) => {
+                self.counters.punch.count();
+                None
+            }
+            Space::Allocate => Some(Allocation::begin()),
+        };
         self.store.fallocate(file, mode, offset, len)
     }
 
@@ -280,11 +313,17 @@ impl Node {
                     break flags;
                 }
 
-                // Pages that will not move any more must leave areas for movable memory. The lock
-                // is released for that and the state may change, so check again.
+                // Pages that will not move any more must leave areas for movable memory, also
+                // those that nobody finds yet: they were allocated there, or are on their way
+                // there. The lock is released for that and the state may change, so check again.
                 self.store.allocate_movable(false);
                 let allowances = state.allowances;
+                let now = state.clock.tick();
+                while state.running.any(|other| other.seq < now) {
+                    self.ended.wait(&mut state);
+                }
                 drop(state);
+                Allocation::wait_for_all();
                 let left = self.store.leave_movable_areas();
                 state = self.state.lock();
                 if let Err(err) = left {
@@ -370,6 +409,24 @@ impl Node {
         }
     }
 
+    /// Does `work`, which migrates `pages`, as [`Self::invalidate`] does; [`None`] if the pages must
+    /// not move. Where they move to may be an area for movable memory. Sleeps.
+    pub(crate) fn migrate<R>(&self, pages: Range, work: impl FnOnce() -> R) -> Option<R> {
+        Invalidation::with(self, |inv| {
+            let mut state = self.state.lock();
+            if state.flags.unmovable() {
+                return None;
+            }
+            state.allow_movable_areas();
+            state.begin(inv, pages);
+            drop(state);
+            self.tell_start(inv, pages);
+            let result = work();
+            self.invalidate_end(inv);
+            Some(result)
+        })
+    }
+
     /// Lets consumers unmap `pages`, does `work`, and lets them map the pages again (rule 14). Sleeps.
     pub(crate) fn invalidate<R>(&self, pages: Range, work: impl FnOnce() -> R) -> R {
         Invalidation::with(self, |inv| {
@@ -382,9 +439,14 @@ impl Node {
 
     /// The first half of [`Self::invalidate`], for a caller that keeps the record of `inv`.
     pub(crate) fn invalidate_start(&self, inv: Invalidation, pages: Range) {
+        self.state.lock().begin(inv, pages);
+        self.tell_start(inv, pages);
+    }
+
+    /// Lets consumers unmap the pages of `inv`, which has begun.
+    fn tell_start(&self, inv: Invalidation, pages: Range) {
         self.counters.invalidate.count();
         trace::invalidate_start(&self.inode, pages);
-        self.begin(inv, pages);
         self.each_context(inv, |notifier, frames| {
             notifier.invalidate_start(inv, frames);
         });
@@ -406,26 +468,13 @@ impl Node {
     pub(crate) fn test_clear_young(&self, pages: Range) -> bool {
         Invalidation::with(self, |inv| {
             let mut young = false;
-            self.begin(inv, pages);
+            self.state.lock().begin(inv, pages);
             self.each(inv, |notifier, frames| {
                 young |= notifier.test_clear_young(frames);
             });
             self.end(inv);
             young
         })
-    }
-
-    /// Begins `inv`. From here on, the bindings that overlap `pages` stay until [`Self::end`].
-    fn begin(&self, inv: Invalidation, pages: Range) {
-        let mut state = self.state.lock();
-        let seq = state.clock.tick();
-        state.running.push(inv, seq, pages);
-        // The set of bindings that take part is fixed from now on. Mostly it is one binding, and
-        // the tree need not be searched again.
-        let scope = Scope { seq, pages };
-        let first = state.listener(scope, None);
-        let more = first.is_some_and(|first| state.listener(scope, Some(first)).is_some());
-        Hits { first, more }.note(inv);
     }
 
     fn end(&self, inv: Invalidation) {

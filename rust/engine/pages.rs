@@ -4,6 +4,7 @@
 //! same for all stores.
 
 use super::node::Node;
+use crate::abi::allocation::Allocation;
 use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
@@ -38,7 +39,11 @@ pub(crate) fn get_pfn<S: Store>(
 ) -> Result<Found<(S::Page, u64, u32)>> {
     let index = span.page_of(frame).ok_or(EINVAL)?;
     let store = S::of(&node.store).ok_or(EINVAL)?;
-    let page = match store.find(file, index)? {
+    // A file that is bound as pinned stays so: none of its pages come from areas for movable memory.
+    let allocation = node.inode.migratable().then(Allocation::begin);
+    let found = store.find(file, index)?;
+    drop(allocation);
+    let page = match found {
         Found::There(page) => page,
         Found::Coming(folio) => return Ok(Found::Coming(folio)),
     };
@@ -92,10 +97,8 @@ pub(crate) fn announce_migration(
     pages: Range,
     migrate: impl FnOnce() -> Result,
 ) -> Result {
-    if node.flags().unmovable() {
-        return Err(EOPNOTSUPP);
-    }
-    node.invalidate(pages, migrate)
+    node.migrate(pages, migrate)
+        .unwrap_or(Err(EOPNOTSUPP))
         .inspect(|()| {
             node.counters.migrate.count();
             trace::migrate(&node.inode, pages);

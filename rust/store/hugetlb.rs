@@ -45,6 +45,11 @@ impl Store for HugetlbInode {
         Flags::CREATION.and_unreclaimable()
     }
 
+    /// The pages of the pool lie where they lie: there may be no others.
+    fn movable_before_binding(self) -> bool {
+        true
+    }
+
     /// There is no swap to wait for.
     fn find(self, file: File, index: u64) -> Result<Found<Locked>> {
         self.folio(file, index).map(Found::There)

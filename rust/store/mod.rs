@@ -77,6 +77,12 @@ pub(crate) trait Store: Copy + Send + Sync {
         Flags::CREATION
     }
 
+    /// May new pages of a file that is not bound lie in areas for movable memory? If so they are
+    /// migrated when a consumer pins the file.
+    fn movable_before_binding(self) -> bool {
+        false
+    }
+
     /// The page at `index` of `file`, which is one of this inode; zeroed and uptodate. The store
     /// allocates it if there is none, and knows which of its pages have a memory error. Sleeps.
     fn find(self, file: File, index: u64) -> Result<Found<Self::Page>>;
@@ -153,6 +159,11 @@ impl AnyStore {
     /// As [`Store::inherent_flags`].
     pub(crate) fn inherent_flags(self) -> Flags {
         each_store!(self, store => Store::inherent_flags(store))
+    }
+
+    /// As [`Store::movable_before_binding`].
+    pub(crate) fn movable_before_binding(self) -> bool {
+        each_store!(self, store => Store::movable_before_binding(store))
     }
 
     /// As [`Store::fallocate`].

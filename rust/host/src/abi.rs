@@ -25,6 +25,28 @@ pub(crate) fn reset() {
     invalidation::RECORDS.take();
 }
 
+pub(crate) mod allocation {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// How often somebody has waited for the allocations under way.
+        pub(crate) static WAITS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// An allocation under way. There are no pages here.
+    pub(crate) struct Allocation;
+
+    impl Allocation {
+        pub(crate) fn begin() -> Self {
+            Self
+        }
+
+        pub(crate) fn wait_for_all() {
+            WAITS.set(WAITS.get() + 1);
+        }
+    }
+}
+
 pub(crate) mod inode {
     use crate::kernel::prelude::*;
     use crate::policy::flags::Flags;

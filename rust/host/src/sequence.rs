@@ -191,6 +191,8 @@ struct Model {
     running: Vec<Running>,
     /// The invalidations that the current call has to wait for.
     awaited: Vec<usize>,
+    /// A binding that does not take part yet.
+    newborn: Option<Bound>,
     ids: usize,
 }
 
@@ -202,6 +204,16 @@ impl Model {
     fn id(&mut self) -> usize {
         self.ids += 1;
         self.ids
+    }
+
+    /// The new binding takes part from now on, and waits for what is older.
+    fn give_birth(&mut self) {
+        if let Some(bound) = self.newborn.take() {
+            let older = self.running.iter();
+            let older = older.filter(|other| share(&other.pages, &bound.pages));
+            self.awaited = older.map(|other| other.id).collect();
+            self.bound.push(bound);
+        }
     }
 
     /// The bindings that an invalidation calls if it begins now, and the frames.
@@ -294,6 +306,8 @@ struct Driver {
     calls: Rc<Cell<usize>>,
     /// Decides what happens during waits.
     chance: Cell<usize>,
+    /// How often pages had left areas for movable memory before the last binding.
+    left_before: Cell<u32>,
     waits: Cell<u64>,
 }
 
@@ -310,6 +324,7 @@ impl Driver {
             ids: Rc::default(),
             calls: Rc::default(),
             chance: Cell::new(1),
+            left_before: Cell::new(0),
             waits: Cell::new(0),
         });
         let weak = Rc::downgrade(&driver);
@@ -322,6 +337,7 @@ impl Driver {
     /// A call waits. It must have an event to wait for, and this brings it nearer.
     fn meanwhile(&self) {
         self.waits.set(self.waits.get() + 1);
+        self.birth_after_leaving();
         let awaited = !self.model.borrow().awaited.is_empty();
         assert!(awaited, "a wait for nobody");
         let chance = self.chance.get();
@@ -330,6 +346,15 @@ impl Driver {
             self.start(chance as u64 / 3 % PAGES, 1 + chance as u64 / 100 % PAGES);
         }
         self.end(chance / 7);
+    }
+
+    /// If pages have left areas for movable memory for a new binding, that takes part from now on.
+    fn birth_after_leaving(&self) {
+        let mut model = self.model.borrow_mut();
+        if model.newborn.is_some() && self.node.inode.left.get() > self.left_before.get() {
+            assert_eq!(model.awaited, [], "pages left while these ran");
+            model.give_birth();
+        }
     }
 
     fn take_heard(&self) -> Vec<Heard> {
@@ -435,25 +460,24 @@ impl Driver {
         let notifier = Notifier::new(pgoff, nr_pages, frame, observer, context, ear);
         self.ids.borrow_mut().push((notifier, id));
         let want = model.judge([pgoff, nr_pages, frame, flags, context], kind);
+        let leaves = want.is_ok() && !observer && flags & 2 != 0 && model.movable;
         if want.is_ok() {
-            let pages = pgoff..pgoff + nr_pages;
-            let older = model
-                .running
-                .iter()
-                .filter(|other| share(&other.pages, &pages));
-            model.awaited = older.map(|other| other.id).collect();
-            let dying = false;
-            model.bound.push(Bound {
+            model.newborn = Some(Bound {
                 id,
                 notifier,
-                pages,
+                pages: pgoff..pgoff + nr_pages,
                 frame,
                 observer,
                 context,
-                dying,
+                dying: false,
             });
+            if leaves {
+                // Any of these may be a page on its way there.
+                model.awaited = model.running.iter().map(|other| other.id).collect();
+            } else {
+                model.give_birth();
+            }
         }
-        let leaves = want.is_ok() && !observer && flags & 2 != 0 && model.movable;
         if want.is_ok() && !observer {
             model.promised = Some(flags);
             model.owner.get_or_insert(context);
@@ -462,11 +486,13 @@ impl Driver {
         }
         drop(model);
         let left = self.node.inode.left.get();
+        self.left_before.set(left);
         let file = File {
             writable: kind != Kind::ReadOnly,
         };
         assert_eq!(self.node.bind(file, flags, notifier), want);
         assert_eq!(notifier.file_held(), want.is_ok());
+        self.birth_after_leaving();
         let left = self.node.inode.left.get() - left;
         assert_eq!(left > 0, leaves, "pages leave areas for movable memory");
         assert_eq!(self.model.borrow().awaited, [], "did not wait for these");

@@ -2,6 +2,7 @@
 
 //! The stand-in for `rust/store`: the store of a file, without pages.
 
+use crate::abi::allocation::WAITS;
 use crate::abi::file::File;
 use crate::abi::inode::Inode;
 use crate::kernel::prelude::*;
@@ -35,6 +36,10 @@ impl AnyStore {
         Flags::CREATION
     }
 
+    pub(crate) fn movable_before_binding(&self) -> bool {
+        false
+    }
+
     pub(crate) fn fallocate(&self, _file: File, mode: i32, offset: i64, len: i64) -> Result {
         FALLOCATED.set(Some((mode, offset, len)));
         Ok(())
@@ -51,6 +56,7 @@ impl AnyStore {
     pub(crate) fn leave_movable_areas(&self) -> Result {
         let movable = self.0.movable.get();
         assert_eq!(movable, Some(false), "new pages take the place of the old");
+        assert!(WAITS.take() > 0, "nobody has waited for allocations");
         self.0.left.set(self.0.left.get() + 1);
         self.0.stuck.get().map_or(Ok(()), Err)
     }

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -18,12 +19,13 @@ use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
 use crate::pressure::{
-    self, Cgroup, Counts, Frame, Isolation, MovableZone, Pool, Setting, Swap, frames,
+    self, Cgroup, Counts, Failing, Frame, Isolation, MovableZone, Pool, Setting, Swap, frames,
 };
-use crate::suites::signals::in_a_storm;
+use crate::support::inject::{Injector, SHORTAGES};
 use crate::support::setup::{
     BOTH, GUEST, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, vm_with_flags,
 };
+use crate::support::storm::in_a_storm;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{DOORS, Exit, Private, Slot, Vcpu, Vm, region, small_pages};
@@ -60,6 +62,7 @@ suites! {
         no_page_and_no_reservation_is_left_behind,
         fallocate_reserves_and_says_enospc,
         fallocate_survives_a_storm: 120,
+        allocation_that_fails_leaves_the_pool_as_it_was: 120,
         whole_pages_are_freed_by_a_hole,
         hole_of_a_part_reads_zeros_and_frees_nothing,
         kvm_maps_whole_pages_where_everything_agrees,
@@ -70,11 +73,13 @@ suites! {
         pre_fault_maps_whole_pages,
         memory_error_costs_one_small_page,
         another_error_in_the_same_page_costs_one_more,
+        error_in_a_page_that_is_about_to_move_is_told: 120,
         hole_does_not_touch_a_broken_page,
         never_reclaimed_whatever_the_flags,
         movable_pages_move_and_keep_content,
         pinned_pages_are_never_in_the_way,
         pages_that_become_pinned_leave_movable_memory,
+        allocation_before_binding_takes_what_the_pool_has,
         offset_in_the_middle_of_a_page_is_bound_as_well,
         other_consumers_get_whole_pages,
     ]
@@ -93,6 +98,7 @@ suites! {
         faults_are_held_off_in_the_whole_page,
         pre_fault_maps_whole_pages,
         memory_error_costs_one_small_page,
+        another_error_in_the_same_page_costs_one_more,
         other_consumers_get_whole_pages,
     ]
 }
@@ -505,6 +511,53 @@ fn fallocate_survives_a_storm(page: u64) -> CaseResult {
     pool.expect_used(32, "after the storm")
 }
 
+/// Every allocation of the kernel on the way fails once, and all of them from some point on: the
+/// call says so, takes no page and no reservation, and works when there is memory again.
+fn allocation_that_fails_leaves_the_pool_as_it_was(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 2)?;
+    let injector = Injector::new()?;
+    let mut refused = (0, 0);
+    for shortage in SHORTAGES {
+        let (mut n, mut short) = (0, true);
+        while short {
+            n += 1;
+            let words = format!("{shortage:?} {n}");
+            let fd = file(page, 2)?;
+            let call = || allocate(&fd, 0, page);
+            let (result, first) = injector.call(shortage, n, call, |r| r.is_err())?;
+            if let Err(errno) = result {
+                ensure!(errno == Errno::ENOMEM, "{words}: fallocate says {errno}");
+                pool.expect_used(0, &words)?;
+                expect_allocated(&fd, 0, &words)?;
+                refused.0 += 1;
+            }
+            let layout = Layout { gpa: 4 * GIB, offset: 0 };
+            let mut guest = Guest::on(PINNED, page, fd, 2 * page, layout)?;
+            let (used, gpa) = (pool.usage()?, guest.gpa + page);
+            guest.vcpu.post(Command::Store, &[gpa, 77])?;
+            let vcpu = &mut guest.vcpu;
+            let (exit, second) =
+                injector.call(shortage, n, || vcpu.enter(), |r| *r != Ok(Exit::Done))?;
+            let exit = exit.context("a signal")?;
+            if exit != Exit::Done {
+                // KVM's own allocations fail without an address.
+                let named = matches!(exit, Exit::MemoryFault { errno: Errno::ENOMEM, .. });
+                ensure!(named || exit == Exit::Error(Errno::ENOMEM), "{words}: {exit:x?}");
+                refused.1 += u32::from(named);
+                ensure!(!named || pool.usage()? == used, "{words}: a page was taken");
+                ensure!(guest.vcpu.run()? == Exit::Done, "{words}: there is memory again");
+            }
+            ensure!(guest.vcpu.load(gpa)? == 77, "{words}");
+            drop(guest);
+            pool.expect_used(0, &words)?;
+            short = first || second;
+        }
+    }
+    println!("fallocate was refused {} times, a fault {}", refused.0, refused.1);
+    ensure!(refused.0 > 0 && refused.1 > 0, "nothing was ever refused");
+    Ok(())
+}
+
 fn whole_pages_are_freed_by_a_hole(page: u64) -> CaseResult {
     let count = if page == GIB { 1 } else { 4 };
     let (pool, _filled) = pool(page, count)?;
@@ -743,7 +796,7 @@ fn another_error_in_the_same_page_costs_one_more(page: u64) -> CaseResult {
     let (_pool, _filled) = pool(page, 1)?;
     let mut lost = Broken::none(page);
     let mut guest = Guest::new(PINNED, page, 1)?;
-    guest.vcpu.fill(guest.gpa, page, GUEST)?;
+    guest.vcpu.fill(guest.gpa, 2 * MIB, GUEST)?;
     for broken in [3 * PAGE, 200 * PAGE, 201 * PAGE] {
         // The guest uses it up to now.
         guest.vcpu.verify(guest.gpa + broken, PAGE, GUEST)?;
@@ -763,6 +816,56 @@ fn another_error_in_the_same_page_costs_one_more(page: u64) -> CaseResult {
         guest.vcpu.verify(guest.gpa + broken + 2 * PAGE, PAGE, GUEST)?;
     }
     expect_broken(&mut guest, 3 * PAGE)?;
+    drop(guest);
+    Ok(())
+}
+
+/// Memory that is being taken away is isolated first, and then moved. While a page is isolated the
+/// kernel does not handle its errors, but takes note of them: the guest must lose the page.
+fn error_in_a_page_that_is_about_to_move_is_told(page: u64) -> CaseResult {
+    const COUNT: u64 = 8;
+    let (zone, _pool, _filled) = movable_pool(COUNT)?;
+    let mut lost: Vec<Broken> = Vec::new();
+    let mut guest = Guest::new(MOVABLE, page, COUNT)?;
+    guest.vcpu.fill(guest.gpa, guest.size, GUEST)?;
+    let frames = frames_of(&guest)?;
+    let place = frames.get(&0).context("no frame")?.pfn;
+    let block = zone.blocks.iter().find(|block| block.holds(place).unwrap_or(false));
+    let block = block.context("the guest's first page is not in movable memory")?;
+    let stop = AtomicBool::new(false);
+    let noted = thread::scope(|scope| -> Result<u64> {
+        // Nothing can move: there is no memory for the copies. So the block stays, and its pages
+        // are isolated again and again.
+        let taking = scope.spawn(|| -> CaseResult {
+            while !stop.load(Ordering::Relaxed) {
+                let failing = Failing::pages(100, 1_000_000)?;
+                let result = block.raw_offline();
+                drop(failing);
+                if result.is_ok() {
+                    block.give_back("online_movable")?;
+                }
+            }
+            Ok(())
+        });
+        let mut noted = 0;
+        let mut each = || -> CaseResult {
+            for n in 0..COUNT {
+                let offset = n * page + 37 * PAGE;
+                let frame = frames.get(&offset).context("no frame")?.pfn;
+                // EBUSY or EIO: noted, and not handled.
+                noted += u64::from(pressure::poison(frame).is_err());
+                lost.push(Broken { page, frames: vec![frame] });
+                expect_broken(&mut guest, offset).with_context(|| format!("page {n}"))?;
+                guest.vcpu.verify(guest.gpa + n * page, PAGE, GUEST)?;
+            }
+            Ok(())
+        };
+        let result = each();
+        stop.store(true, Ordering::Relaxed);
+        taking.join().map_err(|_| anyhow!("the thread panicked"))??;
+        result.map(|()| noted)
+    })?;
+    println!("{noted} of {COUNT} errors hit a page that was isolated");
     drop(guest);
     Ok(())
 }
@@ -895,6 +998,7 @@ fn pages_that_become_pinned_leave_movable_memory(page: u64) -> CaseResult {
     };
     let there = inside(&guest)?;
     println!("{there} small pages are in movable memory");
+    ensure!(there != 0, "no page of the guest lay in movable memory");
     let Guest { vm, vcpu, fd, size, .. } = guest;
     drop((vcpu, vm));
     let layout = Layout { gpa: 4 * GIB, offset: 0 };
@@ -904,6 +1008,25 @@ fn pages_that_become_pinned_leave_movable_memory(page: u64) -> CaseResult {
     zone.shuffle()?;
     drop(guest);
     ensure!(pool.usage()?.reserved == 0);
+    Ok(())
+}
+
+/// All of the pool lies in movable memory, and nothing is bound yet.
+fn allocation_before_binding_takes_what_the_pool_has(page: u64) -> CaseResult {
+    let (zone, pool, _filled) = movable_pool(4)?;
+    for (flags, stays) in [(MOVABLE, true), (PINNED, false)] {
+        let fd = file(page, 4)?;
+        allocate(&fd, 0, 4 * page).context("before the binding")?;
+        pool.expect_used(4, "allocated")?;
+        let layout = Layout { gpa: 4 * GIB, offset: 0 };
+        let mut guest = Guest::on(flags, page, fd, 4 * page, layout)?;
+        guest.vcpu.fill(guest.gpa, guest.size, GUEST)?;
+        for frame in frames_of(&guest)?.values() {
+            ensure!(stays || !zone.holds(frame.pfn)?, "pinned in movable memory: {frame:x?}");
+        }
+        guest.vcpu.verify(guest.gpa, guest.size, GUEST)?;
+        ensure!(pool.usage()?.surplus == 0, "a page came from elsewhere: {:?}", pool.usage()?);
+    }
     Ok(())
 }
 

@@ -22,6 +22,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::pressure::{Pool, Setting};
 use crate::skip::{missing_memfile, skip};
 use crate::sys::{self, Errno, SysResult};
 use crate::uapi::*;
@@ -49,6 +50,15 @@ pub struct Backend {
 /// The reference: what it promises is in `Documentation/rules.rst`.
 pub static MEMFILE: Backend =
     Backend { kind: Private::Memfile, flags: 0, vm: VmType::Protected, page: PAGE, counted: true };
+
+/// The same with pages of 2 MiB from the pool of hugetlbfs.
+pub static HUGE: Backend = Backend {
+    kind: Private::Memfile,
+    flags: (MFD_HUGETLB | 21 << MFD_HUGE_SHIFT) as u64,
+    vm: VmType::Protected,
+    page: crate::HUGE,
+    counted: true,
+};
 
 /// The kernel's own private memory.
 pub static GMEM: Backend = Backend {
@@ -85,6 +95,12 @@ impl From<Private> for &'static Backend {
 }
 
 impl Backend {
+    /// What it needs of the machine for the time of a case: hugetlbfs an allowance to take pages
+    /// from free memory.
+    pub fn prepare(&self) -> Result<Option<Setting>> {
+        if *self == HUGE { Pool::of(self.page)?.overcommit(512).map(Some) } else { Ok(None) }
+    }
+
     /// Whether memfile's promises are its own.
     fn promises(&self) -> bool {
         self.kind == Private::Memfile
@@ -239,6 +255,10 @@ macro_rules! conformance {
                 $($both $($both_limit)?,)*
                 $($($own $($own_limit)?,)*)?
             ]),
+            $crate::conformance!(@suite HUGE, concat!($name, "_huge"), [
+                $($both $($both_limit)?,)*
+                $($($own $($own_limit)?,)*)?
+            ]),
             $crate::conformance!(@suite GMEM, concat!($name, "_gmem"), [
                 $($both $($both_limit)?,)*
             ]),
@@ -252,6 +272,11 @@ macro_rules! conformance {
     ) => {
         pub static SUITES: &[$crate::ktap::Suite] = &[
             $crate::conformance!(@suite MEMFILE, $name, [
+                $($all $($all_limit)?,)*
+                $($($both $($both_limit)?,)*)?
+                $($($own $($own_limit)?,)*)?
+            ]),
+            $crate::conformance!(@suite HUGE, concat!($name, "_huge"), [
                 $($all $($all_limit)?,)*
                 $($($both $($both_limit)?,)*)?
                 $($($own $($own_limit)?,)*)?
@@ -270,7 +295,11 @@ macro_rules! conformance {
             name: $name,
             cases: &[$($crate::ktap::Case {
                 name: stringify!($case),
-                func: || $case(&$crate::support::backend::$backend),
+                func: || {
+                    let on = &$crate::support::backend::$backend;
+                    let _prepared = on.prepare()?;
+                    $case(on)
+                },
                 limit: [$($limit,)? $crate::ktap::TIME_LIMIT][0],
             }),*],
             hidden: false,

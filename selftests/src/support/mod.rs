@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod inject;
 pub mod setup;
+pub mod storm;
 pub mod stress;
 pub mod uffd;
 pub mod uring;
