@@ -30,14 +30,14 @@ pub static SUITE: Suite = suite!(
         code_in_private_memory_can_do_mmio,
         each_access_goes_where_the_attribute_says,
         access_allocates_what_it_needs,
-        access_to_a_poisoned_page_is_an_error,
+        access_to_a_poisoned_page_ends_kvm_run_with_its_errno,
         locked_instruction_is_atomic: 120,
         page_walk_sets_accessed_and_dirty_bits,
         clock_is_in_private_memory,
         clock_follows_its_page,
         clock_follows_a_conversion,
         steal_time_is_in_private_memory,
-        nested_guest_is_refused,
+        hyperv_assist_page_is_in_private_memory,
         access_is_right_while_pages_move: 240,
         access_is_right_while_pages_are_swapped: 240,
         access_is_right_while_pages_are_punched: 240,
@@ -46,6 +46,7 @@ pub static SUITE: Suite = suite!(
         private_code_is_not_decoded_without_it,
         page_tables_are_not_walked_without_it,
         clock_stays_away_without_it,
+        hyperv_assist_page_is_refused_without_it,
     ]
 );
 
@@ -231,11 +232,28 @@ fn access_to_a_poisoned_page_is_an_error() -> CaseResult {
     let trace = pressure::frames(&s.vcpu, &s.slot, &s.fd)?;
     let frame = trace.get(&PAGE).context("the page is not traced")?.pfn;
     pressure::poison(frame)?;
-    let exit = s.vcpu.start(Command::Output, &[gpa + PAGE, 2, PORT]);
+    let mut work = || -> Result<[Exit; 3]> {
+        let read = s.vcpu.start(Command::Output, &[gpa + PAGE, 2, PORT])?;
+        let mut second = s.vm.vcpu(1)?;
+        let mut write = second.start(Command::Input, &[gpa + PAGE, 2, PORT])?;
+        if write == (Exit::Port { port: PORT as u16, write: false }) {
+            write = second.run()?;
+        }
+        // Nothing is remembered: an error of another kind is told as such.
+        s.vm.set_shared(gpa + PAGE, PAGE)?;
+        s.vm.raw_delete(SLOT)?;
+        let gone = s.vm.vcpu(2)?.start(Command::Output, &[gpa + PAGE, 2, PORT])?;
+        Ok([read, write, gone])
+    };
+    let exits = work();
     drop(s);
     pressure::unpoison(frame)?;
-    let exit = exit?;
-    ensure!(exit == Exit::Other(kvm_bindings::KVM_EXIT_INTERNAL_ERROR), "{exit:x?}");
+    let [read, write, gone] = exits?;
+    let flags = u64::from(kvm_bindings::KVM_MEMORY_EXIT_FLAG_PRIVATE);
+    let fault = Exit::MemoryFault { errno: Errno::EHWPOISON, gpa: gpa + PAGE, size: PAGE, flags };
+    ensure!(read == fault, "KVM reads: {read:x?}");
+    ensure!(write == fault, "KVM writes: {write:x?}");
+    ensure!(!matches!(gone, Exit::MemoryFault { .. } | Exit::Error(_)), "no slot: {gone:x?}");
     Ok(())
 }
 
@@ -402,18 +420,20 @@ fn steal_time_is_in_private_memory() -> CaseResult {
     check_view(&s.slot, 0, SIZE, SHARED)
 }
 
-/// No notifier would remove the mapping when the page leaves the file.
-fn nested_guest_is_refused() -> CaseResult {
+const MSR_HV_VP_ASSIST_PAGE: u32 = 0x4000_0073;
+
+/// KVM clears the first half of the first word, and nothing else.
+fn hyperv_assist_page_is_in_private_memory() -> CaseResult {
     let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
-    if !s.vcpu.is_amd() {
-        return crate::ktap::skip("VMRUN is AMD's");
-    }
-    s.vcpu.enable_svm()?;
-    s.vcpu.store(s.slot.gpa, 0)?;
-    let exit = s.vcpu.start(Command::Vmrun, &[s.slot.gpa])?;
-    // The guest has no handler for the exception that it gets.
-    ensure!(exit == Exit::Shutdown, "{exit:x?}");
-    Ok(())
+    let gpa = s.slot.gpa;
+    s.vcpu.fill(gpa, SIZE, GUEST)?;
+    let before = s.vcpu.load(gpa)?;
+    ensure!(before as u32 != 0, "the pattern is no good here");
+    s.vcpu.set_msr(MSR_HV_VP_ASSIST_PAGE, gpa | 1)?;
+    let word = s.vcpu.load(gpa)?;
+    ensure!(word == before >> 32 << 32, "{before:#x} has become {word:#x}");
+    s.vcpu.verify(gpa + 8, SIZE - 8, GUEST)?;
+    check_view(&s.slot, 0, SIZE, SHARED)
 }
 
 /// Strings go both ways, and are right, while another thread works on the guest's pages.
@@ -580,4 +600,13 @@ fn clock_stays_away_without_it() -> CaseResult {
     s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
     ensure!(s.slot.view.load(0) == before, "KVM writes the shared side");
     Ok(())
+}
+
+fn hyperv_assist_page_is_refused_without_it() -> CaseResult {
+    let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
+    s.vcpu.fill(s.slot.gpa, SIZE, GUEST)?;
+    let result = s.vcpu.set_msr(MSR_HV_VP_ASSIST_PAGE, s.slot.gpa | 1);
+    ensure!(result.is_err(), "KVM takes it");
+    s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
+    check_view(&s.slot, 0, SIZE, SHARED)
 }

@@ -30,6 +30,7 @@ mod migrate;
 mod model;
 mod module;
 mod motion;
+mod nested;
 mod ondemand;
 mod overcommit;
 mod pinned;
@@ -77,6 +78,7 @@ static SUBJECTS: &[&[Suite]] = &[
     prefault::SUITES,
     one(&populate::SUITE),
     one(&kvmaccess::SUITE),
+    one(&nested::SUITE),
     one(&fdinfo::SUITE),
     one(&fault::SUITE),
     one(&sharing::SUITE),

@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod inject;
+pub mod nested;
 pub mod setup;
 pub mod storm;
 pub mod stress;

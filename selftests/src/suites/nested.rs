@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A guest that is a hypervisor itself. KVM shadows the page tables of its guest, and looks into them
+//! again when they change: it could not if they were private.
+
+use std::fs::read_to_string;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::guest::Command;
+use crate::ktap::{CaseResult, Suite};
+use crate::support::nested::{self, EXIT_HLT, EXIT_NPF};
+use crate::support::setup::{PINNED, PORT, SLOT, Setup};
+use crate::support::uffd::Userfault;
+use crate::sys::*;
+use crate::vm::{Exit, small_pages};
+use crate::{MIB, PAGE, suite};
+
+pub static SUITE: Suite = suite!(
+    "nested",
+    [
+        nested_guest_runs_in_private_memory,
+        control_block_in_private_memory_is_refused,
+        private_page_tables_are_not_shadowed,
+        private_page_tables_are_not_walked_without_access,
+        hole_beside_the_first_shadow_root_and_a_deletion,
+    ]
+);
+
+const SIZE: u64 = MIB;
+
+/// A guest that can be a hypervisor, and whose private memory KVM may use if `access` is set.
+fn hypervisor(access: bool) -> Result<Setup> {
+    let mut s = Setup::used_by_kvm(PINNED, access, SIZE)?;
+    nested::enable(&mut s.vcpu)?;
+    Ok(s)
+}
+
+fn nested_guest_runs_in_private_memory() -> CaseResult {
+    let mut s = hypervisor(false)?;
+    let gpa = s.slot.gpa;
+    s.vcpu.store(gpa, nested::HLT)?;
+    nested::prepare(&s.vm, gpa, nested::TABLES);
+    let exit = nested::run(&s.vm, &mut s.vcpu)?;
+    ensure!(exit == EXIT_HLT, "the nested guest exits with {exit:#x}");
+    // KVM follows its rmaps when the page goes.
+    punch(&s.fd, 0, PAGE)?;
+    s.vcpu.store(gpa, nested::HLT)?;
+    let exit = nested::run(&s.vm, &mut s.vcpu)?;
+    ensure!(exit == EXIT_HLT, "in a new page the nested guest exits with {exit:#x}");
+    Ok(())
+}
+
+/// No notifier would remove the mapping when the page leaves the file.
+fn control_block_in_private_memory_is_refused() -> CaseResult {
+    let mut s = hypervisor(true)?;
+    let gpa = s.slot.gpa;
+    nested::prepare(&s.vm, nested::CODE, nested::TABLES);
+    s.vcpu.call(Command::Copy, &[gpa, nested::VMCB, PAGE / 8])?;
+    let exit = s.vcpu.start(Command::Vmrun, &[gpa])?;
+    ensure!(exit == Exit::Other(kvm_bindings::KVM_EXIT_INTERNAL_ERROR), "{exit:x?}");
+    Ok(())
+}
+
+/// Nested page tables in private memory, from the start of the slot on.
+fn private_page_tables(s: &mut Setup) -> CaseResult {
+    for (offset, word) in nested::page_tables(s.slot.gpa) {
+        s.vcpu.store(s.slot.gpa + offset, word)?;
+    }
+    nested::prepare(&s.vm, nested::CODE, s.slot.gpa);
+    Ok(())
+}
+
+fn private_page_tables_are_not_shadowed() -> CaseResult {
+    let mut s = hypervisor(true)?;
+    private_page_tables(&mut s)?;
+    let exit = s.vcpu.start(Command::Vmrun, &[nested::VMCB])?;
+    ensure!(exit == Exit::Error(Errno::EFAULT), "{exit:x?}");
+    // Nothing is wrong with them otherwise.
+    let (gpa, len) = (s.slot.gpa, 2 * PAGE);
+    s.vm.set_shared(gpa, len)?;
+    for (offset, word) in nested::page_tables(gpa) {
+        s.slot.view.store(offset, word);
+    }
+    let exit = s.vcpu.run()?;
+    ensure!(exit == Exit::Done, "with shared page tables: {exit:x?}");
+    let exit = s.vm.system().load(nested::VMCB + 0x70);
+    ensure!(exit == EXIT_HLT, "with shared page tables the nested guest exits with {exit:#x}");
+    Ok(())
+}
+
+/// For KVM nothing is mapped.
+fn private_page_tables_are_not_walked_without_access() -> CaseResult {
+    let mut s = hypervisor(false)?;
+    private_page_tables(&mut s)?;
+    let exit = nested::run(&s.vm, &mut s.vcpu)?;
+    ensure!(exit == EXIT_NPF, "the nested guest exits with {exit:#x}");
+    Ok(())
+}
+
+/// Wait until the kernel is where the test wants it to be.
+fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> CaseResult {
+    let limit = Instant::now() + Duration::from_secs(30);
+    while !done()? {
+        ensure!(Instant::now() < limit, "waited 30 s until {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// A slot that is being deleted has no rmaps if the first shadow root is allocated meanwhile; a hole in
+/// its file must not follow them.
+///
+/// The deletion waits as long as another vCPU is in the middle of an access by KVM to memory that the
+/// VMM does not give.
+fn hole_beside_the_first_shadow_root_and_a_deletion() -> CaseResult {
+    let mut s = hypervisor(false)?;
+    let mut second = s.vm.vcpu(1)?;
+    s.vcpu.store(s.slot.gpa, 1)?;
+    nested::prepare(&s.vm, nested::CODE, nested::TABLES);
+    let at = s.slot.gpa + SIZE;
+    let missing = s.vm.add_shared(SLOT + 1, at, small_pages(PAGE)?)?;
+    let faults = Userfault::on(&missing.view)?;
+
+    let deleter = AtomicI32::new(0);
+    thread::scope(|scope| -> CaseResult {
+        let output = scope.spawn(|| second.start(Command::Output, &[at, 1, PORT]));
+        let vm = &s.vm;
+        let mut meanwhile = || -> Result<thread::ScopedJoinHandle<SysResult<()>>> {
+            wait_until("KVM waits for memory", || faults.has_event())?;
+            let deletion = scope.spawn(|| {
+                // SAFETY: Takes no pointer.
+                deleter.store(unsafe { libc::gettid() }, Ordering::Relaxed);
+                vm.raw_delete(SLOT)
+            });
+            wait_until("the deletion waits for KVM", || {
+                let place = format!("/proc/self/task/{}/wchan", deleter.load(Ordering::Relaxed));
+                Ok(read_to_string(place).is_ok_and(|name| name.contains("synchronize_srcu")))
+            })?;
+            let exit = nested::run(vm, &mut s.vcpu)?;
+            ensure!(exit == EXIT_HLT, "the nested guest exits with {exit:#x}");
+            punch(&s.fd, 0, SIZE).context("punch")?;
+            ensure!(!deletion.is_finished(), "the deletion did not wait");
+            Ok(deletion)
+        };
+        let result = meanwhile();
+        faults.zero(&missing.view, 0).context("UFFDIO_ZEROPAGE")?;
+        let exit = output.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
+        ensure!(exit == Exit::Port { port: PORT as u16, write: true }, "{exit:x?}");
+        result?.join().map_err(|_| anyhow!("the deleting thread panicked"))?.context("delete")
+    })?;
+    expect_allocated(&s.fd, 0, "punched")?;
+    // The slot has rmaps from the start when it is made anew.
+    s.bind_again()?;
+    s.vcpu.store(s.slot.gpa, nested::HLT)?;
+    nested::prepare(&s.vm, s.slot.gpa, nested::TABLES);
+    let exit = nested::run(&s.vm, &mut s.vcpu)?;
+    ensure!(exit == EXIT_HLT, "then the nested guest exits with {exit:#x}");
+    punch(&s.fd, 0, SIZE).context("punch again")
+}
