@@ -21,8 +21,9 @@
  *	it is new.  With a reference for the consumer, which memfile.ko gives
  *	back.  A page of a large folio has the same place in its folio as in its
  *	naturally aligned block of the file.  Otherwise an ERR_PTR: -EHWPOISON
- *	for a page with a memory error.  May sleep, and may run at any time
- *	while the node is bound.
+ *	for a page with a memory error, -ENOMEM, -ENOSPC; consumers get -EIO for
+ *	any other.  It waits for its pages itself: there is no -EAGAIN.  May
+ *	sleep, and may run at any time while the node is bound.
  * @fallocate: allocate or punch; called by memfile_node_fallocate(), which has
  *	checked the arguments.  May sleep.
  * @set_flags: consumers want MEMFILE_F_* @flags of the pages from now on.  Runs

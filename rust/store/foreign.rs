@@ -59,8 +59,14 @@ impl Store for ForeignInode {
         ORDER_2M
     }
 
+    /// Consumers wait at `EAGAIN`, and take other errors for a signal or for missing memory: they
+    /// get only those that `store.h` names.
     fn find(self, _file: File, index: u64) -> Result<Found<Referenced>> {
-        self.page(index).map(Found::There)
+        match self.page(index) {
+            Ok(page) => Ok(Found::There(page)),
+            Err(err) if [ENOMEM, ENOSPC, EHWPOISON].contains(&err) => Err(err),
+            Err(_) => Err(EIO),
+        }
     }
 
     fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {

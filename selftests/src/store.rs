@@ -23,6 +23,7 @@ ioctl_io_nr!(WRITE_OUT, MAGIC, 6);
 ioctl_io_nr!(WRITE_OUT_REFUSED, MAGIC, 7);
 ioctl_io_nr!(BREAK, MAGIC, 8);
 ioctl_io_nr!(WANTED, MAGIC, 9);
+ioctl_io_nr!(FAIL, MAGIC, 10);
 
 /// An open `/dev/memfile-store`.
 #[derive(Debug)]
@@ -69,6 +70,11 @@ pub fn write_out(fd: impl AsFd, index: u64, refused: bool) -> SysResult<()> {
 /// Inject a memory error into the page.
 pub fn break_page(fd: impl AsFd, index: u64) -> SysResult<()> {
     ioctl_val(fd, BREAK(), index).map(drop)
+}
+
+/// Let the store fail with this errno when it is asked for a page of the file; 0: not any more.
+pub fn fail(fd: impl AsFd, errno: i32) -> SysResult<()> {
+    ioctl_val(fd, FAIL(), errno as u64).map(drop)
 }
 
 /// The core's requests to the store for a file.

@@ -103,6 +103,8 @@ struct Body {
     flags: Atomic<u64>,
     movable: Atomic<u64>,
     left: Atomic<u64>,
+    /// The errno with which requests for pages fail; 0 if they do not.
+    failure: Atomic<u64>,
     #[pin]
     memory: Memory,
 }
@@ -275,6 +277,7 @@ pub(crate) fn create(pages: usize) -> Result<ARef<File>> {
             end: pages,
             flags: Atomic::new(0),
             movable: Atomic::new(0),
+            failure: Atomic::new(0),
             left: Atomic::new(0),
             memory <- Memory::new(),
         }),
@@ -312,10 +315,14 @@ unsafe extern "C" fn lookup(file: *mut bindings::file) -> *mut bindings::memfile
 /// For C: `inode` must be that of a file that is ours and stays for the duration of the call.
 unsafe extern "C" fn get_page(inode: *mut bindings::inode, index: usize) -> *mut bindings::page {
     // SAFETY: By the safety requirements of this function.
-    let memory = &unsafe { body(inode) }.memory;
+    let body = unsafe { body(inode) };
     // SAFETY: The inode is valid by the safety requirements.
     let account = || unsafe { bindings::inode_add_bytes(inode, PAGE_SIZE as i64) };
-    let page = memory.with_page(index, account, get);
+    let page = match body.failure.load(Relaxed) {
+        0 => body.memory.with_page(index, account, get),
+        // CAST: FAIL takes an errno only.
+        errno => Err(Error::from_errno(-(errno as c_int))),
+    };
     page.unwrap_or_else(|err| err.to_ptr())
 }
 
@@ -334,6 +341,9 @@ unsafe extern "C" fn release(inode: *mut bindings::inode, _file: *mut bindings::
 
 /// The other ioctls of this number are those of the device.
 const MAGIC: u32 = b'M' as u32;
+
+/// The largest errno that fits into a pointer.
+const MAX_ERRNO: usize = 4095;
 
 /// `FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE`
 const PUNCH: c_int = 3;
@@ -376,6 +386,8 @@ const BREAK: u32 = _IO(MAGIC, 8);
 /// The core's requests: flags, 256 if new pages may come from areas for movable memory, and 512 for
 /// each time that pages had to leave these.
 const WANTED: u32 = _IO(MAGIC, 9);
+/// Requests for pages of the file fail with this errno from now on, or do not if it is 0.
+const FAIL: u32 = _IO(MAGIC, 10);
 
 /// # Safety
 ///
@@ -389,6 +401,7 @@ unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: u32, arg: usize) -> c
             REFERENCED => return Ok(c_long::from(body.referenced(arg)?)),
             WRITE_OUT | WRITE_OUT_REFUSED => body.write_out(arg, cmd == WRITE_OUT_REFUSED)?,
             BREAK => body.break_page(arg)?,
+            FAIL if arg <= MAX_ERRNO => body.failure.store(arg as u64, Relaxed),
             WANTED => {
                 let flags = body.flags.load(Relaxed);
                 let rest = (body.movable.load(Relaxed) << 8) + (body.left.load(Relaxed) << 9);

@@ -37,6 +37,7 @@ pub static SUITE: Suite = suite!(
         pages_migrate_unless_they_are_pinned,
         consumer_is_asked_before_swap_and_hears_of_it,
         broken_page_is_lost_until_it_is_punched,
+        error_that_no_consumer_knows_is_eio,
         files_keep_the_rules_of_memfiles,
         exclusive_ranges_are_each_files_own,
         files_of_nobody_are_still_refused,
@@ -325,6 +326,32 @@ fn broken_page_is_lost_until_it_is_punched() -> CaseResult {
     s.vcpu.verify(gpa + PAGE, FILE - 10 * PAGE, GUEST)?;
     punch(&s.fd, 9 * PAGE, PAGE)?;
     s.vcpu.verify(gpa, PAGE, Pattern::ZERO)
+}
+
+/// `EAGAIN` would let KVM wait for a page that nobody gave it, `EINTR` and `EFAULT` mean something else
+/// to a VMM, and 512 is no errno of userspace.
+fn error_that_no_consumer_knows_is_eio() -> CaseResult {
+    let stores = Stores::new()?;
+    let fd = stores.file()?;
+    let vm = Vm::protected()?;
+    let mut s = Setup::on_file(vm, Private::Memfile, fd, FILE, LAYOUTS[0])?;
+    let gpa = s.slot.gpa;
+    let known = [Errno::ENOMEM, Errno::ENOSPC, Errno::EHWPOISON, Errno::EIO];
+    let unknown = [Errno::EAGAIN, Errno::EBUSY, Errno::EFAULT, Errno::EINTR, Errno(512)];
+    for errno in known.into_iter().chain(unknown) {
+        let wanted = if known.contains(&errno) { errno } else { Errno::EIO };
+        store::fail(&s.fd, errno.0)?;
+        let exit = s.vcpu.start(Command::Load, &[gpa])?;
+        ensure!(
+            matches!(exit, Exit::MemoryFault { errno, gpa: at, .. } if (errno, at) == (wanted, gpa)),
+            "{errno}: {exit:x?}"
+        );
+        store::fail(&s.fd, 0)?;
+        let exit = s.vcpu.run()?;
+        ensure!(exit == Exit::Done && s.vcpu.result(0) == 0, "{errno}, then: {exit:x?}");
+        punch(&s.fd, 0, PAGE)?;
+    }
+    Ok(())
 }
 
 fn files_keep_the_rules_of_memfiles() -> CaseResult {
