@@ -15,6 +15,7 @@ pub static SUITE: Suite = suite!(
     [
         pages_go_to_the_pool_and_come_back,
         full_pool_is_known_before_guests_lose_a_page,
+        limit_of_a_cgroup_is_known_before_guests_lose_a_page,
         what_the_pool_does_not_take_is_not_counted_as_gone,
     ]
 );
@@ -84,9 +85,17 @@ fn pages_go_to_the_pool_and_come_back() -> CaseResult {
     Ok(())
 }
 
-/// Half of the guest goes to swap, then the pool is full: reclaim tries repeatedly, and takes no
-/// page from the guest any more.
 fn full_pool_is_known_before_guests_lose_a_page() -> CaseResult {
+    no_page_is_lost_to(|_| pool(0))
+}
+
+fn limit_of_a_cgroup_is_known_before_guests_lose_a_page() -> CaseResult {
+    no_page_is_lost_to(|host| host.cgroup.setting("memory.zswap.max", "0"))
+}
+
+/// Half of the guest goes to swap, then there is no room any more: reclaim tries repeatedly, and takes
+/// no page from the guest.
+fn no_page_is_lost_to(fill: impl Fn(&Host) -> Result<Setting>) -> CaseResult {
     let host = Host::new()?;
     let attempts = 8;
     for huge in ["never", "always"] {
@@ -100,7 +109,7 @@ fn full_pool_is_known_before_guests_lose_a_page() -> CaseResult {
         println!("huge pages {huge}: {left} of {PAGES} pages stay");
         ensure!((1..PAGES).contains(&left), "{left} pages stay");
         // Pages that the guest has not read back yet do not count.
-        let full = pool(0)?;
+        let full = fill(&host)?;
         let counts = Counts::now()?;
         for _ in 0..attempts {
             host.reclaim()?;
