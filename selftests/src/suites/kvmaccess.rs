@@ -224,7 +224,7 @@ fn access_allocates_what_it_needs() -> CaseResult {
     expect_allocated(&s.fd, PAGE, "KVM has read a page")
 }
 
-fn access_to_a_poisoned_page_is_an_error() -> CaseResult {
+fn access_to_a_poisoned_page_ends_kvm_run_with_its_errno() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let gpa = s.slot.gpa;
