@@ -12,10 +12,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::support::nested::{self, EXIT_HLT, EXIT_NPF};
-use crate::support::setup::{PINNED, PORT, SLOT, Setup};
+use crate::support::setup::{LAYOUTS, Layout, PINNED, PORT, SLOT, Setup};
 use crate::support::uffd::Userfault;
 use crate::sys::*;
-use crate::vm::{Exit, small_pages};
+use crate::vm::{Exit, Private, small_pages};
 use crate::{MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
@@ -30,6 +30,8 @@ pub static SUITE: Suite = suite!(
 );
 
 const SIZE: u64 = MIB;
+/// Where a nested guest without paging can address private memory.
+const LOW: Layout = LAYOUTS[2];
 
 /// A guest that can be a hypervisor, and whose private memory KVM may use if `access` is set.
 fn hypervisor(access: bool) -> Result<Setup> {
@@ -38,15 +40,22 @@ fn hypervisor(access: bool) -> Result<Setup> {
     Ok(s)
 }
 
+/// The same, without access, at [`LOW`].
+fn hypervisor_low() -> Result<Setup> {
+    let mut s = Setup::at(Private::Memfile, SIZE, LOW)?;
+    nested::enable(&mut s.vcpu)?;
+    Ok(s)
+}
+
 fn nested_guest_runs_in_private_memory() -> CaseResult {
-    let mut s = hypervisor(false)?;
+    let mut s = hypervisor_low()?;
     let gpa = s.slot.gpa;
     s.vcpu.store(gpa, nested::HLT)?;
     nested::prepare(&s.vm, gpa, nested::TABLES);
     let exit = nested::run(&s.vm, &mut s.vcpu)?;
     ensure!(exit == EXIT_HLT, "the nested guest exits with {exit:#x}");
     // KVM follows its rmaps when the page goes.
-    punch(&s.fd, 0, PAGE)?;
+    punch(&s.fd, LOW.offset, PAGE)?;
     s.vcpu.store(gpa, nested::HLT)?;
     let exit = nested::run(&s.vm, &mut s.vcpu)?;
     ensure!(exit == EXIT_HLT, "in a new page the nested guest exits with {exit:#x}");
@@ -102,9 +111,9 @@ fn private_page_tables_are_not_walked_without_access() -> CaseResult {
 
 /// Wait until the kernel is where the test wants it to be.
 fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> CaseResult {
-    let limit = Instant::now() + Duration::from_secs(30);
+    let limit = Instant::now() + Duration::from_secs(30) * time_factor();
     while !done()? {
-        ensure!(Instant::now() < limit, "waited 30 s until {what}");
+        ensure!(Instant::now() < limit, "waited too long until {what}");
         thread::sleep(Duration::from_millis(1));
     }
     Ok(())
@@ -116,7 +125,7 @@ fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> CaseResult 
 /// The deletion waits as long as another vCPU is in the middle of an access by KVM to memory that the
 /// VMM does not give.
 fn hole_beside_the_first_shadow_root_and_a_deletion() -> CaseResult {
-    let mut s = hypervisor(false)?;
+    let mut s = hypervisor_low()?;
     let mut second = s.vm.vcpu(1)?;
     s.vcpu.store(s.slot.gpa, 1)?;
     nested::prepare(&s.vm, nested::CODE, nested::TABLES);
@@ -141,7 +150,7 @@ fn hole_beside_the_first_shadow_root_and_a_deletion() -> CaseResult {
             })?;
             let exit = nested::run(vm, &mut s.vcpu)?;
             ensure!(exit == EXIT_HLT, "the nested guest exits with {exit:#x}");
-            punch(&s.fd, 0, SIZE).context("punch")?;
+            punch(&s.fd, LOW.offset, SIZE).context("punch")?;
             ensure!(!deletion.is_finished(), "the deletion did not wait");
             Ok(deletion)
         };
@@ -158,5 +167,5 @@ fn hole_beside_the_first_shadow_root_and_a_deletion() -> CaseResult {
     nested::prepare(&s.vm, s.slot.gpa, nested::TABLES);
     let exit = nested::run(&s.vm, &mut s.vcpu)?;
     ensure!(exit == EXIT_HLT, "then the nested guest exits with {exit:#x}");
-    punch(&s.fd, 0, SIZE).context("punch again")
+    punch(&s.fd, LOW.offset, SIZE).context("punch again")
 }

@@ -48,7 +48,8 @@ pub fn enable(vcpu: &mut Vcpu) -> Result<()> {
     vcpu.set_msr(MSR_VM_HSAVE_PA, HOST_SAVE)
 }
 
-/// Prepare a nested guest that executes what is at `code`, with the nested page tables at `tables`.
+/// Prepare a nested guest that executes what is at `code`, below 4 GiB, with the nested page tables at
+/// `tables`.
 pub fn prepare(vm: &Vm, code: u64, tables: u64) {
     let system = vm.system();
     for (offset, word) in page_tables(TABLES) {

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::PAGE;
 use crate::skip::skip;
@@ -23,9 +23,11 @@ pub struct Userfault(OwnedFd);
 impl Userfault {
     /// Register all of a mapping; SKIP where there is no userfaultfd.
     pub fn on(view: &Mapping) -> Result<Userfault> {
+        // Only a descriptor that does not block can be polled.
         let open = |flags: libc::c_int| {
+            let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | flags;
             // SAFETY: Takes no pointer.
-            check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) })
+            check(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })
         };
         // Kernel accesses as well, if we may.
         let fd = match open(0).or_else(|_| open(UFFD_USER_MODE_ONLY)) {
@@ -61,6 +63,7 @@ impl Userfault {
         let mut fd = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: The entry outlives the call.
         check(unsafe { libc::poll(&mut fd, 1, 0) }).context("poll")?;
-        Ok(fd.revents & libc::POLLIN != 0)
+        ensure!(fd.revents & !libc::POLLIN == 0, "poll says {:#x}", fd.revents);
+        Ok(fd.revents != 0)
     }
 }
