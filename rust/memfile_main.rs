@@ -51,6 +51,7 @@ impl kernel::Module for Memfile {
         let debugfs = abi::debugfs::Dir::new(c"memfile");
         debugfs.add::<engine::stats::Totals>();
         debugfs.add::<engine::stats::Each>();
+        debugfs.add::<engine::stats::Hidden>();
         Ok(Self {
             _registration: registration,
             _debugfs: debugfs,

@@ -76,6 +76,17 @@ void memfile_set_evictable(struct inode *inode, bool evictable)
 	assign_bit(AS_UNEVICTABLE, &inode->i_mapping->flags, !evictable);
 }
 
+/* Do pages leave the direct map before a consumer gets them? */
+void memfile_set_hiding(struct inode *inode, bool hiding)
+{
+	WRITE_ONCE(SHMEM_I(inode)->hide_folios, hiding);
+}
+
+bool memfile_hiding(struct inode *inode)
+{
+	return READ_ONCE(SHMEM_I(inode)->hide_folios);
+}
+
 bool memfile_writable(struct file *file)
 {
 	return file->f_mode & FMODE_WRITE;

@@ -136,6 +136,15 @@ impl Locked {
         unsafe { bindings::folio_mark_dirty(self.as_ptr()) };
     }
 
+    /// Takes the folio out of the kernel's direct map, until it leaves the file. It must be uptodate,
+    /// and its file must neither let it migrate nor go to swap. Sleeps.
+    ///
+    /// Errors: `ENOMEM`.
+    pub(crate) fn hide(&self) -> Result {
+        // SAFETY: The folio is valid, locked and in the page cache by the type invariant.
+        to_result(unsafe { bindings::memfile_hide_folio(self.as_ptr()) })
+    }
+
     fn page(&self, index: u64) -> *mut bindings::page {
         // SAFETY: The folio is valid by the type invariant; the index is taken modulo its size.
         unsafe { bindings::memfile_folio_page(self.as_ptr(), index as usize) }
@@ -161,6 +170,12 @@ impl Drop for Locked {
         // SAFETY: By the type invariant the reference is ours.
         unsafe { bindings::memfile_put_folio(self.as_ptr()) };
     }
+}
+
+/// How many pages of all files are out of the kernel's direct map.
+pub(crate) fn hidden_pages() -> usize {
+    // SAFETY: The function may be called at any time.
+    unsafe { bindings::memfile_hidden_pages() }
 }
 
 /// A page that is not locked, from the store of another module.

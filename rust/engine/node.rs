@@ -54,6 +54,10 @@
 //! * New pages come from areas for movable memory only while the file is bound (or its store takes
 //!   what there is) and its pages may move; if a page may lie there, `in_movable_areas` is set. A
 //!   page that migrates may come to lie there as well.
+//! * If the flags have `KERNEL_INACCESSIBLE`, no consumer gets a page before it has left the kernel's
+//!   direct map, and after the first binding that asked for it no page with content is there. The
+//!   flag comes only while nothing is bound, and goes only while there is neither a binding nor a
+//!   page (rule 25).
 //!
 //! # Memory ordering
 //!
@@ -127,6 +131,8 @@ struct State {
     running: Invalidations,
     clock: Clock,
     flags: Flags,
+    /// No page that a consumer could get is in the kernel's direct map.
+    hidden: bool,
     claim: Claim,
     /// Pages may lie in areas for movable memory.
     in_movable_areas: bool,
@@ -240,6 +246,7 @@ impl Node {
                     running: Invalidations::new(),
                     clock: Clock::default(),
                     flags,
+                    hidden: false,
                     claim: Claim::new(one_vm),
                     in_movable_areas: false,
                     allowances: 0,
@@ -275,14 +282,21 @@ impl Node {
         let size = self.inode.size();
         // CAST: Bits.
         let space = file::fallocate(mode as u32, bytes(offset)?, bytes(len)?, size)?;
-        let _allocation = match space {
-            Space::Punch(_) => {
-                self.counters.punch.count();
-                None
+        if let Space::Punch(_) = space {
+            self.counters.punch.count();
+            return self.store.fallocate(file, mode, offset, len);
+        }
+        let allocation = Allocation::begin();
+        self.store.fallocate(file, mode, offset, len)?;
+        drop(allocation);
+        if let Space::Allocate(pages) = space {
+            if self.flags().kernel_inaccessible() {
+                // The pages are there. Those that stay in the direct map now leave it one by one when
+                // a consumer gets them, who learns of errors.
+                let _ = self.store.hide(pages);
             }
-            Space::Allocate => Some(Allocation::begin()),
-        };
-        self.store.fallocate(file, mode, offset, len)
+        }
+        Ok(())
     }
 
     /// Binds `notifier` to the pages of `file` that it names (rules 6 to 8). Sleeps, and may
@@ -300,6 +314,9 @@ impl Node {
         let mut state = self.state.lock();
         if exclusive {
             let wish = Flags::from_consumer(flags)?.and(self.store.inherent_flags());
+            if wish.kernel_inaccessible() && !self.store.can_hide() {
+                return Err(EINVAL);
+            }
             let flags = loop {
                 if !state.claim.admits(notifier.context()) {
                     return Err(Refusal::NotPermitted.into());
@@ -337,9 +354,11 @@ impl Node {
             state.bound += 1;
             state.claim = state.claim.taken(notifier.context());
             state.flags = flags;
+            state.hidden &= flags.kernel_inaccessible();
             self.store.set_flags(flags);
             state.place(&self.store);
         }
+        let hide = exclusive && state.flags.kernel_inaccessible() && !state.hidden;
 
         file.hold_for(notifier);
         let birth = state.clock.tick();
@@ -359,8 +378,26 @@ impl Node {
         {
             self.ended.wait(&mut state);
         }
+        drop(state);
         self.counters.bind.count();
         trace::bind(&self.inode, pages);
+
+        if hide {
+            self.hide_all()
+                .inspect_err(|_| self.unbind(notifier))?;
+        }
+        Ok(())
+    }
+
+    /// Takes all pages that the file has out of the kernel's direct map (rule 25), for a binding that
+    /// has asked for that and has no page yet. If this fails, the flags stay: some pages may be out.
+    /// Sleeps.
+    fn hide_all(&self) -> Result {
+        if let Some(pages) = Range::new(0, self.inode.pages()) {
+            self.store.hide(pages)?;
+        }
+        // Pages that come later are hidden before anybody gets them.
+        self.state.lock().hidden = true;
         Ok(())
     }
 

@@ -10,6 +10,7 @@
 //! An event costs one atomic addition to a counter of its file; reading adds the counters up.
 
 use crate::abi::debugfs::Show;
+use crate::abi::folio::hidden_pages;
 use crate::abi::lock::module_mutex;
 use core::ops::Deref;
 use kernel::prelude::*;
@@ -161,6 +162,17 @@ impl Show for Totals {
         }
         drop(files);
         total.each(|name, value| seq_print!(seq, "{name} {value}\n"));
+    }
+}
+
+/// The file `hidden`: how many pages of all files are out of the kernel's direct map.
+pub(crate) enum Hidden {}
+
+impl Show for Hidden {
+    const NAME: &'static CStr = c"hidden";
+
+    fn show(seq: &SeqFile) {
+        seq_print!(seq, "{}\n", hidden_pages());
     }
 }
 

@@ -14,7 +14,7 @@ mod tests {
     use crate::policy::range::Range;
     use kernel::prelude::*;
 
-    const ALL: u64 = Flags::ALL as u64;
+    const ALL: u64 = Flags::PINNED as u64;
 
     #[test]
     fn exclusive_bindings_never_overlap() -> Result {

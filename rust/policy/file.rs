@@ -2,7 +2,11 @@
 
 //! Size and space of a file (rule 2). Sizes and offsets are bytes, as in the system calls.
 
-use super::range::Range;
+use super::range::{
+    Range,
+    PAGE_SHIFT,
+    PAGE_SIZE, //
+};
 use super::Refusal;
 
 /// May the size change from `old` to `new`? Once, from 0 to a multiple of `unit`.
@@ -19,8 +23,8 @@ pub(crate) fn set_size(old: u64, new: u64, unit: u64) -> Result<(), Refusal> {
 /// The effect of a fallocate().
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Space {
-    /// Allocate, without an invalidation.
-    Allocate,
+    /// Allocate these pages, without an invalidation.
+    Allocate(Range),
     /// Free these pages.
     Punch(Range),
 }
@@ -42,7 +46,11 @@ pub(crate) fn fallocate(mode: u32, offset: u64, len: u64, size: u64) -> Result<S
         return Range::from_bytes(offset, len).map(Space::Punch);
     }
     match offset.checked_add(len) {
-        Some(end) if end <= size => Ok(Space::Allocate),
+        Some(end) if end <= size => {
+            let end = end.checked_add(PAGE_SIZE - 1).ok_or(Refusal::Invalid)?;
+            let pages = Range::new(offset >> PAGE_SHIFT, end >> PAGE_SHIFT);
+            pages.map(Space::Allocate).ok_or(Refusal::Invalid)
+        }
         _ => Err(Refusal::Invalid),
     }
 }
@@ -77,7 +85,10 @@ mod tests {
     #[test]
     fn allocation_stays_inside_of_the_file() {
         for mode in [0, KEEP_SIZE] {
-            assert_eq!(fallocate(mode, 0, 8192, 8192), Ok(Space::Allocate));
+            let allocates = |start, end| Range::new(start, end).map(Space::Allocate);
+            assert_eq!(fallocate(mode, 0, 8192, 8192).ok(), allocates(0, 2));
+            assert_eq!(fallocate(mode, 4097, 4094, 8192).ok(), allocates(1, 2));
+            assert_eq!(fallocate(mode, 4095, 2, 8192).ok(), allocates(0, 2));
             assert_eq!(fallocate(mode, 4096, 8192, 8192), Err(Refusal::Invalid));
             assert_eq!(fallocate(mode, 8192, 1, 8192), Err(Refusal::Invalid));
             assert_eq!(fallocate(mode, u64::MAX, 2, 8192), Err(Refusal::Invalid));

@@ -15,8 +15,13 @@ impl Flags {
     pub(crate) const UNMOVABLE: u32 = 1 << 1;
     /// Pages never go to swap.
     pub(crate) const UNRECLAIMABLE: u32 = 1 << 2;
-    /// All flags; KVM registers with these by default.
-    pub(crate) const ALL: u32 = Self::USER_INACCESSIBLE | Self::UNMOVABLE | Self::UNRECLAIMABLE;
+    /// Pages are not in the kernel's direct map (rule 25). Only together with the others.
+    pub(crate) const KERNEL_INACCESSIBLE: u32 = 1 << 3;
+    /// What KVM registers with by default.
+    pub(crate) const PINNED: u32 =
+        Self::USER_INACCESSIBLE | Self::UNMOVABLE | Self::UNRECLAIMABLE;
+    /// All flags.
+    pub(crate) const ALL: u32 = Self::PINNED | Self::KERNEL_INACCESSIBLE;
 
     /// The flags of a file from its creation to its first binding.
     pub(crate) const CREATION: Self = Self(Self::USER_INACCESSIBLE);
@@ -27,7 +32,12 @@ impl Flags {
         if bits & !Self::ALL != 0 || bits & Self::USER_INACCESSIBLE == 0 {
             return Err(Refusal::Invalid);
         }
-        Ok(Self(bits))
+        // Who migrates a page or writes it to swap has to read it.
+        let flags = Self(bits);
+        if flags.kernel_inaccessible() && bits & Self::PINNED != Self::PINNED {
+            return Err(Refusal::Invalid);
+        }
+        Ok(flags)
     }
 
     /// These, and no swap-out.
@@ -55,13 +65,20 @@ impl Flags {
         self.0 & Self::UNRECLAIMABLE != 0
     }
 
+    /// Out of the direct map?
+    pub(crate) fn kernel_inaccessible(self) -> bool {
+        self.0 & Self::KERNEL_INACCESSIBLE != 0
+    }
+
     /// The flags of the file after a binding with `wish` joins `bound` others.
     ///
     /// A binding may ask for more than the file has. It may ask for less only while the file has no
-    /// binding, and no page for which the promise holds.
+    /// binding, and no page for which the promise holds. It may take pages out of the direct map only
+    /// while the file has no binding: those who have one may let the kernel use the pages.
     pub(crate) fn joined(self, bound: usize, has_pages: bool, wish: Self) -> Result<Self, Refusal> {
         let weaker = self.0 & !wish.0 != 0;
-        if weaker && (bound != 0 || has_pages) {
+        let hides = wish.kernel_inaccessible() && !self.kernel_inaccessible();
+        if weaker && (bound != 0 || has_pages) || hides && bound != 0 {
             Err(Refusal::Invalid)
         } else {
             Ok(wish)
@@ -74,13 +91,36 @@ impl Flags {
 mod tests {
     use super::*;
 
-    const PINNED: Flags = Flags(Flags::ALL);
+    const PINNED: Flags = Flags(Flags::PINNED);
+    const HIDDEN: Flags = Flags(Flags::ALL);
 
     #[test]
     fn unknown_bits_are_refused() {
-        for bit in 3..64 {
+        for bit in 4..64 {
             assert_eq!(Flags::from_consumer(1 << bit | 7), Err(Refusal::Invalid));
         }
+    }
+
+    #[test]
+    fn only_pinned_pages_leave_the_direct_map() {
+        for bits in 8..15 {
+            assert_eq!(Flags::from_consumer(bits), Err(Refusal::Invalid));
+        }
+        assert_eq!(Flags::from_consumer(15), Ok(HIDDEN));
+    }
+
+    #[test]
+    fn pages_leave_the_direct_map_while_nobody_is_bound() {
+        for has_pages in [false, true] {
+            for flags in [Flags::CREATION, PINNED] {
+                assert_eq!(flags.joined(0, has_pages, HIDDEN), Ok(HIDDEN));
+                assert_eq!(flags.joined(1, has_pages, HIDDEN), Err(Refusal::Invalid));
+            }
+            assert_eq!(HIDDEN.joined(1, has_pages, HIDDEN), Ok(HIDDEN));
+            assert_eq!(HIDDEN.joined(1, has_pages, PINNED), Err(Refusal::Invalid));
+        }
+        assert_eq!(HIDDEN.joined(0, true, PINNED), Err(Refusal::Invalid));
+        assert_eq!(HIDDEN.joined(0, false, PINNED), Ok(PINNED));
     }
 
     #[test]

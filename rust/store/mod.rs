@@ -27,7 +27,10 @@ use crate::abi::hugetlb::HugetlbInode;
 use crate::abi::inode::Inode;
 use crate::abi::shmem::ShmemInode;
 use crate::policy::flags::Flags;
-use crate::policy::range::PAGE_SIZE;
+use crate::policy::range::{
+    Range,
+    PAGE_SIZE, //
+};
 use kernel::prelude::*;
 
 /// The order of a page of 2 MiB.
@@ -83,8 +86,9 @@ pub(crate) trait Store: Copy + Send + Sync {
         false
     }
 
-    /// The page at `index` of `file`, which is one of this inode; zeroed and uptodate. The store
-    /// allocates it if there is none, and knows which of its pages have a memory error. Sleeps.
+    /// The page at `index` of `file`, which is one of this inode; zeroed and uptodate, and out of
+    /// the kernel's direct map if the flags say so. The store allocates it if there is none, and
+    /// knows which of its pages have a memory error. Sleeps.
     fn find(self, file: File, index: u64) -> Result<Found<Self::Page>>;
 
     /// fallocate(2) on `file`, which is one of this inode, after the engine has checked the
@@ -94,6 +98,19 @@ pub(crate) trait Store: Copy + Send + Sync {
 
     /// Moves a folio of the file. Its invalidation is running. Sleeps.
     fn migrate(self, migration: &Migration) -> Result;
+
+    /// Can it keep its pages out of the kernel's direct map?
+    fn can_hide(self) -> bool {
+        false
+    }
+
+    /// Takes those of `pages` that are in memory out of the kernel's direct map, if the flags say so.
+    /// Where [`Self::find`] does so for one, this pays once for many. Sleeps, takes folio locks.
+    ///
+    /// Errors: `ENOMEM`, `EINTR` if a fatal signal came.
+    fn hide(self, _pages: Range) -> Result {
+        Ok(())
+    }
 
     /// Sets the flags that consumers want from now on. Does not sleep; the caller serialises.
     fn set_flags(self, flags: Flags) {
@@ -174,6 +191,16 @@ impl AnyStore {
     /// As [`Store::migrate`].
     pub(crate) fn migrate(self, migration: &Migration) -> Result {
         each_store!(self, store => Store::migrate(store, migration))
+    }
+
+    /// As [`Store::can_hide`].
+    pub(crate) fn can_hide(self) -> bool {
+        each_store!(self, store => Store::can_hide(store))
+    }
+
+    /// As [`Store::hide`].
+    pub(crate) fn hide(self, pages: Range) -> Result {
+        each_store!(self, store => Store::hide(store, pages))
     }
 
     /// As [`Store::set_flags`].

@@ -15,6 +15,9 @@ use crate::abi::folio::{
 };
 use crate::abi::inode::Inode;
 use crate::abi::shmem::ShmemInode;
+use crate::abi::uapi;
+use crate::policy::flags::Flags;
+use crate::policy::range::Range;
 use kernel::prelude::*;
 
 impl Store for ShmemInode {
@@ -36,7 +39,13 @@ impl Store for ShmemInode {
     }
 
     fn find(self, _file: File, index: u64) -> Result<Found<Locked>> {
-        self.folio(index)
+        let found = self.folio(index)?;
+        if let Found::There(folio) = &found {
+            if self.hiding() {
+                folio.hide()?;
+            }
+        }
+        Ok(found)
     }
 
     fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
@@ -45,5 +54,18 @@ impl Store for ShmemInode {
 
     fn migrate(self, migration: &Migration) -> Result {
         migration.in_page_cache()
+    }
+
+    fn set_flags(self, flags: Flags) {
+        self.inode().set_flags(flags);
+        self.set_hiding(flags.kernel_inaccessible());
+    }
+
+    fn can_hide(self) -> bool {
+        uapi::can_hide()
+    }
+
+    fn hide(self, pages: Range) -> Result {
+        ShmemInode::hide(self, pages)
     }
 }

@@ -50,7 +50,7 @@ pub(crate) mod allocation {
 pub(crate) mod inode {
     use crate::kernel::prelude::*;
     use crate::policy::flags::Flags;
-    use crate::policy::range::PAGE_SHIFT;
+    use crate::policy::range::{Range, PAGE_SHIFT};
     use std::cell::Cell;
     use std::ops::Deref;
     use std::rc::Rc;
@@ -69,6 +69,9 @@ pub(crate) mod inode {
         pub(crate) stuck: Cell<Option<Error>>,
         /// How often that was called.
         pub(crate) left: Cell<u32>,
+        /// The last argument of the store's `hide()`, and its answer.
+        pub(crate) hidden: Cell<Option<Range>>,
+        pub(crate) hide_error: Cell<Option<Error>>,
     }
 
     /// An inode of so many bytes.

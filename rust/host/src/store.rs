@@ -7,7 +7,7 @@ use crate::abi::file::File;
 use crate::abi::inode::Inode;
 use crate::kernel::prelude::*;
 use crate::policy::flags::Flags;
-use crate::policy::range::PAGE_SIZE;
+use crate::policy::range::{Range, PAGE_SIZE};
 use std::cell::Cell;
 
 thread_local! {
@@ -43,6 +43,20 @@ impl AnyStore {
     pub(crate) fn fallocate(&self, _file: File, mode: i32, offset: i64, len: i64) -> Result {
         FALLOCATED.set(Some((mode, offset, len)));
         Ok(())
+    }
+
+    pub(crate) fn can_hide(&self) -> bool {
+        true
+    }
+
+    pub(crate) fn hide(&self, pages: Range) -> Result {
+        let flags = self.0.flags.get();
+        assert!(
+            flags.is_some_and(Flags::kernel_inaccessible),
+            "the flags come first"
+        );
+        self.0.hidden.set(Some(pages));
+        self.0.hide_error.get().map_or(Ok(()), Err)
     }
 
     pub(crate) fn set_flags(&self, flags: Flags) {
