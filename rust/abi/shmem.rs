@@ -12,6 +12,7 @@ use super::folio::{
 };
 use super::inode::Inode;
 use crate::bindings;
+use crate::policy::flags::Flags;
 use crate::policy::range::Range;
 use core::ptr::NonNull;
 use kernel::error::{
@@ -76,6 +77,13 @@ impl ShmemInode {
             }
             (Err(err), _) => Err(err),
         }
+    }
+
+    /// Can the machine keep pages out of the kernel's direct map?
+    pub(crate) fn can_hide(self) -> bool {
+        // SAFETY: The function may be called at any time.
+        let flags = unsafe { bindings::memfile_supported_flags() };
+        flags & Flags::KERNEL_INACCESSIBLE != 0
     }
 
     /// Sets whether pages are to leave the kernel's direct map. Does not sleep; the caller serialises.

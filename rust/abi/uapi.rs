@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The flags of C's header, and whether the machine can keep what they promise.
-//!
 //! The policy layer does not use the kernel's headers, so it has numbers of its own. They are
 //! compared here with those of C's headers: the module does not compile unless they are the same.
 //!
@@ -13,13 +11,6 @@ use crate::policy::file;
 use crate::policy::flags::Flags;
 use crate::policy::range;
 use kernel::static_assert;
-
-/// Can this machine keep pages out of the direct map?
-pub(crate) fn can_hide() -> bool {
-    // SAFETY: The function may be called at any time.
-    let flags = unsafe { bindings::memfile_supported_flags() };
-    flags & Flags::KERNEL_INACCESSIBLE != 0
-}
 
 static_assert!(range::PAGE_SIZE == kernel::page::PAGE_SIZE as u64);
 static_assert!(1 << range::PAGE_SHIFT == range::PAGE_SIZE);

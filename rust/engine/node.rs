@@ -289,7 +289,7 @@ impl Node {
         let allocation = Allocation::begin();
         self.store.fallocate(file, mode, offset, len)?;
         drop(allocation);
-        if let Space::Allocate(pages) = space {
+        if let Space::Allocate(Some(pages)) = space {
             if self.flags().kernel_inaccessible() {
                 // The pages are there. Those that stay in the direct map now leave it one by one when
                 // a consumer gets them, who learns of errors.

@@ -23,8 +23,8 @@ pub(crate) fn set_size(old: u64, new: u64, unit: u64) -> Result<(), Refusal> {
 /// The effect of a fallocate().
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Space {
-    /// Allocate these pages, without an invalidation.
-    Allocate(Range),
+    /// Allocate these pages, if there are any, without an invalidation.
+    Allocate(Option<Range>),
     /// Free these pages.
     Punch(Range),
 }
@@ -49,7 +49,7 @@ pub(crate) fn fallocate(mode: u32, offset: u64, len: u64, size: u64) -> Result<S
         Some(end) if end <= size => {
             let end = end.checked_add(PAGE_SIZE - 1).ok_or(Refusal::Invalid)?;
             let pages = Range::new(offset >> PAGE_SHIFT, end >> PAGE_SHIFT);
-            pages.map(Space::Allocate).ok_or(Refusal::Invalid)
+            Ok(Space::Allocate(pages))
         }
         _ => Err(Refusal::Invalid),
     }
@@ -85,10 +85,10 @@ mod tests {
     #[test]
     fn allocation_stays_inside_of_the_file() {
         for mode in [0, KEEP_SIZE] {
-            let allocates = |start, end| Range::new(start, end).map(Space::Allocate);
-            assert_eq!(fallocate(mode, 0, 8192, 8192).ok(), allocates(0, 2));
-            assert_eq!(fallocate(mode, 4097, 4094, 8192).ok(), allocates(1, 2));
-            assert_eq!(fallocate(mode, 4095, 2, 8192).ok(), allocates(0, 2));
+            let allocates = |start, end| Ok(Space::Allocate(Range::new(start, end)));
+            assert_eq!(fallocate(mode, 0, 8192, 8192), allocates(0, 2));
+            assert_eq!(fallocate(mode, 4097, 4094, 8192), allocates(1, 2));
+            assert_eq!(fallocate(mode, 4095, 2, 8192), allocates(0, 2));
             assert_eq!(fallocate(mode, 4096, 8192, 8192), Err(Refusal::Invalid));
             assert_eq!(fallocate(mode, 8192, 1, 8192), Err(Refusal::Invalid));
             assert_eq!(fallocate(mode, u64::MAX, 2, 8192), Err(Refusal::Invalid));

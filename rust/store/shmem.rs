@@ -15,7 +15,6 @@ use crate::abi::folio::{
 };
 use crate::abi::inode::Inode;
 use crate::abi::shmem::ShmemInode;
-use crate::abi::uapi;
 use crate::policy::flags::Flags;
 use crate::policy::range::Range;
 use kernel::prelude::*;
@@ -62,7 +61,7 @@ impl Store for ShmemInode {
     }
 
     fn can_hide(self) -> bool {
-        uapi::can_hide()
+        ShmemInode::can_hide(self)
     }
 
     fn hide(self, pages: Range) -> Result {

@@ -44,6 +44,13 @@ pub fn counter(key: &str) -> Result<u64> {
     line.and_then(|l| l.parse().ok()).with_context(|| format!("memfile has no counter {key}"))
 }
 
+/// Pages of memfiles that are out of the kernel's direct map.
+pub fn hidden_pages() -> Result<u64> {
+    let path = "/sys/kernel/debug/memfile/hidden";
+    let text = std::fs::read_to_string(path).context(path)?;
+    text.trim().parse().context("no number")
+}
+
 /// Fold the per-CPU parts of the counters in; best effort, needs root.
 pub fn refresh_counters() {
     let _ = std::fs::write("/proc/sys/vm/stat_refresh", "1");

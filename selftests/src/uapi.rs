@@ -32,6 +32,7 @@ pub const F_SEAL_AUTO_ALLOCATE: u32 = 0x0040;
 pub const MEMFILE_F_USER_INACCESSIBLE: u64 = 1 << 0;
 pub const MEMFILE_F_UNMOVABLE: u64 = 1 << 1;
 pub const MEMFILE_F_UNRECLAIMABLE: u64 = 1 << 2;
+pub const MEMFILE_F_KERNEL_INACCESSIBLE: u64 = 1 << 3;
 /// v7's pinned behaviour, and the default.
 pub const MEMFILE_F_ALL: u64 =
     MEMFILE_F_USER_INACCESSIBLE | MEMFILE_F_UNMOVABLE | MEMFILE_F_UNRECLAIMABLE;

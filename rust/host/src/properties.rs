@@ -83,14 +83,18 @@ proptest! {
 
     #[test]
     fn flags_are_what_was_promised(steps in prop::collection::vec(
-            (prop_oneof![3 => (0u64..10).prop_map(Some), 2 => Just(None)], any::<bool>()), 1..40)) {
+            (prop_oneof![3 => (0u64..18).prop_map(Some), 2 => Just(None)], any::<bool>()), 1..40)) {
         let mut flags = Flags::CREATION;
         let (mut bound, mut promised) = (0, 1);
         for (step, has_pages) in steps {
             match step {
                 Some(wish) => {
-                    let keeps = (0..3).all(|bit| promised >> bit & 1 <= wish >> bit & 1);
-                    let legal = wish < 8 && wish & 1 == 1 && (keeps || bound == 0 && !has_pages);
+                    let keeps = (0..4).all(|bit| promised >> bit & 1 <= wish >> bit & 1);
+                    let known = wish < 16 && wish & 1 == 1 && (wish < 8 || wish & 7 == 7);
+                    let hides = wish & 8 > promised & 8;
+                    let legal = known
+                        && (keeps || bound == 0 && !has_pages)
+                        && (!hides || bound == 0);
                     let joined = Flags::from_consumer(wish)
                         .and_then(|wish| flags.joined(bound, has_pages, wish));
                     prop_assert_eq!(joined.is_ok(), legal);

@@ -83,7 +83,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Kind::Deaf),
     ];
     let frame = prop_oneof![8 => 0..3 * PAGES, 1 => u64::MAX - 8..=u64::MAX];
-    let flags = prop_oneof![8 => Just(7u64), 2 => Just(1u64), 1 => 0..10u64, 1 => any::<u64>()];
+    let flags = prop_oneof![6 => Just(7u64), 3 => Just(15u64), 2 => Just(1u64), 1 => 0..18u64, 1 => any::<u64>()];
     let bytes = || {
         prop_oneof![6 => (0..=PAGES as i64 + 2).prop_map(|n| n * PAGE as i64),
                                1 => -1..2 * PAGE as i64, 1 => any::<i64>()]
@@ -239,6 +239,11 @@ impl Model {
         self.promised.unwrap_or(1)
     }
 
+    /// Do pages leave the direct map if a binding asks for these flags?
+    fn hides(&self, flags: u64) -> bool {
+        flags & 8 > self.flags() & 8
+    }
+
     /// Is the file bound, and may its pages move?
     fn allows_movable(&self) -> bool {
         self.exclusive().next().is_some() && self.flags() & 2 == 0
@@ -276,7 +281,7 @@ impl Model {
         if kind == Kind::Observer {
             return Ok(());
         }
-        if !(flags < 8 && flags % 2 == 1) {
+        if !(flags < 8 && flags % 2 == 1 || flags == 15) {
             return Err(EINVAL);
         }
         if self.one_vm
@@ -286,8 +291,9 @@ impl Model {
         {
             return Err(EPERM);
         }
-        let less = (0..3).any(|bit| self.flags() >> bit & 1 > flags >> bit & 1);
-        if less && (self.has_pages || self.exclusive().next().is_some()) {
+        let bound = self.exclusive().next().is_some();
+        let less = (0..4).any(|bit| self.flags() >> bit & 1 > flags >> bit & 1);
+        if less && (self.has_pages || bound) || self.hides(flags) && bound {
             return Err(EINVAL);
         }
         let pages = pgoff..pgoff + nr_pages;
@@ -478,6 +484,7 @@ impl Driver {
                 model.give_birth();
             }
         }
+        let hides = want.is_ok() && !observer && model.hides(flags);
         if want.is_ok() && !observer {
             model.promised = Some(flags);
             model.owner.get_or_insert(context);
@@ -495,6 +502,13 @@ impl Driver {
         self.birth_after_leaving();
         let left = self.node.inode.left.get() - left;
         assert_eq!(left > 0, leaves, "pages leave areas for movable memory");
+        let hidden = self.node.inode.hidden.take();
+        let all = hides.then(|| (0, self.node.inode.pages()));
+        assert_eq!(
+            hidden.map(|pages| (pages.start(), pages.end())),
+            all,
+            "pages leave the direct map"
+        );
         assert_eq!(self.model.borrow().awaited, [], "did not wait for these");
     }
 
@@ -545,6 +559,10 @@ impl Driver {
             FALLOCATED.get(),
             want.is_ok().then_some((mode, offset, len))
         );
+        let hides = want.is_ok() && mode & 2 == 0 && len > 0;
+        let hides = hides && self.model.borrow().flags() & 8 != 0;
+        let hidden = self.node.inode.hidden.take();
+        assert_eq!(hidden.is_some(), hides, "new pages leave the direct map");
     }
 
     fn set_size(&self, old: u64, new: u64) {

@@ -96,7 +96,7 @@ fn bad_bindings_are_refused() -> CaseResult {
         refused("a file without a size", &memfile_unsized()?, ALL, Errno::EINVAL)?;
         expect_errno("no file", consumer.raw_bind(9999, mode, ALL), &[Errno::EBADF])?;
     }
-    for flags in [0, MEMFILE_F_UNMOVABLE, 1 << 3 | MEMFILE_F_ALL, 1 << 63 | MEMFILE_F_ALL] {
+    for flags in [0, MEMFILE_F_UNMOVABLE, 1 << 4 | MEMFILE_F_ALL, 1 << 63 | MEMFILE_F_ALL] {
         let result = consumer.bind(&fd, Mode::Mapper(flags), ALL);
         expect_errno(&format!("flags {flags:#x}"), result, &[Errno::EINVAL])?;
     }

@@ -10,7 +10,7 @@ use crate::ktap::{CaseResult, Suite};
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{self, Cgroup, Counts, Failing, MovableZone, Setting, Swap, frames};
 use crate::support::setup::{
-    BOTH, GUEST, LAYOUTS, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, Setup,
+    BOTH, GUEST, HIDDEN, LAYOUTS, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, Setup,
 };
 use crate::support::setup::{check_view, fill_view};
 use crate::sys::*;
@@ -38,7 +38,7 @@ pub static SUITE: Suite = suite!(
 
 const SIZE: u64 = 8 * MIB;
 const COUNT: u64 = SIZE / HUGE;
-const CHOICES: [u64; 4] = [PINNED, MOVABLE, RECLAIMABLE, BOTH];
+const CHOICES: [u64; 5] = [PINNED, HIDDEN, MOVABLE, RECLAIMABLE, BOTH];
 
 /// A guest with content on huge pages.
 fn guest(flags: u64) -> Result<Setup> {

@@ -16,6 +16,7 @@ mod control;
 mod convert;
 mod creation;
 mod debugfs;
+mod directmap;
 mod exits;
 mod fault;
 mod fdinfo;
@@ -105,6 +106,7 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&huge::SUITE),
     one(&hugetlb::SUITE),
     one(&hugetlb::SUITE_1G),
+    one(&directmap::SUITE),
     one(&poison::SUITE),
     one(&overcommit::SUITE),
     one(&qemu::SUITE),

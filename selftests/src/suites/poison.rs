@@ -13,7 +13,7 @@ use crate::pressure::{
     self, Accounts, Cgroup, Counts, Disk, Failing, KPF_DIRTY, KPF_HWPOISON, KPF_SWAPCACHE,
     KPF_WRITEBACK, Swap, frames,
 };
-use crate::support::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
+use crate::support::setup::{BOTH, GUEST, HIDDEN, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::{Exit, Vcpu};
@@ -42,7 +42,7 @@ pub static SUITE: Suite = suite!(
 const SIZE: u64 = 4 * MIB;
 /// The page that gets the memory error.
 const BROKEN: u64 = HUGE + 37 * PAGE;
-const CHOICES: [u64; 4] = [PINNED, MOVABLE, RECLAIMABLE, BOTH];
+const CHOICES: [u64; 5] = [PINNED, HIDDEN, MOVABLE, RECLAIMABLE, BOTH];
 
 /// A page frame with a memory error, until this is dropped. It must be unused by then.
 struct Broken(u64);

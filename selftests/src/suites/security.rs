@@ -124,27 +124,6 @@ fn root_reads_the_content_in_dev_mem() -> CaseResult {
     Ok(())
 }
 
-/// The offset in `/proc/kcore` of a physical address.
-fn kcore_offset(core: &File, physical: u64) -> Result<u64> {
-    let word = |at: u64| -> Result<u64> {
-        let mut bytes = [0; 8];
-        core.read_exact_at(&mut bytes, at).context("read /proc/kcore")?;
-        Ok(u64::from_ne_bytes(bytes))
-    };
-    // ELF64: e_phoff; e_phentsize and e_phnum, two bytes each.
-    let (first, sizes) = (word(32)?, word(54)?);
-    let (size, count) = (sizes & 0xffff, sizes >> 16 & 0xffff);
-    for header in (0..count).map(|n| first + n * size) {
-        // p_type and p_flags; p_offset, p_vaddr, p_paddr, p_filesz.
-        let is_load = word(header)? & 0xffff_ffff == 1;
-        let (offset, start, len) = (word(header + 8)?, word(header + 24)?, word(header + 32)?);
-        if is_load && start != u64::MAX && (start..start.saturating_add(len)).contains(&physical) {
-            return Ok(offset + (physical - start));
-        }
-    }
-    Err(anyhow::anyhow!("/proc/kcore has no segment for {physical:#x}"))
-}
-
 fn root_reads_the_content_in_kcore() -> CaseResult {
     require_root()?;
     let Ok(core) = File::open("/proc/kcore") else {
@@ -152,7 +131,7 @@ fn root_reads_the_content_in_kcore() -> CaseResult {
     };
     let s = guest(PINNED)?;
     let mut bytes = [0; 16];
-    let offset = kcore_offset(&core, physical(&s)?)?;
+    let offset = pressure::kcore_offset(&core, physical(&s)?)?;
     core.read_exact_at(&mut bytes, offset).context("read /proc/kcore")?;
     ensure!(bytes == head(&s, 3), "/proc/kcore has {bytes:x?}");
     Ok(())

@@ -43,8 +43,10 @@ pub const LAYOUTS: [Layout; 6] = [
     Layout { gpa: 16 * MIB + 7 * PAGE, offset: 64 * MIB + PAGE },
 ];
 
-/// The four choices of `KVM_CAP_MEMFILE`, named after what the host may do with the pages.
+/// The choices of `KVM_CAP_MEMFILE`, named after what the host may do with the pages.
 pub const PINNED: u64 = MEMFILE_F_ALL;
+/// Pinned, and not in the kernel's direct map.
+pub const HIDDEN: u64 = PINNED | MEMFILE_F_KERNEL_INACCESSIBLE;
 pub const MOVABLE: u64 = MEMFILE_F_USER_INACCESSIBLE | MEMFILE_F_UNRECLAIMABLE;
 pub const RECLAIMABLE: u64 = MEMFILE_F_USER_INACCESSIBLE | MEMFILE_F_UNMOVABLE;
 pub const BOTH: u64 = MEMFILE_F_USER_INACCESSIBLE;
@@ -174,7 +176,7 @@ impl Setup {
 /// `cap_without_*`.
 pub fn expect_as_vm_types_say() -> Result<()> {
     let kvm = open_kvm()?;
-    let wanted = if supports(&kvm, VmType::Protected) { MEMFILE_F_ALL as i32 } else { 0 };
+    let wanted = if supports(&kvm, VmType::Protected) { HIDDEN as i32 } else { 0 };
     let mask = kvm.check_extension_raw(KVM_CAP_MEMFILE.into());
     ensure!(mask == wanted, "KVM_CHECK_EXTENSION on the device gives {mask:#x}, not {wanted:#x}");
     Ok(())

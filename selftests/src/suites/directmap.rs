@@ -1,0 +1,745 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Private memory that the kernel does not see, `MEMFILE_F_KERNEL_INACCESSIBLE` (rule 25).
+//!
+//! `/dev/mem` reads a page frame through the direct map, by `copy_from_kernel_nofault()`, and gives
+//! EFAULT where the direct map has none.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::consumer::{Consumer, Mode, Span};
+use crate::ktap::{CaseResult, Suite, skip};
+use crate::pattern::Pattern;
+use crate::pressure::{self, Cgroup, Counts, Failing, Swap, frames};
+use crate::support::inject::Injector;
+use crate::support::setup::{BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, SLOT, Setup};
+use crate::sys::*;
+use crate::uapi::*;
+use crate::vm::{Private, Vm, small_pages};
+use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
+
+pub static SUITE: Suite = suite!(
+    "directmap",
+    [
+        page_is_there_without_the_flag,
+        page_is_not_there_whatever_made_it,
+        kcore_does_not_have_the_content,
+        count_is_that_of_the_pages_in_files,
+        hole_gives_the_frame_back_empty,
+        hole_in_a_huge_page_keeps_its_neighbours_out,
+        hole_in_a_huge_page_that_cannot_be_split,
+        parts_of_a_split_page_stay_out,
+        part_beyond_the_end_of_the_file_comes_back,
+        content_of_an_earlier_binding_leaves,
+        file_keeps_the_flag_as_long_as_it_has_pages,
+        flag_is_not_for_a_file_that_others_use,
+        flag_is_for_pinned_pages_only,
+        kvm_has_no_access,
+        initial_content_does_not_stay,
+        fallocate_after_binding_takes_pages_out,
+        allocation_that_fails_changes_nothing: 120,
+        binding_that_fails_can_be_repeated: 120,
+        broken_page_does_not_come_back_with_others,
+        hibernation_is_refused,
+        secret_is_nowhere_in_memory: 240,
+        thousand_lives_leak_nothing: 240,
+    ]
+);
+
+const SIZE: u64 = 4 * MIB;
+const PAGES: u64 = SIZE / PAGE;
+
+/// Physical memory through the direct map.
+struct Memory(File);
+
+impl Memory {
+    fn open() -> Result<Memory> {
+        require_root()?;
+        drop(memfile_unsized()?);
+        match File::open("/dev/mem") {
+            Ok(file) => Ok(Memory(file)),
+            Err(_) => skip("the kernel has no /dev/mem"),
+        }
+    }
+
+    /// The content of a frame, if the direct map has it.
+    fn frame(&self, pfn: u64) -> Result<Option<Vec<u8>>> {
+        let mut bytes = vec![0; PAGE as usize];
+        match pread(&self.0, &mut bytes, pfn * PAGE) {
+            Ok(_) => Ok(Some(bytes)),
+            Err(Errno::EFAULT) => Ok(None),
+            Err(e) => bail!("frame {pfn:#x} in /dev/mem: {e}"),
+        }
+    }
+
+    fn has(&self, pfn: u64) -> Result<bool> {
+        Ok(self.frame(pfn)?.is_some())
+    }
+
+    /// Fail unless all frames of a guest are in the direct map, or none.
+    fn expect_all(&self, pfns: &[u64], there: bool, when: &str) -> Result<()> {
+        for pfn in pfns {
+            let has = self.has(*pfn)?;
+            ensure!(has == there, "{when}: frame {pfn:#x} is in the direct map: {has}");
+        }
+        Ok(())
+    }
+
+    /// Look for 64 bytes of `pattern` at any address in `[start, start + len)`, in all of memory,
+    /// at multiples of 64. Returns how often they are there, and how many frames are not in the
+    /// direct map.
+    ///
+    /// The words are computed one by one: this process never has 64 bytes of them.
+    fn search(&self, pattern: Pattern, start: u64, len: u64) -> Result<(u64, u64)> {
+        let mut chunk = vec![0; 64 << 10];
+        let (mut found, mut absent) = (0, 0);
+        for (mut at, end) in system_ram()? {
+            while at < end {
+                let size = (end - at).min(chunk.len() as u64);
+                let bytes = &mut chunk[..size as usize];
+                match pread(&self.0, bytes, at) {
+                    Ok(_) => found += hits(bytes, pattern, start, len),
+                    Err(Errno::EFAULT) => {
+                        for page in (at..at + size).step_by(PAGE as usize) {
+                            match self.frame(page / PAGE)? {
+                                Some(bytes) => found += hits(&bytes, pattern, start, len),
+                                None => absent += 1,
+                            }
+                        }
+                    }
+                    Err(e) => bail!("{at:#x} in /dev/mem: {e}"),
+                }
+                at += size;
+            }
+        }
+        Ok((found, absent))
+    }
+
+    /// How many frames are not in the direct map.
+    fn absent(&self) -> Result<u64> {
+        Ok(self.search(Pattern::Generation(0), 0, 0)?.1)
+    }
+}
+
+fn word(bytes: &[u8], offset: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[offset..offset + 8]);
+    u64::from_ne_bytes(word)
+}
+
+fn hits(bytes: &[u8], pattern: Pattern, start: u64, len: u64) -> u64 {
+    // The inverse of what pattern.word() multiplies the address by.
+    let step = pattern.step(1);
+    let inverse = (0..6).fold(step, |x: u64, _| {
+        x.wrapping_mul(2u64.wrapping_sub(step.wrapping_mul(x)))
+    });
+    let base = pattern.word(0);
+    let mut found = 0;
+    for line in bytes.chunks_exact(64) {
+        let addr = word(line, 0).wrapping_sub(base).wrapping_mul(inverse);
+        let inside = addr.wrapping_sub(start) < len;
+        let all = || (0..64).step_by(8).all(|n| word(line, n) == pattern.word(addr + n as u64));
+        found += u64::from(inside && all());
+    }
+    found
+}
+
+/// Ranges of physical addresses that are memory, whole pages.
+fn system_ram() -> Result<Vec<(u64, u64)>> {
+    let text = fs::read_to_string("/proc/iomem").context("/proc/iomem")?;
+    let mut ranges = Vec::new();
+    for line in text.lines().filter(|line| line.ends_with(" : System RAM")) {
+        let range = line.trim().split(' ').next().and_then(|range| range.split_once('-'));
+        let (first, last) = range.context("a line of /proc/iomem")?;
+        let (first, last) = (u64::from_str_radix(first, 16)?, u64::from_str_radix(last, 16)?);
+        ranges.push((first.next_multiple_of(PAGE), (last + 1) / PAGE * PAGE));
+    }
+    ensure!(!ranges.is_empty(), "/proc/iomem has no System RAM");
+    Ok(ranges)
+}
+
+/// The frames of all pages of a guest, in their order.
+fn pfns(s: &Setup) -> Result<Vec<u64>> {
+    let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
+    ensure!(frames.len() as u64 == s.slot.size / PAGE, "only {} pages have a frame", frames.len());
+    Ok(frames.values().map(|frame| frame.pfn).collect())
+}
+
+/// The pages that are out of the direct map because of `work`.
+struct Hidden(u64);
+
+impl Hidden {
+    fn now() -> Result<Hidden> {
+        drop(memfile_unsized()?);
+        mem::hidden_pages().map(Hidden)
+    }
+
+    fn expect(&self, more: u64, when: &str) -> Result<()> {
+        let now = mem::hidden_pages()?;
+        ensure!(now == self.0 + more, "{when}: {} pages were out, {now} are", self.0);
+        Ok(())
+    }
+}
+
+fn page_is_there_without_the_flag() -> CaseResult {
+    let memory = Memory::open()?;
+    let hidden = Hidden::now()?;
+    for flags in [PINNED, MOVABLE, BOTH] {
+        let s = Setup::filled(flags, SIZE)?;
+        let pfns = pfns(&s)?;
+        memory.expect_all(&pfns, true, &format!("{flags:#x}"))?;
+        let bytes = memory.frame(pfns[3])?.context("no content")?;
+        ensure!(word(&bytes, 64) == GUEST.word(s.slot.gpa + 3 * PAGE + 64), "another content");
+        hidden.expect(0, "no flag")?;
+    }
+    Ok(())
+}
+
+fn page_is_not_there_whatever_made_it() -> CaseResult {
+    let memory = Memory::open()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let on_demand = || Setup::with_flags(HIDDEN, SIZE);
+        let before = || Setup::allocated_first(HIDDEN, SIZE);
+        let after = || {
+            let s = on_demand()?;
+            allocate(&s.fd, 0, SIZE).context("fallocate")?;
+            Ok(s)
+        };
+        let ahead = || {
+            let s = on_demand()?;
+            s.vcpu.raw_pre_fault(s.slot.gpa, SIZE).0.context("pre-fault")?;
+            Ok(s)
+        };
+        let roads: [(&str, &dyn Fn() -> Result<Setup>); 4] = [
+            ("touched", &on_demand),
+            ("allocated, then bound", &before),
+            ("bound, then allocated", &after),
+            ("faulted in ahead", &ahead),
+        ];
+        for (name, road) in roads {
+            let mut s = road()?;
+            s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO)?;
+            s.vcpu.fill(s.slot.gpa, SIZE, GUEST)?;
+            let pfns = pfns(&s)?;
+            memory.expect_all(&pfns, false, &format!("{name}, huge pages {huge}"))?;
+            s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
+        }
+    }
+    Ok(())
+}
+
+fn kcore_does_not_have_the_content() -> CaseResult {
+    require_root()?;
+    let Ok(core) = File::open("/proc/kcore") else {
+        return skip("the kernel has no /proc/kcore");
+    };
+    for flags in [PINNED, HIDDEN] {
+        let s = Setup::filled(flags, SIZE)?;
+        let mut bytes = vec![0; PAGE as usize];
+        let offset = pressure::kcore_offset(&core, pfns(&s)?[3] * PAGE)?;
+        core.read_exact_at(&mut bytes, offset).context("read /proc/kcore")?;
+        let there = word(&bytes, 64) == GUEST.word(s.slot.gpa + 3 * PAGE + 64);
+        ensure!(there == (flags == PINNED), "{flags:#x}: /proc/kcore has the content: {there}");
+        let empty = bytes.iter().all(|byte| *byte == 0);
+        ensure!(empty == (flags == HIDDEN), "{flags:#x}: /proc/kcore has zeros: {empty}");
+    }
+    Ok(())
+}
+
+fn count_is_that_of_the_pages_in_files() -> CaseResult {
+    let hidden = Hidden::now()?;
+    let mut s = Setup::with_flags(HIDDEN, SIZE)?;
+    hidden.expect(0, "nothing is touched")?;
+    s.vcpu.fill(s.slot.gpa, 7 * PAGE, GUEST)?;
+    hidden.expect(7, "7 pages")?;
+    allocate(&s.fd, 0, 10 * PAGE)?;
+    hidden.expect(10, "10 are allocated")?;
+    punch(&s.fd, PAGE, 5 * PAGE)?;
+    hidden.expect(5, "5 are punched")?;
+    s.vm.raw_delete(SLOT)?;
+    hidden.expect(5, "without the slot")?;
+    let second = Setup::filled(HIDDEN, MIB)?;
+    hidden.expect(5 + MIB / PAGE, "a second VM")?;
+    drop(s);
+    hidden.expect(MIB / PAGE, "the first VM is gone")?;
+    drop(second);
+    hidden.expect(0, "the second, too")
+}
+
+/// What frame has whose content is not known to be another's: nothing of the guest's.
+fn expect_empty(memory: &Memory, pfn: u64, pattern: Pattern, s: &Setup) -> Result<()> {
+    let Some(bytes) = memory.frame(pfn)? else {
+        bail!("frame {pfn:#x} is not in the direct map");
+    };
+    let hits = hits(&bytes, pattern, s.slot.gpa, s.slot.size);
+    ensure!(hits == 0, "frame {pfn:#x} still has the content");
+    Ok(())
+}
+
+fn hole_gives_the_frame_back_empty() -> CaseResult {
+    let memory = Memory::open()?;
+    let hidden = Hidden::now()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let mut s = Setup::filled(HIDDEN, SIZE)?;
+        let pfns = pfns(&s)?;
+        punch(&s.fd, HUGE, HUGE)?;
+        for pfn in &pfns[(HUGE / PAGE) as usize..] {
+            expect_empty(&memory, *pfn, GUEST, &s)?;
+        }
+        memory.expect_all(&pfns[..(HUGE / PAGE) as usize], false, "the other half")?;
+        hidden.expect(HUGE / PAGE, "half is left")?;
+        s.vcpu.verify(s.slot.gpa + HUGE, HUGE, Pattern::ZERO)?;
+        drop(s);
+        hidden.expect(0, "the VM is gone")?;
+    }
+    Ok(())
+}
+
+/// A guest with content on huge pages only.
+fn huge_guest() -> Result<Setup> {
+    let counts = Counts::now()?;
+    let s = Setup::filled(HIDDEN, SIZE)?;
+    counts.expect_grown(&["thp_file_alloc"], SIZE / HUGE)?;
+    Ok(s)
+}
+
+fn hole_in_a_huge_page_keeps_its_neighbours_out() -> CaseResult {
+    let memory = Memory::open()?;
+    let _huge = pressure::shmem_huge("always")?;
+    let hidden = Hidden::now()?;
+    let mut s = huge_guest()?;
+    let pfns = pfns(&s)?;
+    let gpa = s.slot.gpa;
+    for (start, len) in [(5, 3), (509, 5), (0, 1), (1023, 1)] {
+        punch(&s.fd, start * PAGE, len * PAGE)?;
+    }
+    hidden.expect(PAGES - 10, "10 pages are punched")?;
+    let punched = |page: u64| matches!(page, 0 | 5..8 | 509..514 | 1023);
+    for (page, pfn) in (0..).zip(&pfns) {
+        if punched(page) {
+            expect_empty(&memory, *pfn, GUEST, &s)?;
+            s.vcpu.verify(gpa + page * PAGE, PAGE, Pattern::ZERO)?;
+        } else {
+            ensure!(!memory.has(*pfn)?, "page {page} has come back");
+        }
+    }
+    for (start, end) in [(1, 5), (8, 509), (514, 1023)] {
+        s.vcpu.verify(gpa + start * PAGE, (end - start) * PAGE, GUEST)?;
+    }
+    drop(s);
+    hidden.expect(0, "the VM is gone")
+}
+
+fn hole_in_a_huge_page_that_cannot_be_split() -> CaseResult {
+    let memory = Memory::open()?;
+    let _huge = pressure::shmem_huge("always")?;
+    let hidden = Hidden::now()?;
+    let mut s = huge_guest()?;
+    let (pfns, gpa) = (pfns(&s)?, s.slot.gpa);
+    let counts = Counts::now()?;
+    let failing = Failing::objects(Some("radix_tree_node"), 100, 100_000)?;
+    let result = punch(&s.fd, 5 * PAGE, 3 * PAGE);
+    drop(failing);
+    result.context("punch")?;
+    counts.expect_grown(&["thp_split_page_failed"], 1)?;
+    hidden.expect(PAGES, "none has left the file")?;
+    memory.expect_all(&pfns, false, "after the hole")?;
+    s.vcpu.verify(gpa, 5 * PAGE, GUEST)?;
+    s.vcpu.verify(gpa + 5 * PAGE, 3 * PAGE, Pattern::ZERO)?;
+    s.vcpu.verify(gpa + 8 * PAGE, SIZE - 8 * PAGE, GUEST)?;
+    drop(s);
+    hidden.expect(0, "the VM is gone")
+}
+
+fn parts_of_a_split_page_stay_out() -> CaseResult {
+    let memory = Memory::open()?;
+    let _huge = pressure::shmem_huge("always")?;
+    let hidden = Hidden::now()?;
+    let mut s = huge_guest()?;
+    let pfns = pfns(&s)?;
+    let counts = Counts::now()?;
+    pressure::write("/sys/kernel/debug/split_huge_pages", "1")?;
+    counts.expect_grown(&["thp_split_page"], SIZE / HUGE)?;
+    hidden.expect(PAGES, "split")?;
+    memory.expect_all(&pfns, false, "split")?;
+    s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
+    for page in [0, 7, 511, 512, 1030 % PAGES] {
+        punch(&s.fd, page * PAGE, PAGE)?;
+        expect_empty(&memory, pfns[page as usize], GUEST, &s)?;
+    }
+    drop(s);
+    hidden.expect(0, "the VM is gone")
+}
+
+/// The last huge page of the file reaches beyond its end. What splits it drops the part there.
+fn part_beyond_the_end_of_the_file_comes_back() -> CaseResult {
+    let memory = Memory::open()?;
+    let _huge = pressure::shmem_huge("always")?;
+    let hidden = Hidden::now()?;
+    let absent = memory.absent()?;
+    let fd = memfile(HUGE + 5 * PAGE)?;
+    let span = Span { pgoff: 0, pages: HUGE / PAGE + 5, frame: 0 };
+    let consumer = Consumer::bound(&fd, Mode::Mapper(HIDDEN), span)?;
+    let page = consumer.get(HUGE / PAGE + 1)?;
+    hidden.expect(HUGE / PAGE, "one huge page")?;
+    let first = page.pfn - 1;
+    ensure!(!memory.has(first + 100)?, "the part beyond the end is there");
+    let counts = Counts::now()?;
+    pressure::write("/sys/kernel/debug/split_huge_pages", "1")?;
+    counts.expect_grown(&["thp_split_page"], 1)?;
+    hidden.expect(5, "the part beyond the end is dropped")?;
+    for n in 0..5 {
+        ensure!(!memory.has(first + n)?, "page {n} has come back");
+    }
+    drop((consumer, fd));
+    hidden.expect(0, "the file is gone")?;
+    let now = memory.absent()?;
+    ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
+    Ok(())
+}
+
+fn content_of_an_earlier_binding_leaves() -> CaseResult {
+    let memory = Memory::open()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        for flags in [PINNED, BOTH] {
+            let hidden = Hidden::now()?;
+            let s = Setup::filled(flags, SIZE)?;
+            let pages = pfns(&s)?;
+            memory.expect_all(&pages, true, "without the flag")?;
+            // All that the file has leaves at once, also what the new VM does not touch.
+            let mut s = s.pass_on(HIDDEN)?;
+            hidden.expect(PAGES, "bound anew")?;
+            memory.expect_all(&pages, false, "bound anew")?;
+            s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
+            ensure!(pfns(&s)? == pages, "the guest has other pages");
+            drop(s);
+            hidden.expect(0, "the VM is gone")?;
+        }
+    }
+    Ok(())
+}
+
+fn file_keeps_the_flag_as_long_as_it_has_pages() -> CaseResult {
+    let memory = Memory::open()?;
+    let s = Setup::filled(HIDDEN, MIB)?;
+    let pages = pfns(&s)?;
+    s.vm.raw_delete(SLOT)?;
+    memory.expect_all(&pages, false, "nothing is bound")?;
+    let weaker = |fd: BorrowedFd, what: &str| -> Result<()> {
+        let consumer = Consumer::new()?;
+        let span = Span::same(0, MIB / PAGE);
+        let result = consumer.bind(fd, Mode::Mapper(PINNED), span);
+        expect_errno(what, result, &[Errno::EINVAL])
+    };
+    weaker(s.fd.as_fd(), "weaker")?;
+    punch(&s.fd, 0, MIB - PAGE)?;
+    weaker(s.fd.as_fd(), "weaker, one page is left")?;
+    let mut s = s.pass_on(HIDDEN)?;
+    s.vcpu.verify(s.slot.gpa + MIB - PAGE, PAGE, GUEST)?;
+    s.vcpu.verify(s.slot.gpa, MIB - PAGE, Pattern::ZERO)?;
+    punch(&s.fd, 0, MIB)?;
+    s.vm.raw_delete(SLOT)?;
+    let mut s = s.pass_on(PINNED)?;
+    s.vcpu.fill(s.slot.gpa, MIB, GUEST)?;
+    memory.expect_all(&pfns(&s)?, true, "empty, and bound without the flag")?;
+    s.vcpu.verify(s.slot.gpa, MIB, GUEST)
+}
+
+/// Those who have the file may let the kernel use its pages.
+fn flag_is_not_for_a_file_that_others_use() -> CaseResult {
+    let fd = memfile(SIZE)?;
+    let half = PAGES / 2;
+    let mut first = Consumer::bound(&fd, Mode::Mapper(PINNED), Span::same(0, half))?;
+    let second = Consumer::new()?;
+    let other = Span { pgoff: half, pages: half, frame: 0 };
+    for flags in [PINNED, HIDDEN] {
+        let wanted = if flags == PINNED { HIDDEN } else { PINNED };
+        let result = second.bind(&fd, Mode::Mapper(wanted), other);
+        expect_errno(&format!("{wanted:#x} beside {flags:#x}"), result, &[Errno::EINVAL])?;
+        second.bind(&fd, Mode::Mapper(flags), other).context("the same")?;
+        second.unbind()?;
+        drop(first);
+        first = Consumer::bound(&fd, Mode::Mapper(HIDDEN), Span::same(0, half))?;
+    }
+    Ok(())
+}
+
+fn flag_is_for_pinned_pages_only() -> CaseResult {
+    drop(memfile_unsized()?);
+    let vm = Vm::protected()?;
+    let offered = vm.check_extension(KVM_CAP_MEMFILE) as u64;
+    ensure!(offered & MEMFILE_F_KERNEL_INACCESSIBLE != 0, "KVM offers {offered:#x}");
+    let fd = memfile(MIB)?;
+    let consumer = Consumer::new()?;
+    for others in [0, 1, 2, 3, 4, 5, 6] {
+        let flags = others | MEMFILE_F_KERNEL_INACCESSIBLE;
+        let result = vm.raw_enable_cap(KVM_CAP_MEMFILE, flags);
+        expect_errno(&format!("KVM with {flags:#x}"), result, &[Errno::EINVAL])?;
+        let result = consumer.bind(&fd, Mode::Mapper(flags), Span::same(0, MIB / PAGE));
+        expect_errno(&format!("a consumer with {flags:#x}"), result, &[Errno::EINVAL])?;
+    }
+    Ok(())
+}
+
+fn kvm_has_no_access() -> CaseResult {
+    drop(memfile_unsized()?);
+    let vm = Vm::protected()?;
+    let access = |on| vm.raw_enable_cap(KVM_CAP_MEMFILE_ACCESS, on);
+    let choose = |flags| vm.raw_enable_cap(KVM_CAP_MEMFILE, flags);
+    choose(HIDDEN)?;
+    expect_errno("access to what is hidden", access(1), &[Errno::EINVAL])?;
+    access(0)?;
+    choose(PINNED)?;
+    access(1)?;
+    expect_errno("hide what has access", choose(HIDDEN), &[Errno::EINVAL])?;
+    access(0)?;
+    Ok(choose(HIDDEN)?)
+}
+
+fn initial_content_does_not_stay() -> CaseResult {
+    let memory = Memory::open()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let vm = Vm::protected()?;
+        vm.raw_enable_cap(KVM_CAP_MEMFILE, HIDDEN)?;
+        let fd = memfile(HUGE)?;
+        let slot = vm.add_private(SLOT, 4 * GIB, HUGE, Private::Memfile, &fd, 0)?;
+        vm.set_private(slot.gpa, HUGE)?;
+        let source = small_pages(HUGE)?;
+        for offset in (0..HUGE).step_by(8) {
+            source.store(offset, GUEST.word(slot.gpa + offset));
+        }
+        // A second time it has content, which has to be looked at.
+        let (result, left) = vm.raw_populate(slot.gpa, HUGE, source.addr());
+        result.with_context(|| format!("{left:#x} bytes left"))?;
+        let again = vm.raw_populate(slot.gpa, PAGE, source.addr()).0;
+        expect_errno("again", again, &[Errno::EEXIST])?;
+        let mut vcpu = vm.vcpu(0)?;
+        vcpu.verify(slot.gpa, HUGE, GUEST)?;
+        for (offset, frame) in frames(&vcpu, &slot, &fd)? {
+            ensure!(!memory.has(frame.pfn)?, "+{offset:#x} is in the direct map");
+        }
+    }
+    Ok(())
+}
+
+fn fallocate_after_binding_takes_pages_out() -> CaseResult {
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let hidden = Hidden::now()?;
+        let mut s = Setup::with_flags(HIDDEN, SIZE)?;
+        allocate(&s.fd, 0, SIZE)?;
+        hidden.expect(PAGES, "before anybody touches them")?;
+        s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO)?;
+        hidden.expect(PAGES, "touched")?;
+    }
+    Ok(())
+}
+
+/// The direct map has to be split, which needs memory.
+fn allocation_that_fails_changes_nothing() -> CaseResult {
+    let memory = Memory::open()?;
+    let _huge = pressure::shmem_huge("always")?;
+    let injector = Injector::new()?;
+    let hidden = Hidden::now()?;
+    // Everything but the page tables is there already.
+    let file = || -> Result<_> {
+        let fd = memfile(16 * HUGE)?;
+        allocate(&fd, 0, 16 * HUGE)?;
+        Ok(fd)
+    };
+    let splits = mem::vmstat("direct_map_level2_splits")?;
+    let mut state = (file()?, Consumer::new()?, 0);
+    let span = Span::same(0, 16 * HUGE / PAGE);
+    state.1.bind(&state.0, Mode::Mapper(PINNED), span)?;
+    state.1.unbind()?;
+    let mut failed = 0;
+    for round in 0..4 {
+        failed += injector.sweep(
+            "bind",
+            &mut state,
+            |(fd, consumer, _)| consumer.bind(fd.as_fd(), Mode::Mapper(HIDDEN), span),
+            |(fd, consumer, _), result| {
+                if result.is_ok() {
+                    hidden.expect(16 * HUGE / PAGE, "bound")?;
+                    let page = consumer.get(5)?;
+                    ensure!(!memory.has(page.pfn)?, "the page is in the direct map");
+                    consumer.unbind()?;
+                }
+                *fd = file()?;
+                hidden.expect(0, "the file is gone")
+            },
+        )?;
+        println!("round {round}: {failed} failed");
+    }
+    let splits = mem::vmstat("direct_map_level2_splits")? - splits;
+    println!("{splits} times an entry of 2 MiB was split");
+    if splits == 0 && failed == 0 {
+        return skip("the direct map has no large entries here");
+    }
+    ensure!(failed > 0, "no allocation was needed");
+    Ok(())
+}
+
+fn binding_that_fails_can_be_repeated() -> CaseResult {
+    let memory = Memory::open()?;
+    let injector = Injector::new()?;
+    let hidden = Hidden::now()?;
+    let s = Setup::filled(PINNED, SIZE)?;
+    let pages = pfns(&s)?;
+    s.vm.raw_delete(SLOT)?;
+    let span = Span::same(0, PAGES);
+    let mut consumer = Consumer::new()?;
+    injector.sweep(
+        "bind",
+        &mut consumer,
+        |consumer| consumer.bind(&s.fd, Mode::Mapper(HIDDEN), span),
+        |consumer, result| {
+            if result.is_ok() {
+                hidden.expect(PAGES, "bound")?;
+                memory.expect_all(&pages, false, "bound")?;
+                consumer.unbind()?;
+            }
+            Ok(())
+        },
+    )?;
+    let mut s = s.pass_on(HIDDEN)?;
+    s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
+    drop(s);
+    hidden.expect(0, "the VM is gone")
+}
+
+fn broken_page_does_not_come_back_with_others() -> CaseResult {
+    let memory = Memory::open()?;
+    let absent = memory.absent()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let hidden = Hidden::now()?;
+        let mut s = Setup::filled(HIDDEN, SIZE)?;
+        let (pages, gpa) = (pfns(&s)?, s.slot.gpa);
+        pressure::poison(pages[37])?;
+        memory.expect_all(&pages, false, "a page is broken")?;
+        s.vcpu.verify(gpa, 37 * PAGE, GUEST)?;
+        s.vcpu.verify(gpa + 38 * PAGE, SIZE - 38 * PAGE, GUEST)?;
+        punch(&s.fd, 36 * PAGE, 3 * PAGE)?;
+        hidden.expect(PAGES - 3, "three are punched")?;
+        s.vcpu.verify(gpa + 36 * PAGE, 3 * PAGE, Pattern::ZERO)?;
+        drop(s);
+        hidden.expect(0, "the VM is gone")?;
+        pressure::unpoison(pages[37])?;
+    }
+    let now = memory.absent()?;
+    ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
+    Ok(())
+}
+
+fn hibernation_is_refused() -> CaseResult {
+    const DISK: &str = "/sys/power/disk";
+    let Ok(text) = fs::read_to_string(DISK) else {
+        return skip("the kernel cannot hibernate");
+    };
+    ensure!(!text.contains("[disabled]"), "before: {text}");
+    let s = Setup::filled(HIDDEN, MIB)?;
+    let text = fs::read_to_string(DISK)?;
+    ensure!(text.contains("[disabled]"), "with a hidden page: {text}");
+    drop(s);
+    let text = fs::read_to_string(DISK)?;
+    ensure!(!text.contains("[disabled]"), "after: {text}");
+    Ok(())
+}
+
+fn secret_is_nowhere_in_memory() -> CaseResult {
+    lock_own_memory()?;
+    let memory = Memory::open()?;
+    let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
+    let mut secret = 5000;
+    // What an earlier search has read may be anywhere: a new secret each time.
+    let mut guest = |flags| -> Result<(Setup, Pattern)> {
+        secret += 1;
+        let pattern = Pattern::Generation(secret);
+        let mut s = Setup::with_flags(flags, SIZE)?;
+        s.vcpu.fill(s.slot.gpa, SIZE, pattern)?;
+        Ok((s, pattern))
+    };
+    let search = |s: &Setup, pattern| memory.search(pattern, s.slot.gpa, SIZE);
+    let nowhere = |s: &Setup, pattern, when: &str| -> Result<()> {
+        let (found, absent) = search(s, pattern)?;
+        println!("{when}: found {found} times, {absent} frames are not in the direct map");
+        ensure!(found == 0, "{when}: found {found} times");
+        Ok(())
+    };
+
+    let (s, pattern) = guest(PINNED)?;
+    let (found, _) = search(&s, pattern)?;
+    ensure!(found >= SIZE / 64, "without the flag it is found {found} times");
+    drop(s);
+
+    let absent = memory.absent()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let (mut s, pattern) = guest(HIDDEN)?;
+        nowhere(&s, pattern, "written")?;
+        if huge == "always" {
+            pressure::write("/sys/kernel/debug/split_huge_pages", "1")?;
+            nowhere(&s, pattern, "split")?;
+        }
+        pressure::compact()?;
+        pressure::drop_caches()?;
+        let _ = cgroup.raw_reclaim(2 * SIZE);
+        nowhere(&s, pattern, "after compaction and reclaim")?;
+        punch(&s.fd, PAGE, HUGE)?;
+        nowhere(&s, pattern, "punched in part")?;
+        s.vcpu.verify(s.slot.gpa + PAGE + HUGE, SIZE - PAGE - HUGE, pattern)?;
+        s.vm.raw_delete(SLOT)?;
+        nowhere(&s, pattern, "the slot is gone")?;
+        let gpa = s.slot.gpa;
+        drop(s);
+        let (found, now) = memory.search(pattern, gpa, SIZE)?;
+        ensure!(found == 0, "the VM is gone: found {found} times");
+        ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
+    }
+    Ok(())
+}
+
+fn direct_map() -> Result<[u64; 3]> {
+    let part = |name: &str| mem::meminfo(name).unwrap_or(0);
+    Ok([part("DirectMap4k"), part("DirectMap2M"), part("DirectMap1G")])
+}
+
+fn thousand_lives_leak_nothing() -> CaseResult {
+    const LIVES: u64 = 1000;
+    let memory = Memory::open()?;
+    let hidden = Hidden::now()?;
+    let (before, absent) = (direct_map()?, memory.absent()?);
+    let fd = memfile(LAYOUTS[0].offset + HUGE)?;
+    let consumer = Consumer::new()?;
+    for life in 0..LIVES {
+        let _huge = (life % 50 == 0).then(|| {
+            pressure::shmem_huge(if life % 100 == 0 { "never" } else { "always" })
+        });
+        consumer.bind(&fd, Mode::Mapper(HIDDEN), Span::same(0, HUGE / PAGE))?;
+        for page in [0, 3, 200, 511] {
+            consumer.get(page)?;
+        }
+        if life % 3 == 0 {
+            allocate(&fd, 10 * PAGE, 20 * PAGE)?;
+        }
+        punch(&fd, 3 * PAGE, 100 * PAGE)?;
+        consumer.unbind()?;
+        punch(&fd, 0, HUGE)?;
+        hidden.expect(0, &format!("life {life}"))?;
+    }
+    drop(fd);
+    let (after, now) = (direct_map()?, memory.absent()?);
+    println!("DirectMap 4k, 2M, 1G in bytes: {before:x?} before, {after:x?} after");
+    ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
+    let sum = |parts: [u64; 3]| parts.iter().sum::<u64>();
+    ensure!(sum(after) == sum(before), "the direct map has another size");
+    Ok(())
+}
