@@ -383,8 +383,7 @@ impl Node {
         trace::bind(&self.inode, pages);
 
         if hide {
-            self.hide_all()
-                .inspect_err(|_| self.unbind(notifier))?;
+            self.hide_all().inspect_err(|_| self.unbind(notifier))?;
         }
         Ok(())
     }

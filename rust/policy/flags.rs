@@ -18,8 +18,7 @@ impl Flags {
     /// Pages are not in the kernel's direct map (rule 25). Only together with the others.
     pub(crate) const KERNEL_INACCESSIBLE: u32 = 1 << 3;
     /// What KVM registers with by default.
-    pub(crate) const PINNED: u32 =
-        Self::USER_INACCESSIBLE | Self::UNMOVABLE | Self::UNRECLAIMABLE;
+    pub(crate) const PINNED: u32 = Self::USER_INACCESSIBLE | Self::UNMOVABLE | Self::UNRECLAIMABLE;
     /// All flags.
     pub(crate) const ALL: u32 = Self::PINNED | Self::KERNEL_INACCESSIBLE;
 

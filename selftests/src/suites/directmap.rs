@@ -139,9 +139,8 @@ fn word(bytes: &[u8], offset: usize) -> u64 {
 fn hits(bytes: &[u8], pattern: Pattern, start: u64, len: u64) -> u64 {
     // The inverse of what pattern.word() multiplies the address by.
     let step = pattern.step(1);
-    let inverse = (0..6).fold(step, |x: u64, _| {
-        x.wrapping_mul(2u64.wrapping_sub(step.wrapping_mul(x)))
-    });
+    let inverse =
+        (0..6).fold(step, |x: u64, _| x.wrapping_mul(2u64.wrapping_sub(step.wrapping_mul(x))));
     let base = pattern.word(0);
     let mut found = 0;
     for line in bytes.chunks_exact(64) {
