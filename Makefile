@@ -13,7 +13,7 @@ SHELL := /bin/bash
 # As the scripts are run: nothing of bash's own from the environment.
 .SHELLFLAGS := -pc
 .DEFAULT_GOAL := help
-.PHONY: help setup lint ci docs demo demo-guest check guest guest-shell bench trace proof mutants shell kernel module selftests clippy patches clean distclean
+.PHONY: help setup lint ci docs demo demo-guest check regress guest guest-shell bench trace proof mutants shell kernel module selftests clippy patches clean distclean
 
 help:		## print this list
 	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan|cfi|gcc] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
@@ -39,8 +39,12 @@ guest-shell: all	## the same with a shell in the guest
 # These want a QEMU of ours.
 demo-guest check guest guest-shell: SETUP = --qemu
 
-check: setup	## run every test; TESTS='punch.* upstream.*' chooses, V=1 shows the consoles
-	@set -f; scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
+check: setup	## run every test; TESTS='punch.* upstream.*' chooses, ALL=1 all of upstream, V=1 shows the consoles
+	@set -f; scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(ALL)),--all) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
+
+regress: all	## run programs of yours on the patched and on the unpatched kernel: PROGRAMS='DIR FILE'
+	@scripts/build-kernel base
+	@set -f; scripts/regress --kernel $(KERNEL) -- $(PROGRAMS)
 
 bench: all	## count instructions of private memory and of shmem, with ratios and targets
 	@scripts/build-kernel base
