@@ -46,9 +46,10 @@ regress: all	## run programs of yours on the patched and on the unpatched kernel
 	@scripts/build-kernel base
 	@set -f; scripts/regress --kernel $(KERNEL) -- $(PROGRAMS)
 
-bench: all	## count instructions of private memory and of shmem, with ratios and targets
+bench: export MEMFILE_BENCH_BASELINE = $(value BASELINE)
+bench: all	## count instructions, with ratios and aims; BASELINE=bench.json of another run compares with it
 	@scripts/build-kernel base
-	@scripts/bench
+	@scripts/bench $${MEMFILE_BENCH_BASELINE:+--baseline "$$MEMFILE_BENCH_BASELINE"}
 
 trace: all	## print the life of one page, from the tracepoints of a small guest
 	@scripts/trace $(KERNEL)

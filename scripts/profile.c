@@ -1,27 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A plugin of QEMU's that counts, for scripts/bench, every instruction the
- * guest's kernel executes while the guest does what is to be profiled.
+ * A plugin of QEMU's that counts, for scripts/bench, what the emulated CPU
+ * executes while the guest does what is to be measured.
  *
  * The guest tells by an instruction that does nothing else: nopl MARK + 1(%rax)
- * begins a window, nopl MARK(%rax) ends it.  At the end the file (argument out=)
- * gets a line "window address count" per address, where windows count from 0;
- * user space, nested guests and all else below the kernel have the address 0.
- * Nothing is sampled, so interrupts that are off hide nothing.  A repeated string
- * instruction counts once per turn.
+ * begins a window, nopl MARK(%rax) ends it; windows count from 0.  Their counts
+ * go to the file (argument out=) line by line, "window what address count":
+ *
+ *   rep     turns of a repeated string instruction; each is an instruction to
+ *           QEMU's -icount, the last one, which only finds that all is done, too
+ *   locked  instructions with a lock prefix, and exchanges with memory
+ *   call    direct calls and jumps to one of the functions of the argument
+ *           calls=ADDRESS:ADDRESS...; a fifth word is the function
+ *   all     with the argument functions=on: all other instructions
+ *
+ * User space, nested guests and all else below the kernel have the address 0, and
+ * are not looked at for locked and call.  Nothing is sampled, so interrupts that
+ * are off hide nothing.
  *
  * One CPU only.  Debian has no header for plugins: the declarations below are
  * what QEMU's documentation of its plugin interface says.
  */
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MARK		0x4d454d00u	/* see mark() in selftests/src/bench.rs */
-#define WINDOWS		8
+#define MARK		0x4d454d00u	/* see mark() in selftests/src/bench/measure.rs */
 #define SLOTS		(1u << 20)
+#define TARGETS		64
 #define KERNEL		(1ull << 63)
+#define LONGEST		15
 
 typedef uint64_t plugin_id;
 struct tb;
@@ -44,70 +54,178 @@ void qemu_plugin_register_vcpu_insn_exec_cb(struct insn *insn,
 void qemu_plugin_register_atexit_cb(plugin_id id,
 		void (*ends)(plugin_id id, void *data), void *data);
 
+/* The counters are the emulated CPU's own: it adds to them without a call. */
+enum { ADD_U64 };
+#if QEMU_PLUGIN_API >= 2
+struct score;
+struct entry {
+	struct score *score;
+	size_t offset;
+};
+struct score *qemu_plugin_scoreboard_new(size_t size);
+void *qemu_plugin_scoreboard_find(struct score *score, unsigned int cpu);
+void qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(struct insn *insn, int op,
+		struct entry entry, uint64_t number);
+
+static struct score *score;
+#else
+void qemu_plugin_register_vcpu_insn_exec_inline(struct insn *insn, int op,
+		void *counter, uint64_t number);
+
+static uint64_t *counters;
+#endif
+
 int qemu_plugin_version = QEMU_PLUGIN_API;
 
-/* A hash table of the addresses that were translated; a boot and a bench need a third of it. */
+enum what { FREE, REP, LOCKED, CALL, ALL };
+static const char *const names[] = { "", "rep", "locked", "call", "all" };
+
+/* A hash table of what is counted; a boot and a bench need a third of it. */
 static struct slot {
 	uint64_t address;
-	uint64_t count[WINDOWS];
+	uint64_t target;
+	enum what what;
 } *slots;
-static struct slot below_the_kernel;
-static unsigned int windows;
-static int counting;
+static uint64_t targets[TARGETS];
+static unsigned int n_targets;
+static int functions;
+static int window = -1;
 static FILE *out;
 
-static struct slot *slot_of(uint64_t address)
+static uint64_t *all_counters(void)
 {
-	uint32_t n = address * 0x9e3779b97f4a7c15ull >> 44;
-	uint32_t tries;
+#if QEMU_PLUGIN_API >= 2
+	return qemu_plugin_scoreboard_find(score, 0);
+#else
+	return counters;
+#endif
+}
+
+static void count(struct insn *insn, enum what what, uint64_t target)
+{
+	uint64_t address = qemu_plugin_insn_vaddr(insn);
+	uint32_t n, tries;
 
 	if (address < KERNEL)
-		return &below_the_kernel;
+		address = 0;
+	n = (address * 8 + what) * 0x9e3779b97f4a7c15ull >> 44;
 	for (tries = 0; tries < SLOTS; tries++, n++) {
-		struct slot *slot = &slots[n % SLOTS];
+		struct slot *slot = &slots[n %= SLOTS];
 
-		if (!slot->address)
-			slot->address = address;
-		if (slot->address == address)
-			return slot;
+		if (slot->what == FREE)
+			*slot = (struct slot) { address, target, what };
+		if (slot->what == what && slot->address == address && slot->target == target)
+			break;
 	}
-	fprintf(stderr, "profile: more than %u instructions\n", SLOTS);
-	abort();
-}
-
-static void executed(unsigned int cpu, void *data)
-{
-	struct slot *slot = data;
-
-	if (counting)
-		slot->count[windows - 1]++;
-}
-
-static void marked(unsigned int cpu, void *data)
-{
-	counting = data != NULL;
-	windows += counting;
-	if (windows > WINDOWS) {
-		fprintf(stderr, "profile: more than %u windows\n", WINDOWS);
+	if (tries == SLOTS) {
+		fprintf(stderr, "profile: more than %u instructions\n", SLOTS);
 		abort();
 	}
+#if QEMU_PLUGIN_API >= 2
+	qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(insn, ADD_U64,
+			(struct entry) { score, n * sizeof(uint64_t) }, 1);
+#else
+	qemu_plugin_register_vcpu_insn_exec_inline(insn, ADD_U64, &counters[n], 1);
+#endif
 }
 
-static int is_mark(const struct insn *insn, uint32_t mark)
+static void window_begins(unsigned int cpu, void *data)
+{
+	window++;
+	memset(all_counters(), 0, SLOTS * sizeof(uint64_t));
+}
+
+static void window_ends(unsigned int cpu, void *data)
+{
+	const uint64_t *counted = all_counters();
+	uint32_t n;
+
+	for (n = 0; n < SLOTS; n++) {
+		const struct slot *slot = &slots[n];
+
+		if (slot->what == FREE || !counted[n])
+			continue;
+		fprintf(out, "%d %s %llx %llu", window, names[slot->what],
+			(unsigned long long)slot->address, (unsigned long long)counted[n]);
+		if (slot->what == CALL)
+			fprintf(out, " %llx", (unsigned long long)slot->target);
+		fputc('\n', out);
+	}
+}
+
+static size_t bytes_of(const struct insn *insn, uint8_t *bytes)
+{
+	size_t size = qemu_plugin_insn_size(insn);
+
+	memset(bytes, 0, LONGEST);
+	if (size > LONGEST)
+		return 0;
+#if QEMU_PLUGIN_API >= 3
+	if (qemu_plugin_insn_data(insn, bytes, size) != size)
+		return 0;
+#else
+	memcpy(bytes, qemu_plugin_insn_data(insn), size);
+#endif
+	return size;
+}
+
+static int is_mark(const uint8_t *bytes, size_t size, uint32_t mark)
 {
 	uint8_t wanted[7] = { 0x0f, 0x1f, 0x80 };
 
 	memcpy(wanted + 3, &mark, sizeof(mark));
-	if (qemu_plugin_insn_size(insn) != sizeof(wanted))
-		return 0;
-#if QEMU_PLUGIN_API >= 3
-	uint8_t bytes[sizeof(wanted)];
+	return size == sizeof(wanted) && !memcmp(bytes, wanted, sizeof(wanted));
+}
 
-	return qemu_plugin_insn_data(insn, bytes, sizeof(bytes)) == sizeof(bytes) &&
-	       !memcmp(bytes, wanted, sizeof(bytes));
-#else
-	return !memcmp(qemu_plugin_insn_data(insn), wanted, sizeof(wanted));
-#endif
+static int is_string(uint8_t opcode)
+{
+	return (opcode >= 0xa4 && opcode <= 0xa7) || (opcode >= 0xaa && opcode <= 0xaf) ||
+	       (opcode >= 0x6c && opcode <= 0x6f);
+}
+
+static void look_at(struct insn *insn, const uint8_t *bytes, size_t size)
+{
+	int rep = 0, lock = 0, kernel = qemu_plugin_insn_vaddr(insn) >= KERNEL;
+	size_t n;
+
+	for (n = 0; n < size; n++) {
+		uint8_t byte = bytes[n];
+
+		if (byte == 0xf2 || byte == 0xf3)
+			rep = 1;
+		else if (byte == 0xf0)
+			lock = 1;
+		else if (byte != 0x66 && byte != 0x67 && byte != 0x64 && byte != 0x65 &&
+			 byte != 0x2e && byte != 0x36 && byte != 0x3e && byte != 0x26)
+			break;
+	}
+	/* A REX prefix. */
+	if (n < size && (bytes[n] & 0xf0) == 0x40)
+		n++;
+	if (n == size)
+		return;
+	if (rep && is_string(bytes[n])) {
+		count(insn, REP, 0);
+		return;
+	}
+	if (functions)
+		count(insn, ALL, 0);
+	if (!kernel)
+		return;
+	/* xchg with memory locks without a prefix. */
+	if (lock || ((bytes[n] == 0x86 || bytes[n] == 0x87) && n + 1 < size && bytes[n + 1] < 0xc0))
+		count(insn, LOCKED, 0);
+	if ((bytes[n] == 0xe8 || bytes[n] == 0xe9) && n + 5 == size) {
+		int32_t distance;
+		uint64_t target;
+		unsigned int t;
+
+		memcpy(&distance, bytes + n + 1, sizeof(distance));
+		target = qemu_plugin_insn_vaddr(insn) + size + distance;
+		for (t = 0; t < n_targets; t++)
+			if (targets[t] == target)
+				count(insn, CALL, target);
+	}
 }
 
 static void translated(plugin_id id, struct tb *tb)
@@ -116,46 +234,51 @@ static void translated(plugin_id id, struct tb *tb)
 
 	for (i = 0; i < n; i++) {
 		struct insn *insn = qemu_plugin_tb_get_insn(tb, i);
+		uint8_t bytes[LONGEST];
+		size_t size = bytes_of(insn, bytes);
 
-		if (is_mark(insn, MARK))
-			qemu_plugin_register_vcpu_insn_exec_cb(insn, marked, 0, NULL);
-		else if (is_mark(insn, MARK + 1))
-			qemu_plugin_register_vcpu_insn_exec_cb(insn, marked, 0, &counting);
+		if (is_mark(bytes, size, MARK))
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, window_ends, 0, NULL);
+		else if (is_mark(bytes, size, MARK + 1))
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, window_begins, 0, NULL);
 		else
-			qemu_plugin_register_vcpu_insn_exec_cb(insn, executed, 0,
-					slot_of(qemu_plugin_insn_vaddr(insn)));
+			look_at(insn, bytes, size);
 	}
-}
-
-static void print(const struct slot *slot)
-{
-	unsigned int n;
-
-	for (n = 0; n < windows; n++)
-		if (slot->count[n])
-			fprintf(out, "%u %llx %llu\n", n,
-				(unsigned long long)slot->address,
-				(unsigned long long)slot->count[n]);
 }
 
 static void ends(plugin_id id, void *data)
 {
-	uint32_t n;
-
-	print(&below_the_kernel);
-	for (n = 0; n < SLOTS; n++)
-		print(&slots[n]);
-	fclose(out);
+	if (fclose(out))
+		perror("profile");
 }
 
 int qemu_plugin_install(plugin_id id, const struct info *info, int argc, char **argv)
 {
-	if (argc != 1 || strncmp(argv[0], "out=", 4)) {
-		fprintf(stderr, "profile: the argument is out=FILE\n");
-		return -1;
+	int i;
+
+	for (i = 0; i < argc; i++) {
+		char *value = strchr(argv[i], '=');
+
+		if (value && !strncmp(argv[i], "out=", 4)) {
+			out = fopen(value + 1, "w");
+		} else if (value && !strcmp(argv[i], "functions=on")) {
+			functions = 1;
+		} else if (value && !strncmp(argv[i], "calls=", 6)) {
+			while (*value && n_targets < TARGETS)
+				targets[n_targets++] = strtoull(value + 1, &value, 16);
+		} else {
+			fprintf(stderr, "profile: the argument %s is not known\n", argv[i]);
+			return -1;
+		}
 	}
-	out = fopen(argv[0] + 4, "w");
 	slots = calloc(SLOTS, sizeof(*slots));
+#if QEMU_PLUGIN_API >= 2
+	score = qemu_plugin_scoreboard_new(SLOTS * sizeof(uint64_t));
+#else
+	counters = calloc(SLOTS, sizeof(*counters));
+	if (!counters)
+		return -1;
+#endif
 	if (!out || !slots) {
 		perror("profile");
 		return -1;

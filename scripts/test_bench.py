@@ -5,13 +5,53 @@
 import sys
 import unittest
 from collections import Counter
+from html.parser import HTMLParser
 
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
+import bench_counts as counts
+import bench_page as page
+import bench_profile as profile
+import bench_text as text
+import bench_windows as windows
+from bench_counts import Counts, Figure, Row
 from load import script
 
 bench = script("bench")
+
+SYMBOLS = windows.Symbols([
+    "ffffffff81000000 T _raw_write_lock",
+    "ffffffff81000100 T _raw_spin_lock",
+    "ffffffff81000200 T mutex_lock",
+    "ffffffff81001000 t kvm_mmu_unmap_gfn_range",
+    "ffffffff81002000 T rust_helper_spin_lock",
+    "ffffffff81003000 d no_function",
+    "ffffffffc0000000 t _RNvNtCs7rOU_7memfile6engine4bind\t[memfile]",
+])
+WRITTEN = """\
+0 rep ffffffff81001010 4097
+0 rep 0 3
+0 locked ffffffff81000004 5
+0 call ffffffff81001020 2 ffffffff81000000
+0 call ffffffff81002004 4 ffffffff81000100
+1 rep ffffffff81001010 97
+1 call ffffffff81001020 1 ffffffff81000000
+1 all ffffffff81001014 40
+1 all 0 2
+""".splitlines()
+
+
+def made(instructions: float, rep: float = 0.0, flushes: float | None = None) -> Counts:
+    return Counts(instructions, rep, 0.0, dict.fromkeys(windows.LOCK_NAMES, 0.0), flushes)
+
+
+def figure(name: str, subject: str, *works: float, page: int = 4096) -> Figure:
+    return Figure(name, subject, page, [made(work) for work in works])
+
+
+def table_of(*figures: Figure) -> list[Row]:
+    return counts.by_pain(counts.private_rows({(f.name, f.subject): f for f in figures}, "private"))
 
 
 class Names(unittest.TestCase):
@@ -22,21 +62,194 @@ class Names(unittest.TestCase):
              "memfile_main::engine::node::State::listener"),
             ("shmem_fallocate", "shmem_fallocate"),
         ):
-            self.assertEqual(bench.readable(mangled), path)
+            self.assertEqual(windows.readable(mangled), path)
+
+    def test_address_belongs_to_the_function_before_it(self) -> None:
+        self.assertEqual(SYMBOLS.name(0xffffffff81003010), "rust_helper_spin_lock")
+        self.assertEqual(SYMBOLS.name(0xffffffffc0000040), "memfile::engine::bind[memfile]")
+        self.assertEqual(SYMBOLS.name(0), windows.OUTSIDE)
+
+    def test_lock_is_known_by_function_and_caller(self) -> None:
+        for function, caller, lock in (
+            ("_raw_read_lock", "kvm_tdp_page_fault", "mmu_lock, read"),
+            ("_raw_read_lock", "do_wait", "other spin locks"),
+            ("_raw_spin_lock", "rust_helper_spin_lock", "node's lock"),
+            ("_raw_spin_lock_irqsave", "rmqueue_bulk", "other spin locks"),
+            ("mutex_lock", "kvm_set_memory_region", "mutexes, semaphores"),
+            ("down_write_killable", "do_mmap", "mutexes, semaphores"),
+            ("__srcu_read_lock", "vcpu_run", "SRCU"),
+        ):
+            self.assertTrue(windows.LOCK_FUNCTIONS.fullmatch(function), function)
+            self.assertEqual(windows.lock_of(function, caller), lock)
+        for function in ("_raw_spin_unlock", "_raw_spin_lock_init", "mutex_lock_slowpath", "down_read_interruptible_x"):
+            self.assertFalse(windows.LOCK_FUNCTIONS.fullmatch(function), function)
+
+
+class Joining(unittest.TestCase):
+    def test_windows_are_added_and_subtracted(self) -> None:
+        line = {"name": "n", "subject": "s", "page": 4096, "times": 2, "instructions": 10000, "flushes": 4,
+                "windows": [[0, 1], [1, -1]]}
+        counted = counts.counts_of(line, windows.windows_of(WRITTEN), SYMBOLS)
+        self.assertEqual(counted.rep, (4097 + 3 - 97) / 2)
+        self.assertEqual(counted.work, (10000 - 4003) / 2)
+        self.assertEqual(counted.locked, 2.5)
+        self.assertEqual(counted.locks["mmu_lock, write"], 0.5)
+        self.assertEqual(counted.locks["node's lock"], 2)
+        self.assertEqual(counted.flushes, 2)
+
+    def test_window_without_counts_counts_nothing(self) -> None:
+        line = {"times": 1, "instructions": 7, "flushes": None, "windows": [[9, 1]]}
+        counted = counts.counts_of(line, windows.windows_of(WRITTEN), SYMBOLS)
+        self.assertEqual((counted.work, counted.locked, counted.flushes), (7, 0, None))
+
+    def test_runs_make_mean_and_noise(self) -> None:
+        one = figure("f", "memfile", 100, 104)
+        self.assertEqual((one.counts.work, one.noise), (102, 4))
+
+
+class Judging(unittest.TestCase):
+    def test_judged_is_what_does_not_repeat(self) -> None:
+        ours, theirs = figure("f", "memfile"), figure("f", "guest_memfd")
+        ours.runs, theirs.runs = [made(9000, 4000)], [made(9000, 5000)]
+        row, = table_of(ours, theirs)
+        self.assertEqual((row.ratio, row.total_ratio, row.met), (1.25, 1.0, False))
+
+    def test_what_both_have_is_to_be_below_one(self) -> None:
+        for ours, met in ((99, True), (100, False)):
+            row, = table_of(figure("f", "memfile", ours), figure("f", "guest_memfd", 100))
+            self.assertEqual((row.met, row.aim), (met, "< 1.00"))
+
+    def test_large_pages_may_take_a_tenth(self) -> None:
+        for ours, met in ((10, True), (11, False)):
+            row, = table_of(figure("f", "m", ours, page=1 << 21), figure("f", "guest_memfd", 100))
+            self.assertEqual((row.met, row.aim), (met, "<= 0.10"))
+        row, = table_of(figure(counts.SMALL, "m", 300, page=1 << 21), figure(counts.SMALL, "guest_memfd", 100))
+        self.assertIsNone(row.met)
+
+    def test_what_hurts_most_comes_first(self) -> None:
+        table = table_of(*(figure(n, "memfile", w) for n, w in (("a", 90), ("b", 120), ("c", 100))),
+                         *(figure(n, "guest_memfd", 100) for n in "abc"))
+        self.assertEqual([row.figure for row in table], ["b", "c", "a"])
+
+    def test_many_bindings_are_compared_with_one(self) -> None:
+        table = table_of(figure(counts.ONE, "memfile", 100), figure(counts.MANY, "memfile", 151))
+        self.assertEqual([(row.reference, row.met) for row in table], [("1 binding", False)])
+
+    def test_ordinary_files_may_cost_one_percent(self) -> None:
+        patched, unpatched = figure("f", "shmem", 102), figure("f", "shmem", 100)
+        row, = counts.ordinary_rows({("f", "shmem"): patched, ("g", "shmem"): patched}, {("f", "shmem"): unpatched}, "b")
+        self.assertEqual((row.subject, row.reference, row.met), ("patched", "unpatched", False))
+
+
+class Baseline(unittest.TestCase):
+    def saved(self, *figures: Figure) -> counts.Report:
+        every = [*figures, *(figure(f.name, "guest_memfd", 100) for f in figures)]
+        return {"rows": [row.as_json() for row in table_of(*every)]}
+
+    def verdicts(self, before: list[Figure], after: list[Figure]) -> list[tuple[str, str]]:
+        rows = table_of(*after, *(figure(f.name, "guest_memfd", 100) for f in after))
+        return [(change.figure, change.verdict) for change in counts.changes(self.saved(*before), rows)]
+
+    def test_same_result_has_no_changes(self) -> None:
+        one = [figure("a", "memfile", 1000, 1010)]
+        self.assertEqual(self.verdicts(one, one), [])
+
+    def test_worse_is_what_grew_by_more_than_the_noise_of_both(self) -> None:
+        # The mean grows by 11, then by 13; the noise is 10, and 2 of two boots.
+        before = [figure("a", "memfile", 1000, 1004)]
+        self.assertEqual(self.verdicts(before, [figure("a", "memfile", 1010, 1016)]), [])
+        self.assertEqual(self.verdicts(before, [figure("a", "memfile", 1012, 1018)]), [("a", "WORSE")])
+
+    def test_better_gone_and_new_are_named(self) -> None:
+        before = [figure("a", "memfile", 1000), figure("b", "memfile", 1000)]
+        after = [figure("a", "memfile", 900), figure("c", "memfile", 1000)]
+        self.assertEqual(self.verdicts(before, after), [("b", "gone"), ("c", "new"), ("a", "better")])
 
 
 class Profiles(unittest.TestCase):
     def test_every_instruction_is_charged_once(self) -> None:
         functions = Counter({"xas_load": 7, "memfile_main::abi::ops::get_pfn[memfile]": 5, "unheard_of": 3})
-        functions[bench.OUTSIDE] = 2
-        parts = bench.split(functions)
+        functions[windows.OUTSIDE] = 2
+        functions[profile.REPEATED] = 4096
+        parts = profile.split(functions)
         self.assertEqual(parts.total(), functions.total())
         self.assertEqual(parts["Rust (memfile.ko)"], 5)
         self.assertEqual(parts["page cache and LRU"], 7)
+        self.assertEqual(parts[profile.REPEATED], 4096)
 
-    def test_what_differs_most_comes_first(self) -> None:
-        subjects = {"memfile": Counter(a=1, b=9, c=4), "guest_memfd": Counter(a=1, d=2, c=1)}
-        self.assertEqual(bench.differences(subjects)[:3], ["b", "c", "d"])
+    def test_what_differs_most_comes_first_and_is_no_repetition(self) -> None:
+        one, other = Counter(a=1, b=9, c=4), Counter(a=1, d=2, c=1)
+        one[profile.REPEATED] = 4096
+        self.assertEqual(profile.differences(one, other)[:3], ["b", "c", "d"])
+
+    def test_plugin_and_clock_are_compared(self) -> None:
+        seen = windows.windows_of(WRITTEN)
+        line = {"name": "n", "subject": "s", "run": 0, "times": 1, "instructions": 140, "windows": [[1, 1]]}
+        functions = profile.profiles({"figures": [line]}, seen, SYMBOLS)
+        self.assertEqual(functions["n", "s"].total(), 97 + 40 + 2)
+        self.assertAlmostEqual(profile.disagreement({"figures": [line]}, functions), 1 / 140)
+
+
+class Checker(HTMLParser):
+    """Which tags are open, and all text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "html"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag != "html":
+            assert self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+class Output(unittest.TestCase):
+    def result(self) -> text.Result:
+        rows = table_of(figure("first <touch>", "memfile", 1020), figure("first <touch>", "guest_memfd", 1000))
+        gib = counts.private_rows({
+            ("populate 1 GiB", "memfile, 2M (THP)"): figure("populate 1 GiB", "memfile, 2M (THP)", 51200, page=1 << 21),
+            ("populate 1 GiB", "guest_memfd"): figure("populate 1 GiB", "guest_memfd", 262144000),
+        }, "stores")
+        functions = Counter({"kvm_a": 7})
+        return text.Result(
+            kernel="7.3.4", rows=[*rows, *gib],
+            missing=[{"name": "populate 1 GiB", "subject": "memfile on hugetlbfs, 1G", "reason": "no page"}],
+            profiles=[profile.Profile("first <touch>", "memfile", functions, "guest_memfd", Counter())],
+            changes=[counts.Change("first <touch>", "memfile", "guest_memfd", 1000, 1020, 2)],
+        )
+
+    def test_text_has_costs_sizes_missing_profiles_and_changes(self) -> None:
+        out = text.text(self.result())
+        for part in ("MISSED", "1.020", "no page", "kvm_a", "WORSE", "+2.00%", "TLB flushes"):
+            self.assertIn(part, out)
+        # A page of 2M takes 100 instructions, one of 4K 1000.
+        self.assertRegex(out, r"populate 1 GiB +memfile, 2M \(THP\) +2M +51200 +0\.0002 +100 +0\.10\n")
+
+    def test_csv_is_as_wide_as_its_head(self) -> None:
+        lines = text.csv_lines(self.result().rows)
+        self.assertEqual({len(line) for line in lines}, {len(lines[0])})
+
+    def test_page_has_everything_and_needs_nothing_else(self) -> None:
+        html = page.html(self.result())
+        checker = Checker()
+        checker.feed(html)
+        self.assertEqual(checker.open, [])
+        for part in ("1 of 2 rows meet", "first <touch>", "Missing on this machine: 1.", "more than the noise: 1.", "kvm_a", "no page"):
+            self.assertIn(part, checker.text)
+        for part in ("<svg id=ratios", "<svg id=sizes", "prefers-color-scheme: dark", "@media print"):
+            self.assertIn(part, html)
+        for link in ("src=", "href=", "@import", "url(", "<script"):
+            self.assertNotIn(link, html)
+
+    def test_result_without_rows_is_a_page(self) -> None:
+        self.assertIn("0 of 0", page.html(text.Result("7.3.4", [], [], [], None)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Counts the instructions of operations on private memory and ordinary shmem.
+//! Counts the instructions of operations on private memory and on ordinary memfds.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use memfile_selftests::bench;
+use memfile_selftests::bench::{self, Report};
 
 /// Measure and write JSON; see scripts/bench, which runs this and makes the table.
 ///
@@ -17,6 +17,14 @@ struct Args {
     /// What to measure
     what: What,
 
+    /// Only this figure; repeatable
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+
+    /// How often to measure all of it; how far the runs differ is the noise
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    runs: u32,
+
     /// The file for the figures; standard output if it is not given
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -26,14 +34,14 @@ struct Args {
 enum What {
     /// memfile against guest_memfd
     Private,
-    /// Where their instructions go
-    Profile,
-    /// An ordinary memfd
-    Shmem,
+    /// A GiB in pages of every size
+    Stores,
+    /// Ordinary memfds
+    Ordinary,
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("memfile-bench: {e:#}");
@@ -42,12 +50,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<()> {
-    let report = match args.what {
-        What::Private => bench::private()?,
-        What::Profile => bench::profiles()?,
-        What::Shmem => bench::shmem()?,
-    };
+fn run(args: Args) -> Result<()> {
+    let mut report = Report::new(args.only)?;
+    for run in 0..args.runs {
+        report.begin_run(run);
+        match args.what {
+            What::Private => bench::private(&mut report)?,
+            What::Stores => bench::stores(&mut report)?,
+            What::Ordinary => bench::ordinary(&mut report)?,
+        }
+    }
     let json = serde_json::to_string_pretty(&report).context("JSON")? + "\n";
     match &args.json {
         Some(path) => std::fs::write(path, json).with_context(|| path.display().to_string()),

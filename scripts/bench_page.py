@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0
+"""For scripts/bench: the result as one page for a browser, which loads nothing else."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+from bench_counts import Row
+from bench_text import Result, Table, is_of_sizes, number, tables
+
+# Colours and type are those of the demo's page.
+STYLE = """
+:root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --dim: #57606a; --line: #d0d7de;
+  --band: #f0f3f6; --good: #0055aa; --bad: #c2570c; --none: #b6bec7; }
+@media (prefers-color-scheme: dark) { :root { --back: #15191e; --text: #e6edf3; --dim: #9aa5b1;
+  --line: #3a434d; --band: #20262d; --good: #6cb0f5; --bad: #f0974d; --none: #59636e; } }
+body { font: 15px/1.45 sans-serif; max-width: 84em; margin: 2em auto; padding: 0 1em;
+  background: var(--back); color: var(--text); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1.5em 0 0.5em; font-size: 13px; }
+caption { text-align: left; font-weight: bold; padding-bottom: 0.5em; }
+th, td { padding: 0.25em 0.5em; text-align: right; vertical-align: bottom; }
+th { border-bottom: 2px solid var(--line); }
+td { border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; white-space: nowrap; }
+.word { text-align: left; }
+svg { width: 100%; height: auto; }
+svg text { fill: var(--text); font: 12px sans-serif; }
+svg .dim { fill: var(--dim); } .axis { stroke: var(--line); } .aim { stroke: var(--text); stroke-width: 2; }
+.good { fill: var(--good); } .bad { fill: var(--bad); } .none { fill: var(--none); }
+p { max-width: 60em; }
+@media print { body { max-width: none; margin: 0; font-size: 11px; } svg, table { break-inside: avoid; } }
+"""
+
+NAME, PLOT, NUMBER, LINE = 560, 460, 90, 22
+CLASSES = {True: "good", False: "bad", None: "none"}
+
+
+def summary(result: Result) -> str:
+    judged = [row for row in result.rows if row.met is not None]
+    missed = sum(not row.met for row in judged)
+    words = (
+        f"On Linux {escape(result.kernel)}, in an emulated machine with one CPU whose clock counts instructions, "
+        f"{len(judged) - missed} of {len(judged)} rows meet their aim. Turns of repeated string instructions, which "
+        "clear and copy, are not judged: QEMU counts each of them, a processor does not work that way. "
+        "No figure says anything about cache misses, contention or the time that interrupts between CPUs take; "
+        "acquisitions of locks, locked instructions and flushes are counted instead."
+    )
+    if result.missing:
+        words += f" Missing on this machine: {len(result.missing)}."
+    worse = sum(change.verdict == "WORSE" for change in result.changes or [])
+    if result.changes is not None:
+        words += f" <strong>Worse than the saved result by more than the noise: {worse}.</strong>"
+    return f"<p id=summary>{words}</p>\n"
+
+
+def bar(name: str, y: int, width: float, kind: str, value: str, title: str) -> str:
+    return (
+        f"<g><title>{escape(title)}</title><text x=0 y={y + 14}>{escape(name)}</text>"
+        f'<rect class="{kind}" x={NAME} y={y + 2} width={max(width, 1):.1f} height={LINE - 6} />'
+        f"<text x={NAME + max(width, 1) + 6:.1f} y={y + 14}>{escape(value)}</text></g>\n"
+    )
+
+
+def mark(x: float, top: int, bottom: int, kind: str = "axis") -> str:
+    return f'<path class={kind} d="M{x:.1f} {top}V{bottom}" />\n'
+
+
+def ratios(rows: list[Row]) -> str:
+    """The ratio of each row, on a scale that ends at 2: what is beyond shows in its number."""
+    most = 2.0
+    height = 24 + LINE * len(rows)
+    out = f"<svg id=ratios viewBox=\"0 0 {NAME + PLOT + NUMBER} {height}\" role=img>\n<title>Ratios</title>\n"
+    for tick in (0.0, 0.5, 1.0, 1.5, 2.0):
+        x = NAME + PLOT * tick / most
+        out += mark(x, 20, height) + f"<text class=dim text-anchor=middle x={x:.0f} y=14>{tick:.1f}</text>\n"
+    for n, row in enumerate(rows):
+        y = 24 + LINE * n
+        title = (
+            f"{row.figure}, {row.subject}: {number(row.counts.work)} instructions, {row.reference}: "
+            f"{number(row.reference_counts.work)}"
+        )
+        width = PLOT * min(row.ratio, most) / most
+        out += bar(f"{row.figure}, {row.subject}", y, width, CLASSES[row.met], f"{row.ratio:.3f}", title)
+        limit = row.below if row.below is not None else row.at_most
+        if limit is not None:
+            out += mark(NAME + PLOT * min(limit, most) / most, y, y + LINE - 2, "aim")
+    return out + "</svg>\n"
+
+
+def by_size(rows: list[Row]) -> str:
+    """What a GiB costs in pages of each size, on a logarithmic scale from one instruction on."""
+    bars: list[tuple[str, float, str]] = []
+    for name in dict.fromkeys(row.figure for row in rows if is_of_sizes(row)):
+        of = sorted((row for row in rows if row.figure == name and is_of_sizes(row)), key=lambda row: row.page)
+        bars.append((f"{name}, {of[0].reference}", of[0].reference_counts.work, "none"))
+        bars += [(f"{name}, {row.subject}", row.counts.work, CLASSES[row.met]) for row in of]
+    most = max((math.log10(max(value, 1)) for _, value, _ in bars), default=0.0)
+    if most <= 0:
+        return ""
+    height = 24 + LINE * len(bars)
+    out = f"<svg id=sizes viewBox=\"0 0 {NAME + PLOT + NUMBER} {height}\" role=img>\n<title>A GiB</title>\n"
+    for power in range(0, int(most) + 1, 2):
+        x = NAME + PLOT * power / most
+        out += mark(x, 20, height) + f"<text class=dim text-anchor=middle x={x:.0f} y=14>10^{power}</text>\n"
+    for n, (name, value, kind) in enumerate(bars):
+        width = PLOT * math.log10(max(value, 1)) / most
+        out += bar(name, 24 + LINE * n, width, kind, number(value), f"{name}: {number(value)} instructions")
+    return f"<h2>A GiB, by the size of its pages</h2>\n{out}</svg>\n"
+
+
+def table_of(table: Table) -> str:
+    def cells(kind: str, line: list[str]) -> str:
+        words = (" class=word" if n in table.words else "" for n in range(len(line)))
+        return "".join(f"<{kind}{word}>{escape(cell)}</{kind}>" for word, cell in zip(words, line))
+
+    body = "".join(f"<tr>{cells('td', line)}</tr>\n" for line in table.lines)
+    head = f"<tr>{cells('th', table.head)}</tr>\n"
+    return f"<div class=scroll><table><caption>{escape(table.title)}</caption>\n{head}{body}</table></div>\n"
+
+
+def html(result: Result) -> str:
+    return (
+        "<!DOCTYPE html>\n<html lang=en>\n<meta charset=utf-8>\n<meta name=viewport content=\"width=device-width\">\n"
+        f"<title>memfile bench</title>\n<style>{STYLE}</style>\n<h1>What private memory costs, in instructions</h1>\n"
+        f"{summary(result)}<h2>Ratios, what hurts most first</h2>\n{ratios(result.rows)}{by_size(result.rows)}"
+        f"<h2>Tables</h2>\n{''.join(map(table_of, tables(result)))}</html>\n"
+    )

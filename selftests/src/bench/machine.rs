@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A VM whose memory is measured.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result};
+
+use super::measure::{Cost, count_with};
+use crate::guest::Command;
+use crate::pattern::Pattern;
+use crate::sys::{self, Mapping};
+use crate::vm::{Private, Stats, Vcpu, Vm, region, sequence, small_pages};
+use crate::{GIB, PAGE};
+
+/// Guest physical address of the memory under test.
+pub const GPA: u64 = 4 * GIB;
+/// First slot under test.
+const SLOT: u32 = 1;
+
+/// A VM, a file, and one or more slots that bind parts of it, as far as possible of equal size.
+pub struct Bench {
+    pub vm: Vm,
+    vcpu: Vcpu,
+    pub fd: OwnedFd,
+    stats: Stats,
+    kind: Private,
+    /// The shared side of all slots, and its first address in use.
+    view: Mapping,
+    address: u64,
+    size: u64,
+    bindings: u64,
+}
+
+impl Bench {
+    pub fn new(kind: Private, size: u64, bindings: u64) -> Result<Bench> {
+        let vm = Vm::protected()?;
+        let fd = kind.create(&vm, size)?;
+        Bench::on(vm, kind, fd, PAGE, size, bindings)
+    }
+
+    /// With this file, whose pages have `page` bytes.
+    pub fn on(
+        vm: Vm,
+        kind: Private,
+        fd: OwnedFd,
+        page: u64,
+        size: u64,
+        bindings: u64,
+    ) -> Result<Bench> {
+        let vcpu = vm.vcpu(0)?;
+        let stats = vm.stats()?;
+        // KVM maps huge pages only where this address is aligned as well.
+        let view = small_pages(size + page)?;
+        let address = view.addr().next_multiple_of(page);
+        let bench = Bench { vm, vcpu, fd, stats, kind, view, address, size, bindings };
+        bench.bind()?;
+        bench.vm.set_private(GPA, size)?;
+        Ok(bench)
+    }
+
+    /// What `work` costs.
+    pub fn count(&mut self, work: impl FnOnce(&mut Use) -> Result<()>) -> Result<Cost> {
+        let Bench { vm, vcpu, fd, stats, view, address, size, .. } = self;
+        let offset = *address - view.addr();
+        let mut parts = Use { vm, vcpu, fd, view, offset, size: *size };
+        count_with(stats, || work(&mut parts))
+    }
+
+    /// Do something that is not measured.
+    pub fn prepare(&mut self, work: impl FnOnce(&mut Use) -> Result<()>) -> Result<()> {
+        self.count(work).map(drop)
+    }
+
+    /// Offset and length of each slot.
+    fn parts(&self) -> impl Iterator<Item = (u32, u64, u64)> + use<> {
+        let (size, bindings) = (self.size, self.bindings);
+        let step = size / bindings / PAGE * PAGE;
+        (0..bindings).map(move |n| {
+            let len = if n + 1 == bindings { size - n * step } else { step };
+            (SLOT + n as u32, n * step, len)
+        })
+    }
+
+    fn bind(&self) -> Result<()> {
+        for (slot, offset, len) in self.parts() {
+            let private = Some((self.kind, self.fd.as_fd(), offset));
+            let mut region = region(slot, GPA + offset, &self.view, private);
+            region.userspace_addr = self.address + offset;
+            region.memory_size = len;
+            self.vm.raw_set_region(&region).with_context(|| format!("add slot {slot}"))?;
+        }
+        Ok(())
+    }
+
+    fn unbind(&self) -> Result<()> {
+        for (slot, ..) in self.parts() {
+            self.vm.raw_delete(slot).with_context(|| format!("delete slot {slot}"))?;
+        }
+        Ok(())
+    }
+
+    /// What binding all slots costs.
+    pub fn count_bind(&self) -> Result<Cost> {
+        count_with(&self.stats, || self.bind())
+    }
+
+    /// What deleting all slots costs.
+    pub fn count_unbind(&self) -> Result<Cost> {
+        count_with(&self.stats, || self.unbind())
+    }
+
+    /// What it costs to end the VM with its file.
+    pub fn count_end(self) -> Result<Cost> {
+        let Bench { vm, vcpu, fd, stats, view, .. } = self;
+        // Statistics keep the VM; the shared side has no pages.
+        drop((stats, view));
+        super::measure::count(|| {
+            drop((vcpu, vm, fd));
+            Ok(())
+        })
+    }
+}
+
+/// What measured work may use.
+pub struct Use<'a> {
+    pub vm: &'a Vm,
+    vcpu: &'a mut Vcpu,
+    pub fd: &'a OwnedFd,
+    view: &'a Mapping,
+    /// Where in `view` the slots begin.
+    offset: u64,
+    size: u64,
+}
+
+impl Use<'_> {
+    /// Lets the guest write one word in each `stride` bytes.
+    pub fn touch(&mut self, start: u64, len: u64, stride: u64) -> Result<()> {
+        let words = sequence(GPA + start, len, stride, Pattern::Constant(1));
+        self.vcpu.call(Command::Fill, &words)
+    }
+
+    /// Lets all pages be allocated and mapped.
+    pub fn populate(&self) -> Result<()> {
+        let (result, left) = self.vcpu.raw_pre_fault(GPA, self.size);
+        result.with_context(|| format!("pre-fault, {left} bytes left"))
+    }
+
+    pub fn punch(&self, offset: u64, len: u64) -> Result<()> {
+        sys::punch(self.fd, offset, len).context("punch")
+    }
+
+    pub fn allocate(&self, offset: u64, len: u64) -> Result<()> {
+        sys::allocate(self.fd, offset, len).context("allocate")
+    }
+
+    /// Frees a part of the shared side.
+    pub fn discard_shared(&self, offset: u64, len: u64) -> Result<()> {
+        self.view
+            .madvise(self.offset + offset, len, libc::MADV_DONTNEED)
+            .context("discard the shared side")
+    }
+}
