@@ -264,8 +264,13 @@ int qemu_plugin_install(plugin_id id, const struct info *info, int argc, char **
 		} else if (value && !strcmp(argv[i], "functions=on")) {
 			functions = 1;
 		} else if (value && !strncmp(argv[i], "calls=", 6)) {
-			while (*value && n_targets < TARGETS)
+			while (*value) {
+				if (n_targets == TARGETS) {
+					fprintf(stderr, "profile: more than %u functions\n", TARGETS);
+					return -1;
+				}
 				targets[n_targets++] = strtoull(value + 1, &value, 16);
+			}
 		} else {
 			fprintf(stderr, "profile: the argument %s is not known\n", argv[i]);
 			return -1;

@@ -2,10 +2,14 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of bench: python3 scripts/test_bench.py"""
 
+import shutil
+import subprocess
 import sys
+import tempfile
 import unittest
 from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
 
 # The checkout stays clean.
 sys.dont_write_bytecode = True
@@ -83,6 +87,66 @@ class Names(unittest.TestCase):
             self.assertEqual(windows.lock_of(function, caller), lock)
         for function in ("_raw_spin_unlock", "_raw_spin_lock_init", "mutex_lock_slowpath", "down_read_interruptible_x"):
             self.assertFalse(windows.LOCK_FUNCTIONS.fullmatch(function), function)
+
+
+BEGIN, END = "0f1f80014d454d", "0f1f80004d454d"
+CODE = 0xffffffff81001000
+LOCK = 0xffffffff81000000
+
+
+@unittest.skipUnless(shutil.which("gcc"), "gcc is missing")
+class Plugin(unittest.TestCase):
+    """scripts/profile.c with a stand-in for QEMU, in each form of the plugin interface."""
+
+    folder: Path
+    FORMS = (1, 2, 3)
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        source = str(bench.SCRIPTS / "test_profile.c")
+        for form in cls.FORMS:
+            program = str(cls.folder / f"test{form}")
+            subprocess.run(["gcc", f"-DQEMU_PLUGIN_API={form}", "-o", program, source], check=True)
+
+    def windows(self, *code: tuple[int, str], functions: bool = False) -> list[dict[int, windows.Window]]:
+        """What each form counts in this code."""
+        found = []
+        for form in self.FORMS:
+            out = self.folder / "out"
+            arguments = [f"out={out}", f"calls={LOCK + 16:x}:{LOCK:x}", *(["functions=on"] if functions else [])]
+            lines = "".join(f"{address:x} {data}\n" for address, data in code)
+            subprocess.run([str(self.folder / f"test{form}"), *arguments], input=lines, text=True, check=True)
+            found.append(windows.windows_of(out.read_text().splitlines()))
+        return found
+
+    def test_each_turn_of_a_string_instruction_counts_and_nothing_outside_of_windows(self) -> None:
+        stosb, movsq, ret, pause = (CODE, "f3aa"), (CODE + 2, "f348a5"), (CODE + 5, "f3c3"), (CODE + 7, "f390")
+        once = (CODE + 9, "aa")
+        for seen in self.windows(stosb, (0, BEGIN), stosb, stosb, movsq, ret, pause, once, (0x1000, "f3aa"), (0, END), stosb):
+            self.assertEqual(seen[0].rep, Counter({CODE: 2, CODE + 2: 1, 0: 1}))
+            self.assertEqual((seen[0].locked, seen[0].all), (Counter(), Counter()))
+
+    def test_lock_prefix_and_exchange_with_memory_lock_in_the_kernel(self) -> None:
+        code = ((CODE, "f0480fb117"), (CODE + 5, "488707"), (CODE + 8, "4887c7"),
+                (CODE + 11, "65f0ff07"), (CODE + 15, "90"), (0x1000, "f0ff07"))
+        for seen in self.windows((0, BEGIN), *code, (0, END)):
+            self.assertEqual(seen[0].locked, Counter({CODE: 1, CODE + 5: 1, CODE + 11: 1}))
+
+    def test_calls_and_jumps_to_the_functions_count_by_caller(self) -> None:
+        def to(opcode: str, site: int, target: int) -> tuple[int, str]:
+            return site, opcode + ((target - site - 5) & 0xffffffff).to_bytes(4, "little").hex()
+
+        call, jump, other = to("e8", CODE, LOCK), to("e9", CODE + 5, LOCK + 16), to("e8", CODE + 10, LOCK + 32)
+        for seen in self.windows((0, BEGIN), call, jump, other, call, (0, END), (0, BEGIN), jump, (0, END)):
+            self.assertEqual(seen[0].call, Counter({(CODE, LOCK): 2, (CODE + 5, LOCK + 16): 1}))
+            self.assertEqual(seen[1].call, Counter({(CODE + 5, LOCK + 16): 1}))
+
+    def test_functions_have_every_other_instruction(self) -> None:
+        code = ((CODE, "90"), (CODE, "90"), (CODE + 1, "f0ff07"), (CODE + 4, "f3aa"), (0x1000, "90"), (0x1001, "90"))
+        for seen in self.windows((0, BEGIN), *code, (0, END), functions=True):
+            self.assertEqual(seen[0].all, Counter({CODE: 2, CODE + 1: 1, 0: 2}))
+            self.assertEqual(seen[0].rep, Counter({CODE + 4: 1}))
 
 
 class Joining(unittest.TestCase):
