@@ -7,7 +7,7 @@ import math
 from html import escape
 
 from bench_counts import Row
-from bench_text import Result, Table, is_of_sizes, number, tables
+from bench_text import Result, Table, is_of_sizes, number, ratio, tables
 
 # Colours and type are those of the demo's page.
 STYLE = """
@@ -81,7 +81,7 @@ def ratios(rows: list[Row]) -> str:
             f"{number(row.reference_counts.work)}"
         )
         width = PLOT * min(row.ratio, most) / most
-        out += bar(f"{row.figure}, {row.subject}", y, width, CLASSES[row.met], f"{row.ratio:.3f}", title)
+        out += bar(f"{row.figure}, {row.subject}", y, width, CLASSES[row.met], ratio(row.ratio), title)
         limit = row.below if row.below is not None else row.at_most
         if limit is not None:
             out += mark(NAME + PLOT * min(limit, most) / most, y, y + LINE - 2, "aim")

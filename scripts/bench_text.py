@@ -50,12 +50,17 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.2f}"
 
 
+def ratio(value: float) -> str:
+    """Three digits behind the point; of a small part the first two that count."""
+    return f"{value:.3f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
+
+
 def costs(rows: list[Row]) -> Table:
     head = ["", "", "judged", "total", "against", "judged", "total", "ratio", "of totals", "aim", ""]
     lines = [[
         row.figure, row.subject, number(row.counts.work), number(row.counts.instructions),
         row.reference, number(row.reference_counts.work), number(row.reference_counts.instructions),
-        f"{row.ratio:.3f}", f"{row.total_ratio:.3f}", row.aim, WORDS[row.met],
+        ratio(row.ratio), ratio(row.total_ratio), row.aim, WORDS[row.met],
     ] for row in rows]
     title = "Instructions. Judged are those that are no turns of repeated string instructions"
     return Table(title, head, lines, frozenset((0, 1, 4, 10)))
@@ -96,8 +101,8 @@ def sizes(rows: list[Row]) -> Table:
         pages, reference_pages = GIB // row.page, GIB // row.reference_page
         each, reference_each = row.counts.work / pages, row.reference_counts.work / reference_pages
         lines.append([
-            row.figure, row.subject, page_size(row.page), number(row.counts.work), f"{row.ratio:.4f}",
-            number(each), f"{each / reference_each:.2f}",
+            row.figure, row.subject, page_size(row.page), number(row.counts.work), ratio(row.ratio),
+            number(each), ratio(each / reference_each),
         ])
     title = "By the size of pages, against guest_memfd's of 4K"
     return Table(title, ["", "", "page", "per GiB", "ratio", "per page", "ratio"], lines, frozenset((0, 1)))
@@ -168,5 +173,5 @@ def csv_lines(rows: list[Row]) -> list[list[object]]:
     for row in rows:
         line: list[object] = [row.figure, row.subject, row.page, *of(row.counts), row.noise]
         line += [row.reference, row.reference_page, *of(row.reference_counts)]
-        lines.append([*line, f"{row.ratio:.4f}", f"{row.total_ratio:.4f}", row.aim, WORDS[row.met].lower()])
+        lines.append([*line, f"{row.ratio:.4g}", f"{row.total_ratio:.4g}", row.aim, WORDS[row.met].lower()])
     return lines

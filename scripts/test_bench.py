@@ -294,7 +294,7 @@ class Output(unittest.TestCase):
         for part in ("MISSED", "1.020", "no page", "kvm_a", "WORSE", "+2.00%", "TLB flushes"):
             self.assertIn(part, out)
         # A page of 2M takes 100 instructions, one of 4K 1000.
-        self.assertRegex(out, r"populate 1 GiB +memfile, 2M \(THP\) +2M +51200 +0\.0002 +100 +0\.10\n")
+        self.assertRegex(out, r"populate 1 GiB +memfile, 2M \(THP\) +2M +51200 +0\.0002 +100 +0\.100\n")
 
     def test_csv_is_as_wide_as_its_head(self) -> None:
         lines = text.csv_lines(self.result().rows)
