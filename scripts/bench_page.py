@@ -54,11 +54,13 @@ def summary(result: Result) -> str:
     return f"<p id=summary>{words}</p>\n"
 
 
-def bar(name: str, y: int, width: float, kind: str, value: str, title: str) -> str:
+def bar(name: str, y: int, width: float, kind: str, value: str, title: str, beyond: float = 0) -> str:
+    """A bar, and its value behind it, or behind what else ends there."""
+    end = NAME + max(width, beyond, 1) + 6
     return (
         f"<g><title>{escape(title)}</title><text x=0 y={y + 14}>{escape(name)}</text>"
         f'<rect class="{kind}" x={NAME} y={y + 2} width={max(width, 1):.1f} height={LINE - 6} />'
-        f"<text x={NAME + max(width, 1) + 6:.1f} y={y + 14}>{escape(value)}</text></g>\n"
+        f"<text x={end:.1f} y={y + 14}>{escape(value)}</text></g>\n"
     )
 
 
@@ -80,11 +82,11 @@ def ratios(rows: list[Row]) -> str:
             f"{row.figure}, {row.subject}: {number(row.counts.work)} instructions, {row.reference}: "
             f"{number(row.reference_counts.work)}"
         )
-        width = PLOT * min(row.ratio, most) / most
-        out += bar(f"{row.figure}, {row.subject}", y, width, CLASSES[row.met], ratio(row.ratio), title)
         limit = row.below if row.below is not None else row.at_most
+        width, aim = (PLOT * min(value, most) / most for value in (row.ratio, limit or 0.0))
+        out += bar(f"{row.figure}, {row.subject}", y, width, CLASSES[row.met], ratio(row.ratio), title, aim)
         if limit is not None:
-            out += mark(NAME + PLOT * min(limit, most) / most, y, y + LINE - 2, "aim")
+            out += mark(NAME + aim, y, y + LINE - 2, "aim")
     return out + "</svg>\n"
 
 
