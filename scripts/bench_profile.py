@@ -41,6 +41,9 @@ class Profile:
     functions: Counter[str]
     reference: str
     reference_functions: Counter[str]
+    # The locked instructions among them.
+    locked: Counter[str] = dataclasses.field(default_factory=Counter)
+    reference_locked: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 def component(function: str) -> str:
@@ -75,21 +78,33 @@ def functions_of(figure: Report, windows: dict[int, Window], symbols: Symbols) -
     return found
 
 
-def profiles(report: Report, windows: dict[int, Window], symbols: Symbols) -> dict[tuple[str, str], Counter[str]]:
-    """The functions of each figure, by name and subject; of the first run."""
-    found: dict[tuple[str, str], Counter[str]] = {}
-    for figure in report["figures"]:
-        key = figure["name"], figure["subject"]
-        if key not in found:
-            found[key] = functions_of(figure, windows, symbols)
+def locked_of(figure: Report, windows: dict[int, Window], symbols: Symbols) -> Counter[str]:
+    """The locked instructions of each function, as functions_of()."""
+    found: Counter[str] = Counter()
+    for number, sign in figure["windows"]:
+        for address, count in windows.get(number, Window()).locked.items():
+            found[symbols.name(address)] += sign * count / figure["times"]
     return found
 
 
-def disagreement(report: Report, functions: dict[tuple[str, str], Counter[str]]) -> float:
+Functions = dict[tuple[str, str], tuple[Counter[str], Counter[str]]]
+
+
+def profiles(report: Report, windows: dict[int, Window], symbols: Symbols) -> Functions:
+    """All and locked instructions of each figure, by name and subject; of the first run."""
+    found: Functions = {}
+    for figure in report["figures"]:
+        key = figure["name"], figure["subject"]
+        if key not in found:
+            found[key] = functions_of(figure, windows, symbols), locked_of(figure, windows, symbols)
+    return found
+
+
+def disagreement(report: Report, functions: Functions) -> float:
     """By how much, at most, the plugin and the time stamp counter differ on a figure."""
     worst = 0.0
     for figure in report["figures"]:
-        counted = functions[figure["name"], figure["subject"]].total()
+        counted = functions[figure["name"], figure["subject"]][0].total()
         by_clock = figure["instructions"] / figure["times"]
         if figure["run"] == 0 and by_clock:
             worst = max(worst, abs(counted - by_clock) / by_clock)

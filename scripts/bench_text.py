@@ -120,11 +120,12 @@ def profile_tables(one: Profile) -> list[Table]:
     every = [line(name, parts, their_parts) for name in names if parts[name] or their_parts[name]]
     every.append(["total", number(parts.total()), number(their_parts.total()), ""])
     most = [line(name, ours, theirs) for name in differences(ours, theirs)]
+    shared = [line(name, one.locked, one.reference_locked) for name in differences(one.locked, one.reference_locked)]
     title = f"Where the instructions go: {one.figure}, {one.subject}"
-    return [
-        Table(title, head, every, frozenset((0,))),
-        Table("Most in", head, most, frozenset((0,))),
-    ]
+    found = [Table(title, head, every, frozenset((0,))), Table("Most in", head, most, frozenset((0,)))]
+    if shared:
+        found.append(Table("Locked instructions in", head, shared, frozenset((0,))))
+    return found
 
 
 def changes(found: list[Change]) -> Table:

@@ -250,7 +250,9 @@ class Profiles(unittest.TestCase):
         seen = windows.windows_of(WRITTEN)
         line = {"name": "n", "subject": "s", "run": 0, "times": 1, "instructions": 140, "windows": [[1, 1]]}
         functions = profile.profiles({"figures": [line]}, seen, SYMBOLS)
-        self.assertEqual(functions["n", "s"].total(), 97 + 40 + 2)
+        self.assertEqual(functions["n", "s"][0].total(), 97 + 40 + 2)
+        locked = profile.locked_of({"times": 2, "windows": [[0, 1]]}, seen, SYMBOLS)
+        self.assertEqual(locked, Counter({"_raw_write_lock": 2.5}))
         self.assertAlmostEqual(profile.disagreement({"figures": [line]}, functions), 1 / 140)
 
 
