@@ -45,6 +45,10 @@ class Profile:
     locked: Counter[str] = dataclasses.field(default_factory=Counter)
     reference_locked: Counter[str] = dataclasses.field(default_factory=Counter)
 
+    def as_json(self) -> dict[str, object]:
+        # Not asdict(), which makes a Counter of the pairs of a Counter.
+        return {key: dict(value) if isinstance(value, Counter) else value for key, value in vars(self).items()}
+
 
 def component(function: str) -> str:
     if function in (OUTSIDE, REPEATED):

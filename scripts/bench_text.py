@@ -25,6 +25,15 @@ class Result:
     # Against a saved result; None if none was given.
     changes: list[Change] | None
 
+    def as_json(self) -> dict[str, object]:
+        return {
+            "kernel": self.kernel,
+            "rows": [row.as_json() for row in self.rows],
+            "missing": self.missing,
+            "profiles": [one.as_json() for one in self.profiles],
+            "changes": [{**dataclasses.asdict(one), "verdict": one.verdict} for one in self.changes or []],
+        }
+
 
 @dataclasses.dataclass
 class Table:

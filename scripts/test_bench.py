@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of bench: python3 scripts/test_bench.py"""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -297,6 +298,13 @@ class Output(unittest.TestCase):
             self.assertIn(part, out)
         # A page of 2M takes 100 instructions, one of 4K 1000.
         self.assertRegex(out, r"populate 1 GiB +memfile, 2M \(THP\) +2M +51200 +0\.0002 +100 +0\.100\n")
+
+    def test_json_can_be_read_back_and_compared_with(self) -> None:
+        result = self.result()
+        saved = json.loads(json.dumps(result.as_json()))
+        self.assertEqual(saved["profiles"][0]["functions"], {"kvm_a": 7})
+        self.assertEqual(saved["changes"][0]["verdict"], "WORSE")
+        self.assertEqual(counts.changes(saved, result.rows), [])
 
     def test_csv_is_as_wide_as_its_head(self) -> None:
         lines = text.csv_lines(self.result().rows)
