@@ -15,6 +15,8 @@ VERSION = re.compile(r"^( *)(?:KTAP version 1|TAP version 1[34])\s*$")
 PLAN = re.compile(r"^( *)1\.\.(\d+)(?:\s*#\s*SKIP\s*(.*))?\s*$", re.IGNORECASE)
 SUBTEST = re.compile(r"^( *)# Subtest: (.*\S)\s*$")
 RESULT = re.compile(r"^( *)(ok|not ok) (\d+)(?: (?:- )?([^#]*?))?\s*(?:#\s*(\w+):?\s*(.*?))?\s*$")
+# What a kind of memory does, as a case of memfile-tests says it.
+DOES = re.compile(r"^ *# does: (.*?) -> (.*\S)\s*$")
 PRINTK_TIME = re.compile(r"^\[ *\d+\.\d+\] ?")
 
 PASS, FAIL, SKIP = "pass", "fail", "skip"
@@ -29,6 +31,8 @@ class Case:
     status: str
     reason: str = ""
     output: list[str] = dataclasses.field(default_factory=list)
+    # Each thing that it says it saw, and what it saw: scripts/differences compares them.
+    does: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -50,6 +54,7 @@ class Parser:
         self._prefix = prefix
         self._levels: list[Level] = []
         self._output: list[str] = []
+        self._does: dict[str, list[str]] = {}
 
     def feed(self, line: str) -> list[Case]:
         line = PRINTK_TIME.sub("", line.rstrip("\r\n"))
@@ -57,6 +62,7 @@ class Parser:
             cases = self._close(len(match[1]))
             self._levels.append(Level(len(match[1])))
             self._output.clear()
+            self._does = {}
             return cases
         level = self._levels[-1] if self._levels else None
         if level is None:
@@ -70,6 +76,10 @@ class Parser:
                 return [Case(self._name(""), SKIP, match[3])]
         elif match := RESULT.match(line):
             return self._result(match)
+        elif match := DOES.match(line):
+            values = self._does.setdefault(match[1], [])
+            if match[2] not in values:
+                values.append(match[2])
         elif line.strip():
             self._output = [*self._output[1 - KEPT_LINES :], line.strip()]
         return []
@@ -94,8 +104,9 @@ class Parser:
         # A suite's own line counts only if it says what its cases did not.
         if not inner or (status == FAIL and not (inner.failed or cases)):
             text = reason if directive else "" if not inner else "the suite failed, no case did"
-            cases.append(Case(self._name(name or match[3]), status, text or "", self._output))
+            cases.append(Case(self._name(name or match[3]), status, text or "", self._output, self._does))
         self._output = []
+        self._does = {}
         return cases
 
     def _close(self, indent: int) -> list[Case]:

@@ -3,111 +3,108 @@
 
 use anyhow::{Context, ensure};
 
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::CaseResult;
 use crate::mem;
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{base_pages, drop_caches, shmem_huge};
+use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, LAYOUTS, SLOT, Setup};
 use crate::sys::*;
-use crate::vm::{Private, Vm};
-use crate::{GIB, HUGE, MIB, PAGE, suite};
+use crate::{GIB, HUGE, MIB, PAGE, conformance};
 
-pub static SUITE: Suite = suite!(
+conformance!(
     "ondemand",
     [
         file_grows_by_what_the_guest_touches,
         a_read_allocates_as_well,
-        shared_accesses_allocate_nothing,
-        slot_and_conversion_allocate_nothing,
         punched_memory_comes_back_on_touch,
         fallocate_first_allocates_everything_once,
         file_shrinks_to_nothing_when_all_is_punched,
         memory_returns_when_everything_is_closed,
         memory_returns_when_the_vm_goes_last,
         slot_of_32_gib_costs_what_is_touched: 120,
-        huge_page_past_the_end_is_split_under_the_guest,
-    ]
+    ],
+    converting: [shared_accesses_allocate_nothing, slot_and_conversion_allocate_nothing],
+    memfile: [huge_page_past_the_end_is_split_under_the_guest]
 );
 
-const KIND: Private = Private::Memfile;
-
-fn file_grows_by_what_the_guest_touches() -> CaseResult {
+fn file_grows_by_what_the_guest_touches(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
     let mut rng = Rng::new(seed());
     for layout in LAYOUTS {
-        let mut s = Setup::at(KIND, 4 * MIB, layout)?;
+        let mut s = Setup::at(on, 4 * MIB, layout)?;
         let mut touched = std::collections::HashSet::new();
-        expect_allocated(&s.fd, 0, "before the first touch")?;
+        on.expect_allocated(&s.fd, 0, "before the first touch")?;
         for _ in 0..40 {
             let page = rng.below(s.slot.size / PAGE);
             s.vcpu.store(s.slot.gpa + page * PAGE + 8 * rng.below(PAGE / 8), 1)?;
             touched.insert(page);
-            expect_allocated(&s.fd, touched.len() as u64 * PAGE, "after a touch")?;
+            on.check_allocated(&s.fd, touched.len() as u64 * PAGE, "after a touch")?;
         }
     }
     Ok(())
 }
 
-fn a_read_allocates_as_well() -> CaseResult {
+fn a_read_allocates_as_well(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
-    let mut s = Setup::new(KIND, MIB)?;
+    let mut s = Setup::new(on, MIB)?;
     ensure!(s.vcpu.load(s.slot.gpa + PAGE)? == 0);
-    expect_allocated(&s.fd, PAGE, "after a read")
+    on.expect_allocated(&s.fd, PAGE, "after a read")
 }
 
-fn shared_accesses_allocate_nothing() -> CaseResult {
-    let mut s = Setup::new(KIND, MIB)?;
+fn shared_accesses_allocate_nothing(on: &'static Backend) -> CaseResult {
+    let mut s = Setup::new(on, MIB)?;
     s.vm.set_shared(s.slot.gpa, s.slot.size)?;
     s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
-    expect_allocated(&s.fd, 0, "after shared writes")
+    on.expect_allocated(&s.fd, 0, "after shared writes")
 }
 
-fn slot_and_conversion_allocate_nothing() -> CaseResult {
-    let s = Setup::new(KIND, 16 * MIB)?;
+fn slot_and_conversion_allocate_nothing(on: &'static Backend) -> CaseResult {
+    let s = Setup::new(on, 16 * MIB)?;
     for private in [false, true, false, true] {
         s.vm.convert(crate::vm::Door::Attributes, s.slot.gpa, s.slot.size, private)?;
-        expect_allocated(&s.fd, 0, "after a conversion")?;
+        on.expect_allocated(&s.fd, 0, "after a conversion")?;
     }
     ensure!(mem::resident(&s.slot.view)? == 0, "the shared side was touched");
     Ok(())
 }
 
-fn punched_memory_comes_back_on_touch() -> CaseResult {
+fn punched_memory_comes_back_on_touch(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
-    let mut s = Setup::new(KIND, MIB)?;
+    let mut s = Setup::new(on, MIB)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
     s.vcpu.fill(gpa, size, GUEST)?;
-    expect_allocated(&s.fd, size, "all touched")?;
+    on.expect_allocated(&s.fd, size, "all touched")?;
     punch(&s.fd, 0, size / 2)?;
-    expect_allocated(&s.fd, size / 2, "half punched")?;
+    on.expect_allocated(&s.fd, size / 2, "half punched")?;
     s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
-    expect_allocated(&s.fd, size / 2 + PAGE, "one page touched again")
+    on.expect_allocated(&s.fd, size / 2 + PAGE, "one page touched again")
 }
 
-fn fallocate_first_allocates_everything_once() -> CaseResult {
+fn fallocate_first_allocates_everything_once(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
-    let mut s = Setup::new(KIND, MIB)?;
+    let mut s = Setup::new(on, MIB)?;
     allocate(&s.fd, 0, MIB)?;
-    expect_allocated(&s.fd, MIB, "after fallocate")?;
+    on.expect_allocated(&s.fd, MIB, "after fallocate")?;
     s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
-    expect_allocated(&s.fd, MIB, "after the guest wrote")?;
+    on.expect_allocated(&s.fd, MIB, "after the guest wrote")?;
     s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
 }
 
-fn file_shrinks_to_nothing_when_all_is_punched() -> CaseResult {
-    let mut s = Setup::new(KIND, 4 * MIB)?;
+fn file_shrinks_to_nothing_when_all_is_punched(on: &'static Backend) -> CaseResult {
+    let mut s = Setup::new(on, 4 * MIB)?;
     s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
     punch(&s.fd, 0, file_size(&s.fd)?)?;
-    expect_allocated(&s.fd, 0, "all punched")
+    on.expect_allocated(&s.fd, 0, "all punched")
 }
 
 /// Use `size` bytes of private memory, let `end` close it, and check that the kernel's own figures
 /// return to their old values.
-fn expect_returned(size: u64, end: fn(Setup)) -> CaseResult {
+fn expect_returned(on: &'static Backend, size: u64, end: fn(Setup)) -> CaseResult {
     // Once for the memory that the first VM leaves allocated, once for the measurement.
     for (measured, size) in [(false, MIB), (true, size)] {
         let (before, free) = (mem::content()?, mem::free()?);
-        let mut s = Setup::new(KIND, size)?;
+        let mut s = Setup::new(on, size)?;
         s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
         let during = mem::content()?;
         end(s);
@@ -125,30 +122,30 @@ fn expect_returned(size: u64, end: fn(Setup)) -> CaseResult {
     Ok(())
 }
 
-fn memory_returns_when_everything_is_closed() -> CaseResult {
-    expect_returned(64 * MIB, |s| drop((s.vcpu, s.vm, s.slot, s.fd)))
+fn memory_returns_when_everything_is_closed(on: &'static Backend) -> CaseResult {
+    expect_returned(on, 64 * MIB, |s| drop((s.vcpu, s.vm, s.slot, s.fd)))
 }
 
-fn memory_returns_when_the_vm_goes_last() -> CaseResult {
-    expect_returned(64 * MIB, |s| drop((s.fd, s.slot, s.vcpu, s.vm)))
+fn memory_returns_when_the_vm_goes_last(on: &'static Backend) -> CaseResult {
+    expect_returned(on, 64 * MIB, |s| drop((s.fd, s.slot, s.vcpu, s.vm)))
 }
 
 /// The guest touches 64 MiB in 64 places of a slot that is larger than the machine.
-fn slot_of_32_gib_costs_what_is_touched() -> CaseResult {
+fn slot_of_32_gib_costs_what_is_touched(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
     let (size, places, touch) = (32 * GIB, 64, MIB);
-    let vm = Vm::protected()?;
-    let fd = memfile(size)?;
-    let slot = vm.add_private(SLOT, 4 * GIB, size, KIND, &fd, 0)?;
+    let vm = on.vm()?;
+    let fd = on.create(&vm, size)?;
+    let slot = vm.add_private(SLOT, 4 * GIB, size, on.kind, &fd, 0)?;
     let mut vcpu = vm.vcpu(0)?;
     let place = |n| {
         slot.gpa + n * (size / places) + if n + 1 == places { size / places - touch } else { 0 }
     };
     for n in 0..places {
-        vm.set_private(place(n), touch)?;
+        on.set_private(&vm, place(n), touch)?;
         vcpu.fill(place(n), touch, Pattern::Generation(n))?;
     }
-    expect_allocated(&fd, places * touch, "after 64 MiB were touched")?;
+    on.expect_allocated(&fd, places * touch, "after 64 MiB were touched")?;
     for n in 0..places {
         let seen = vcpu.verify(place(n), touch, Pattern::Generation(n));
         seen.with_context(|| format!("place {n}"))?;
@@ -156,26 +153,26 @@ fn slot_of_32_gib_costs_what_is_touched() -> CaseResult {
     let total = mem::meminfo("MemTotal")?;
     println!("a slot of {} GiB in a machine of {} MiB", size / GIB, total / MIB);
     punch(&fd, 0, size)?;
-    expect_allocated(&fd, 0, "all punched")
+    on.expect_allocated(&fd, 0, "all punched")
 }
 
 /// Memory pressure frees the part of a huge page past the end of the file. The part before the end
 /// stays in its place, and mapped.
-fn huge_page_past_the_end_is_split_under_the_guest() -> CaseResult {
+fn huge_page_past_the_end_is_split_under_the_guest(on: &'static Backend) -> CaseResult {
     let policy = shmem_huge("always")?;
     let tail = 3 * PAGE;
-    let (vm, gpa, size) = (Vm::protected()?, 4 * GIB, HUGE + tail);
-    let fd = memfile(size)?;
-    let _slot = vm.add_private(SLOT, gpa, size, KIND, &fd, 0)?;
+    let (vm, gpa, size) = (on.vm()?, 4 * GIB, HUGE + tail);
+    let fd = on.create(&vm, size)?;
+    let _slot = vm.add_private(SLOT, gpa, size, on.kind, &fd, 0)?;
     vm.set_private(gpa, size)?;
     let mut vcpu = vm.vcpu(0)?;
     vcpu.fill_pages(gpa, size, GUEST)?;
     drop(policy);
-    expect_allocated(&fd, 2 * HUGE, "with a huge page across the end")?;
+    on.expect_allocated(&fd, 2 * HUGE, "with a huge page across the end")?;
     let (stats, invalidated) = (vm.stats()?, mem::counter("invalidate")?);
     let mapped = stats.get("pages_4k")?;
     drop_caches()?;
-    expect_allocated(&fd, size, "after the shrinker")?;
+    on.expect_allocated(&fd, size, "after the shrinker")?;
     ensure!(mem::counter("invalidate")? == invalidated, "the guest's mappings were taken away");
     ensure!(stats.get("pages_4k")? == mapped, "the guest lost mappings");
     vcpu.verify_pages(gpa, size, GUEST)

@@ -25,9 +25,13 @@ conformance!(
         unaligned_or_empty_range_is_refused,
         works_at_every_layout,
         runs_against_punch,
-        runs_against_slot_deletion,
     ],
-    converting: [private_range_without_backing_is_efault]
+    converting: [
+        private_range_without_backing_is_efault,
+        // In a VM without private memory all mappings go with a slot, and a pre-fault that meets that
+        // does not return before a signal.
+        runs_against_slot_deletion,
+    ]
 );
 
 /// Pre-fault a range that must work.
@@ -96,10 +100,10 @@ fn private_range_without_backing_is_efault(on: &'static Backend) -> CaseResult {
     let gpa = s.slot.gpa + MIB;
     s.vm.set_private(gpa, MIB)?;
     let (result, left) = s.vcpu.raw_pre_fault(gpa, MIB);
-    on.errno("pre-fault without a slot", result, Errno::EFAULT)?;
+    on.errno("pre-fault without a slot", result, &[Errno::EFAULT])?;
     ensure!(left == MIB, "{left} bytes left");
     let (result, left) = s.vcpu.raw_pre_fault(gpa - PAGE, 2 * PAGE);
-    on.errno("pre-fault across the end", result, Errno::EFAULT)?;
+    on.errno("pre-fault across the end", result, &[Errno::EFAULT])?;
     ensure!(left == PAGE, "{left} bytes left");
     Ok(())
 }
@@ -109,11 +113,11 @@ fn unaligned_or_empty_range_is_refused(on: &'static Backend) -> CaseResult {
     let gpa = s.slot.gpa;
     for (start, size) in [(gpa + 1, PAGE), (gpa, PAGE + 1), (gpa, PAGE - 1), (gpa, 0)] {
         let (result, _) = s.vcpu.raw_pre_fault(start, size);
-        on.errno("unaligned or empty range", result, Errno::EINVAL)
+        on.errno("unaligned or empty range", result, &[Errno::EINVAL])
             .with_context(|| format!("[{start:#x}, +{size:#x})"))?;
     }
     let (result, _) = s.vcpu.raw_pre_fault(!(PAGE - 1), 2 * PAGE);
-    on.errno("range that overflows", result, Errno::EINVAL)
+    on.errno("range that overflows", result, &[Errno::EINVAL])
 }
 
 fn works_at_every_layout(on: &'static Backend) -> CaseResult {

@@ -1,52 +1,62 @@
 // SPDX-License-Identifier: GPL-2.0
 //! One file, several slots and several VMs; ends in any order.
 
+use std::os::fd::OwnedFd;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
+use crate::support::backend::{Backend, MEMFILE};
 use crate::support::setup::{GUEST, Setup};
 use crate::sys::*;
-use crate::vm::{Private, Vm};
-use crate::{GIB, MIB, PAGE, suite};
+use crate::vm::{Slot, Vm};
+use crate::{GIB, MIB, PAGE, conformance};
 
-pub static SUITE: Suite = suite!(
+conformance!(
     "sharing",
     [
         slots_of_one_vm_see_their_own_part,
-        vms_see_their_own_part,
         hole_across_two_slots_hits_both,
-        hole_across_two_vms_hits_both,
         slots_may_be_deleted_in_any_order,
-        content_passes_from_one_vm_to_the_next,
-        vm_destroyed_while_another_thread_punches,
         slot_deleted_while_another_thread_punches,
-        file_closed_first_then_vm,
         many_slots_on_one_file: 120,
-    ]
+    ],
+    memfile: [vms_see_their_own_part, hole_across_two_vms_hits_both, content_passes_from_one_vm_to_the_next, vm_destroyed_while_another_thread_punches, file_closed_first_then_vm]
 );
 
-const KIND: Private = Private::Memfile;
 const PART: u64 = MIB;
 
 /// A VM whose slots 1, 2, … are the given parts of a file, in that order from 1 GiB on, 2 GiB
 /// apart, all private.
-fn vm_on(fd: &std::os::fd::OwnedFd, parts: &[u64]) -> Result<(Vm, Vec<crate::vm::Slot>)> {
+fn vm_on(fd: &OwnedFd, parts: &[u64]) -> Result<(Vm, Vec<Slot>)> {
     let vm = Vm::protected()?;
-    let mut slots = Vec::new();
-    for (id, part) in (1..).zip(parts) {
-        let gpa = GIB + u64::from(id) * 2 * GIB;
-        slots.push(vm.add_private(id, gpa, PART, KIND, fd, part * PART)?);
-        vm.set_private(gpa, PART)?;
-    }
+    let slots = add_parts(&MEMFILE, &vm, fd, parts)?;
     Ok((vm, slots))
 }
 
-fn slots_of_one_vm_see_their_own_part() -> CaseResult {
-    let fd = memfile(4 * PART)?;
-    let (vm, slots) = vm_on(&fd, &[3, 0, 2, 1])?;
+/// The same slots in a VM of the caller's.
+fn add_parts(on: &Backend, vm: &Vm, fd: &OwnedFd, parts: &[u64]) -> Result<Vec<Slot>> {
+    let mut slots = Vec::new();
+    for (id, part) in (1..).zip(parts) {
+        let gpa = GIB + u64::from(id) * 2 * GIB;
+        slots.push(vm.add_private(id, gpa, PART, on.kind, fd, part * PART)?);
+        on.set_private(vm, gpa, PART)?;
+    }
+    Ok(slots)
+}
+
+/// A VM with a file of as many parts, and the slots.
+fn all_on(on: &Backend, parts: &[u64]) -> Result<(OwnedFd, Vm, Vec<Slot>)> {
+    let vm = on.vm()?;
+    let fd = on.create(&vm, parts.len() as u64 * PART)?;
+    let slots = add_parts(on, &vm, &fd, parts)?;
+    Ok((fd, vm, slots))
+}
+
+fn slots_of_one_vm_see_their_own_part(on: &'static Backend) -> CaseResult {
+    let (fd, vm, slots) = all_on(on, &[3, 0, 2, 1])?;
     let mut vcpu = vm.vcpu(0)?;
     for (n, slot) in (0..).zip(&slots) {
         vcpu.fill(slot.gpa, slot.size, Pattern::Generation(n))?;
@@ -54,7 +64,7 @@ fn slots_of_one_vm_see_their_own_part() -> CaseResult {
     for (n, slot) in (0..).zip(&slots) {
         vcpu.verify(slot.gpa, slot.size, Pattern::Generation(n))?;
     }
-    expect_allocated(&fd, 4 * PART, "all parts touched")?;
+    on.expect_allocated(&fd, 4 * PART, "all parts touched")?;
     // The file's third part is slot 3, and no other.
     punch(&fd, 2 * PART, PART)?;
     for (n, slot) in (0..).zip(&slots) {
@@ -64,7 +74,7 @@ fn slots_of_one_vm_see_their_own_part() -> CaseResult {
     Ok(())
 }
 
-fn vms_see_their_own_part() -> CaseResult {
+fn vms_see_their_own_part(_: &'static Backend) -> CaseResult {
     let fd = memfile(2 * PART)?;
     let (a, slots) = vm_on(&fd, &[1])?;
     let (b, _other) = vm_on(&fd, &[0])?;
@@ -76,10 +86,9 @@ fn vms_see_their_own_part() -> CaseResult {
     a.verify(gpa, PART, Pattern::Generation(1))
 }
 
-fn hole_across_two_slots_hits_both() -> CaseResult {
-    let fd = memfile(2 * PART)?;
+fn hole_across_two_slots_hits_both(on: &'static Backend) -> CaseResult {
     // The later part of the file lies lower in guest memory.
-    let (vm, slots) = vm_on(&fd, &[1, 0])?;
+    let (fd, vm, slots) = all_on(on, &[1, 0])?;
     let mut vcpu = vm.vcpu(0)?;
     for slot in &slots {
         vcpu.fill(slot.gpa, PART, GUEST)?;
@@ -92,7 +101,7 @@ fn hole_across_two_slots_hits_both() -> CaseResult {
     vcpu.verify(late + 2 * PAGE, PART - 2 * PAGE, GUEST)
 }
 
-fn hole_across_two_vms_hits_both() -> CaseResult {
+fn hole_across_two_vms_hits_both(_: &'static Backend) -> CaseResult {
     let fd = memfile(2 * PART)?;
     let (vm_a, slots) = vm_on(&fd, &[0])?;
     let (vm_b, _slots_b) = vm_on(&fd, &[1])?;
@@ -107,10 +116,9 @@ fn hole_across_two_vms_hits_both() -> CaseResult {
     b.verify(gpa + PAGE, PART - PAGE, GUEST)
 }
 
-fn slots_may_be_deleted_in_any_order() -> CaseResult {
+fn slots_may_be_deleted_in_any_order(on: &'static Backend) -> CaseResult {
     for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0]] {
-        let fd = memfile(3 * PART)?;
-        let (vm, slots) = vm_on(&fd, &[2, 0, 1])?;
+        let (fd, vm, slots) = all_on(on, &[2, 0, 1])?;
         let mut vcpu = vm.vcpu(0)?;
         for slot in &slots {
             vcpu.fill(slot.gpa, PART, GUEST)?;
@@ -129,7 +137,7 @@ fn slots_may_be_deleted_in_any_order() -> CaseResult {
     Ok(())
 }
 
-fn content_passes_from_one_vm_to_the_next() -> CaseResult {
+fn content_passes_from_one_vm_to_the_next(_: &'static Backend) -> CaseResult {
     let fd = memfile(PART)?;
     let (vm, slots) = vm_on(&fd, &[0])?;
     let gpa = slots[0].gpa;
@@ -140,7 +148,7 @@ fn content_passes_from_one_vm_to_the_next() -> CaseResult {
 }
 
 /// Run `work` while another thread punches all of the file repeatedly.
-fn while_punching<R>(fd: &std::os::fd::OwnedFd, work: impl FnOnce() -> Result<R>) -> Result<R> {
+fn while_punching<R>(fd: &OwnedFd, work: impl FnOnce() -> Result<R>) -> Result<R> {
     let stop = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|scope| {
         let puncher = scope.spawn(|| -> Result<u32> {
@@ -161,7 +169,7 @@ fn while_punching<R>(fd: &std::os::fd::OwnedFd, work: impl FnOnce() -> Result<R>
     })
 }
 
-fn vm_destroyed_while_another_thread_punches() -> CaseResult {
+fn vm_destroyed_while_another_thread_punches(on: &'static Backend) -> CaseResult {
     let fd = memfile(2 * PART)?;
     while_punching(&fd, || {
         for _ in 0..20 {
@@ -175,29 +183,29 @@ fn vm_destroyed_while_another_thread_punches() -> CaseResult {
         Ok(())
     })?;
     punch(&fd, 0, 2 * PART)?;
-    expect_allocated(&fd, 0, "in the end")
+    on.expect_allocated(&fd, 0, "in the end")
 }
 
-fn slot_deleted_while_another_thread_punches() -> CaseResult {
-    let fd = memfile(PART)?;
-    let vm = Vm::protected()?;
-    vm.set_private(GIB, PART)?;
+fn slot_deleted_while_another_thread_punches(on: &'static Backend) -> CaseResult {
+    let vm = on.vm()?;
+    let fd = on.create(&vm, PART)?;
+    on.set_private(&vm, GIB, PART)?;
     let mut vcpu = vm.vcpu(0)?;
     while_punching(&fd, || {
         for _ in 0..100 {
-            let slot = vm.add_private(1, GIB, PART, KIND, &fd, 0)?;
+            let slot = vm.add_private(1, GIB, PART, on.kind, &fd, 0)?;
             vcpu.fill_pages(GIB, 16 * PAGE, GUEST)?;
             vm.delete(slot)?;
         }
         Ok(())
     })?;
     punch(&fd, 0, PART)?;
-    expect_allocated(&fd, 0, "in the end")
+    on.expect_allocated(&fd, 0, "in the end")
 }
 
-fn file_closed_first_then_vm() -> CaseResult {
+fn file_closed_first_then_vm(on: &'static Backend) -> CaseResult {
     for delete in [false, true] {
-        let mut s = Setup::new(KIND, MIB)?;
+        let mut s = Setup::new(on, MIB)?;
         drop(s.fd);
         s.vcpu.fill(s.slot.gpa, MIB, GUEST)?;
         s.vcpu.verify(s.slot.gpa, MIB, GUEST)?;
@@ -208,18 +216,18 @@ fn file_closed_first_then_vm() -> CaseResult {
     Ok(())
 }
 
-fn many_slots_on_one_file() -> CaseResult {
+fn many_slots_on_one_file(on: &'static Backend) -> CaseResult {
     let count = 1000;
-    let fd = memfile(count * PAGE)?;
-    let vm = Vm::protected()?;
+    let vm = on.vm()?;
+    let fd = on.create(&vm, count * PAGE)?;
     let mut vcpu = vm.vcpu(0)?;
-    vm.set_private(GIB, 2 * count * PAGE)?;
+    on.set_private(&vm, GIB, 2 * count * PAGE)?;
     let mut slots = Vec::new();
     let start = std::time::Instant::now();
     for n in 0..count {
         // Backwards in the file, every other page of guest memory.
         let (gpa, offset) = (GIB + 2 * n * PAGE, (count - 1 - n) * PAGE);
-        slots.push(vm.add_private(1 + n as u32, gpa, PAGE, KIND, &fd, offset)?);
+        slots.push(vm.add_private(1 + n as u32, gpa, PAGE, on.kind, &fd, offset)?);
     }
     for slot in &slots {
         vcpu.fill(slot.gpa, PAGE, GUEST)?;

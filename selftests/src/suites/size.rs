@@ -6,33 +6,34 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::CaseResult;
 use crate::pressure::base_pages;
+use crate::support::backend::Backend;
 use crate::sys::*;
-use crate::{MIB, PAGE, suite};
+use crate::{PAGE, conformance};
 
-pub static SUITE: Suite = suite!(
+conformance!(
     "size",
     [
         is_set_once_from_zero,
         must_be_whole_pages,
-        refused_size_leaves_the_choice_open,
         cannot_change_by_ftruncate,
         cannot_change_by_o_trunc,
         cannot_change_by_fallocate,
         cannot_change_while_allocated,
         allocation_past_the_end_is_refused,
-        allocation_needs_a_size_first,
         allocation_takes_unaligned_ranges_as_pages,
         hole_must_be_whole_pages,
         hole_must_keep_the_size,
         other_fallocate_modes_are_refused,
         read_only_descriptor_cannot_allocate_or_punch,
         huge_size_costs_nothing,
-    ]
+    ],
+    memfile: [refused_size_leaves_the_choice_open, allocation_needs_a_size_first]
 );
 
-const SIZE: u64 = 8 * PAGE;
+/// Pages of most files.
+const PAGES: u64 = 8;
 
 fn expect_size(fd: &OwnedFd, wanted: u64) -> Result<()> {
     let got = file_size(fd)?;
@@ -40,133 +41,151 @@ fn expect_size(fd: &OwnedFd, wanted: u64) -> Result<()> {
     Ok(())
 }
 
-fn is_set_once_from_zero() -> CaseResult {
-    for size in [PAGE, SIZE, 1 << 30] {
-        let fd = memfile(size)?;
+fn is_set_once_from_zero(on: &'static Backend) -> CaseResult {
+    for size in [on.page, PAGES * on.page, 1 << 30] {
+        let fd = on.file(size)?;
         expect_size(&fd, size)?;
-        expect_errno("set it again", ftruncate(&fd, 2 * size), &[Errno::EPERM])?;
+        on.errno("ftruncate", ftruncate(&fd, 2 * size), &[Errno::EPERM])?;
         expect_size(&fd, size)?;
     }
     Ok(())
 }
 
-const UNALIGNED: [u64; 6] = [1, 512, PAGE - 1, PAGE + 1, 2 * PAGE - 1, (1 << 30) + 8];
-
-fn must_be_whole_pages() -> CaseResult {
-    for size in UNALIGNED {
-        let fd = memfile_unsized()?;
-        expect_errno(&format!("size {size}"), ftruncate(&fd, size), &[Errno::EINVAL])?;
-        expect_size(&fd, 0)?;
+fn must_be_whole_pages(on: &'static Backend) -> CaseResult {
+    drop(on.file(on.page)?);
+    let vm = on.vm()?;
+    let p = on.page;
+    for size in [1, 512, p - 1, p + 1, 2 * p - 1, (1 << 30) + 8] {
+        on.errno("size of no whole pages", on.raw_create(&vm, size), &[Errno::EINVAL])
+            .with_context(|| format!("{size} bytes"))?;
     }
     Ok(())
 }
 
-fn refused_size_leaves_the_choice_open() -> CaseResult {
+fn refused_size_leaves_the_choice_open(on: &'static Backend) -> CaseResult {
     let fd = memfile_unsized()?;
-    expect_errno("unaligned size", ftruncate(&fd, PAGE + 1), &[Errno::EINVAL])?;
-    ftruncate(&fd, SIZE).context("then an aligned one")?;
-    expect_size(&fd, SIZE)
+    on.errno("unaligned size", ftruncate(&fd, on.page + 1), &[Errno::EINVAL])?;
+    expect_size(&fd, 0)?;
+    ftruncate(&fd, PAGES * on.page).context("then an aligned one")?;
+    expect_size(&fd, PAGES * on.page)
 }
 
-fn cannot_change_by_ftruncate() -> CaseResult {
-    let fd = memfile(SIZE)?;
-    for size in [0, 1, PAGE, SIZE - 1, SIZE, SIZE + 1, SIZE + PAGE, 1 << 40] {
-        expect_errno(&format!("size {size}"), ftruncate(&fd, size), &[Errno::EPERM])?;
+fn cannot_change_by_ftruncate(on: &'static Backend) -> CaseResult {
+    let whole = PAGES * on.page;
+    let fd = on.file(whole)?;
+    for size in [0, 1, PAGE, whole - 1, whole, whole + 1, whole + PAGE, 1 << 40] {
+        on.errno("ftruncate", ftruncate(&fd, size), &[Errno::EPERM])
+            .with_context(|| format!("size {size}"))?;
     }
-    expect_size(&fd, SIZE)
+    expect_size(&fd, whole)
 }
 
-fn cannot_change_by_o_trunc() -> CaseResult {
+fn cannot_change_by_o_trunc(on: &'static Backend) -> CaseResult {
+    let size = PAGES * on.page;
     let _pages = base_pages()?;
-    let fd = memfile(SIZE)?;
-    allocate(&fd, 0, SIZE)?;
+    let fd = on.file(size)?;
+    allocate(&fd, 0, size)?;
     for mode in [libc::O_RDWR, libc::O_WRONLY] {
-        expect_errno("O_TRUNC", reopen(&fd, mode | libc::O_TRUNC), &[Errno::EPERM])?;
+        on.errno("reopen with O_TRUNC", reopen(&fd, mode | libc::O_TRUNC), &[Errno::EPERM])?;
     }
-    expect_size(&fd, SIZE)?;
-    expect_allocated(&fd, SIZE, "after O_TRUNC")
+    expect_size(&fd, size)?;
+    on.expect_allocated(&fd, size, "after O_TRUNC")
 }
 
-fn cannot_change_by_fallocate() -> CaseResult {
-    let fd = memfile(SIZE)?;
+fn cannot_change_by_fallocate(on: &'static Backend) -> CaseResult {
+    let size = PAGES * on.page;
+    let fd = on.file(size)?;
     for mode in [0, libc::FALLOC_FL_KEEP_SIZE] {
-        for (offset, len) in [(0, SIZE + PAGE), (SIZE, PAGE), (SIZE - PAGE, 2 * PAGE), (0, 1 << 40)]
+        for (offset, len) in [(0, size + PAGE), (size, PAGE), (size - PAGE, 2 * PAGE), (0, 1 << 40)]
         {
-            let what = format!("mode {mode} [{offset:#x}, +{len:#x})");
-            expect_errno(&what, fallocate(&fd, mode, offset, len), &[Errno::EINVAL])?;
+            let what = if mode == 0 { "fallocate past the end" } else { "the same with KEEP_SIZE" };
+            on.errno(what, fallocate(&fd, mode, offset, len), &[Errno::EINVAL])
+                .with_context(|| format!("[{offset:#x}, +{len:#x})"))?;
         }
     }
-    expect_size(&fd, SIZE)?;
-    expect_allocated(&fd, 0, "after refused allocations")
+    expect_size(&fd, size)?;
+    on.expect_allocated(&fd, 0, "after refused allocations")
 }
 
-fn cannot_change_while_allocated() -> CaseResult {
+fn cannot_change_while_allocated(on: &'static Backend) -> CaseResult {
+    let whole = PAGES * on.page;
     let _pages = base_pages()?;
-    let fd = memfile(SIZE)?;
-    allocate(&fd, 0, SIZE)?;
-    for size in [0, PAGE, SIZE + PAGE] {
-        expect_errno(&format!("size {size}"), ftruncate(&fd, size), &[Errno::EPERM])?;
+    let fd = on.file(whole)?;
+    allocate(&fd, 0, whole)?;
+    for size in [0, PAGE, whole + PAGE] {
+        on.errno("ftruncate", ftruncate(&fd, size), &[Errno::EPERM])
+            .with_context(|| format!("size {size}"))?;
     }
-    expect_allocated(&fd, SIZE, "after refused truncation")
+    on.expect_allocated(&fd, whole, "after refused truncation")
 }
 
-fn allocation_past_the_end_is_refused() -> CaseResult {
+fn allocation_past_the_end_is_refused(on: &'static Backend) -> CaseResult {
+    let size = PAGES * on.page;
     let _pages = base_pages()?;
-    let fd = memfile(SIZE)?;
-    for (offset, len) in [(SIZE, 1), (SIZE - 1, 2), (1 << 62, PAGE), (SIZE + PAGE, PAGE)] {
-        let what = format!("[{offset:#x}, +{len:#x})");
-        expect_errno(&what, allocate(&fd, offset, len), &[Errno::EINVAL])?;
+    let fd = on.file(size)?;
+    for (offset, len) in [(size, 1), (size - 1, 2), (1 << 62, PAGE), (size + PAGE, PAGE)] {
+        on.errno("fallocate past the end", allocate(&fd, offset, len), &[Errno::EINVAL])
+            .with_context(|| format!("[{offset:#x}, +{len:#x})"))?;
     }
-    allocate(&fd, SIZE - PAGE, PAGE).context("up to the end")?;
-    expect_allocated(&fd, PAGE, "one page at the end")
+    allocate(&fd, size - on.page, on.page).context("up to the end")?;
+    on.expect_allocated(&fd, on.page, "one page at the end")
 }
 
-fn allocation_needs_a_size_first() -> CaseResult {
+fn allocation_needs_a_size_first(on: &'static Backend) -> CaseResult {
     let fd = memfile_unsized()?;
     for mode in [0, libc::FALLOC_FL_KEEP_SIZE] {
-        expect_errno("no size yet", fallocate(&fd, mode, 0, PAGE), &[Errno::EINVAL])?;
+        on.errno("fallocate without a size", fallocate(&fd, mode, 0, PAGE), &[Errno::EINVAL])?;
     }
     expect_size(&fd, 0)?;
-    expect_allocated(&fd, 0, "without a size")
+    on.expect_allocated(&fd, 0, "without a size")
 }
 
-fn allocation_takes_unaligned_ranges_as_pages() -> CaseResult {
+fn allocation_takes_unaligned_ranges_as_pages(on: &'static Backend) -> CaseResult {
+    let size = PAGES * on.page;
     let _pages = base_pages()?;
-    let fd = memfile(SIZE)?;
-    allocate(&fd, PAGE + 1, 1)?;
-    expect_allocated(&fd, PAGE, "one byte of page 1")?;
-    allocate(&fd, 2 * PAGE - 1, 2)?;
-    expect_allocated(&fd, 2 * PAGE, "and one of page 2")?;
-    allocate(&fd, 0, SIZE)?;
-    expect_allocated(&fd, SIZE, "everything")
+    let fd = on.file(size)?;
+    let unaligned = |offset, len| {
+        on.works("fallocate of no whole pages", allocate(&fd, offset, len))
+            .map(|done| done.is_some())
+    };
+    if !unaligned(on.page + 1, 1)? {
+        return Ok(());
+    }
+    on.expect_allocated(&fd, on.page, "one byte of page 1")?;
+    unaligned(2 * on.page - 1, 2)?;
+    on.expect_allocated(&fd, 2 * on.page, "and one of page 2")?;
+    allocate(&fd, 0, size)?;
+    on.expect_allocated(&fd, size, "everything")
 }
 
-fn hole_must_be_whole_pages() -> CaseResult {
+fn hole_must_be_whole_pages(on: &'static Backend) -> CaseResult {
+    let size = PAGES * on.page;
     let _pages = base_pages()?;
-    let fd = memfile(SIZE)?;
-    allocate(&fd, 0, SIZE)?;
+    let fd = on.file(size)?;
+    allocate(&fd, 0, size)?;
     let p = PAGE;
     let bad = [(0, 1), (0, p - 1), (0, p + 1), (1, 1), (1, p - 1), (1, p), (1, p + 1), (p, 1)];
-    for (offset, len) in bad.into_iter().chain([(p, p - 1), (p, p + 1), (SIZE - 1, 1)]) {
-        let what = format!("hole [{offset:#x}, +{len:#x})");
-        expect_errno(&what, punch(&fd, offset, len), &[Errno::EINVAL])?;
+    for (offset, len) in bad.into_iter().chain([(p, p - 1), (p, p + 1), (size - 1, 1)]) {
+        on.errno("hole of no whole pages", punch(&fd, offset, len), &[Errno::EINVAL])
+            .with_context(|| format!("[{offset:#x}, +{len:#x})"))?;
     }
-    expect_allocated(&fd, SIZE, "after refused holes")?;
-    punch(&fd, p, p)?;
-    expect_allocated(&fd, SIZE - p, "one page less")
+    on.expect_allocated(&fd, size, "after refused holes")?;
+    punch(&fd, on.page, on.page)?;
+    on.expect_allocated(&fd, size - on.page, "one page less")
 }
 
-fn hole_must_keep_the_size() -> CaseResult {
-    let fd = memfile(SIZE)?;
+fn hole_must_keep_the_size(on: &'static Backend) -> CaseResult {
+    let fd = on.file(PAGES * on.page)?;
     let result = fallocate(&fd, libc::FALLOC_FL_PUNCH_HOLE, 0, PAGE);
     // The VFS returns this for every file system.
-    expect_errno("hole without KEEP_SIZE", result, &[Errno::EOPNOTSUPP])
+    on.errno("hole without KEEP_SIZE", result, &[Errno::EOPNOTSUPP])
 }
 
-fn other_fallocate_modes_are_refused() -> CaseResult {
+fn other_fallocate_modes_are_refused(on: &'static Backend) -> CaseResult {
+    let size = PAGES * on.page;
     let _pages = base_pages()?;
-    let fd = memfile(SIZE)?;
-    allocate(&fd, 0, SIZE)?;
+    let fd = on.file(size)?;
+    allocate(&fd, 0, size)?;
     let keep = libc::FALLOC_FL_KEEP_SIZE;
     let modes = [
         libc::FALLOC_FL_ZERO_RANGE,
@@ -177,29 +196,34 @@ fn other_fallocate_modes_are_refused() -> CaseResult {
     ];
     for mode in modes {
         let result = fallocate(&fd, mode, 0, PAGE);
-        expect_errno(&format!("mode {mode:#x}"), result, &[Errno::EOPNOTSUPP])?;
+        on.errno("fallocate, other modes", result, &[Errno::EOPNOTSUPP])
+            .with_context(|| format!("mode {mode:#x}"))?;
     }
-    expect_size(&fd, SIZE)?;
-    expect_allocated(&fd, SIZE, "after refused modes")
+    expect_size(&fd, size)?;
+    on.expect_allocated(&fd, size, "after refused modes")
 }
 
-fn read_only_descriptor_cannot_allocate_or_punch() -> CaseResult {
+fn read_only_descriptor_cannot_allocate_or_punch(on: &'static Backend) -> CaseResult {
+    let size = PAGES * on.page;
     let _pages = base_pages()?;
-    let fd = memfile(SIZE)?;
-    allocate(&fd, 0, PAGE)?;
-    let reader = reopen(&fd, libc::O_RDONLY).context("reopen read-only")?;
-    expect_errno("allocate", allocate(&reader, 0, SIZE), &[Errno::EBADF])?;
-    expect_errno("punch", punch(&reader, 0, SIZE), &[Errno::EBADF])?;
-    expect_errno("ftruncate", ftruncate(&reader, SIZE), &[Errno::EINVAL])?;
-    expect_allocated(&fd, PAGE, "after a reader tried")
+    let fd = on.file(size)?;
+    allocate(&fd, 0, on.page)?;
+    let Some(reader) = on.works("reopen", reopen(&fd, libc::O_RDONLY))? else {
+        return Ok(());
+    };
+    on.errno("allocate", allocate(&reader, 0, size), &[Errno::EBADF])?;
+    on.errno("punch", punch(&reader, 0, size), &[Errno::EBADF])?;
+    on.errno("ftruncate", ftruncate(&reader, size), &[Errno::EINVAL])?;
+    on.expect_allocated(&fd, on.page, "after a reader tried")
 }
 
-fn huge_size_costs_nothing() -> CaseResult {
+fn huge_size_costs_nothing(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
-    let fd = memfile(1 << 40)?;
-    expect_allocated(&fd, 0, "a TiB of nothing")?;
-    allocate(&fd, (1 << 40) - MIB, MIB)?;
-    expect_allocated(&fd, MIB, "its last MiB")?;
+    let fd = on.file(1 << 40)?;
+    on.expect_allocated(&fd, 0, "a TiB of nothing")?;
+    let end = 8 * on.page;
+    allocate(&fd, (1 << 40) - end, end)?;
+    on.expect_allocated(&fd, end, "its last pages")?;
     punch(&fd, 0, 1 << 40)?;
-    expect_allocated(&fd, 0, "all punched")
+    on.expect_allocated(&fd, 0, "all punched")
 }

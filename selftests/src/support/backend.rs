@@ -182,15 +182,16 @@ impl Backend {
         Ok(())
     }
 
-    /// Write down how a call ends; fail if a memfile does not refuse it with `promised`.
+    /// Write down how a call ends; fail if a memfile does not refuse it with one of
+    /// `promised`.
     pub fn errno<T: fmt::Debug>(
         &self,
         what: &str,
         result: SysResult<T>,
-        promised: Errno,
+        promised: &[Errno],
     ) -> Result<()> {
         note(what, &ending(&result));
-        if self.promises() { sys::expect_errno(what, result, &[promised]) } else { Ok(()) }
+        if self.promises() { sys::expect_errno(what, result, promised) } else { Ok(()) }
     }
 
     /// Write down how a call ends that must succeed on a memfile. What it gives, if it does.
@@ -208,6 +209,11 @@ impl Backend {
     pub fn expect_allocated(&self, fd: impl AsFd, bytes: u64, when: &str) -> Result<()> {
         let got = sys::allocated(fd)?;
         self.expect(&format!("st_blocks, {when}"), self.pages(got), self.pages(bytes))
+    }
+
+    /// Fail if the file does not hold exactly `bytes`, where the kernel says how much it holds.
+    pub fn check_allocated(&self, fd: impl AsFd, bytes: u64, when: &str) -> Result<()> {
+        if self.counted { sys::expect_allocated(fd, bytes, when) } else { Ok(()) }
     }
 
     /// A size for people.
@@ -316,9 +322,9 @@ mod tests {
     fn only_a_memfile_must_be_as_promised() {
         for (backend, fails) in [(&MEMFILE, true), (&GMEM, false), (&GMEM_MMAP, false)] {
             let refused: SysResult = Err(Errno::EINVAL);
-            assert_eq!(backend.errno("a", refused, Errno::EPERM).is_err(), fails);
-            assert!(backend.errno("a", refused, Errno::EINVAL).is_ok());
-            assert_eq!(backend.errno("a", Ok(1), Errno::EPERM).is_err(), fails);
+            assert_eq!(backend.errno("a", refused, &[Errno::EPERM]).is_err(), fails);
+            assert!(backend.errno("a", refused, &[Errno::EINVAL]).is_ok());
+            assert_eq!(backend.errno("a", Ok(1), &[Errno::EPERM]).is_err(), fails);
             assert_eq!(backend.works("a", refused).is_err(), fails);
             assert_eq!(backend.works("a", Ok(1)).ok(), Some(Some(1)));
             assert_eq!(backend.expect("a", 1, 2).is_err(), fails);
