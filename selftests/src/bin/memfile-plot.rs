@@ -24,6 +24,10 @@ struct Args {
     /// Write tables and plot as one HTML page
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+
+    /// HTML that comes last on that page
+    #[arg(long, value_name = "FILE")]
+    section: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -39,6 +43,12 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let name = args.json.display();
     let json = std::fs::read_to_string(&args.json).with_context(|| format!("read {name}"))?;
+    let section = match &args.section {
+        Some(path) => {
+            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?
+        }
+        None => String::new(),
+    };
     // The figures of real guests, or of the test's own.
     let (svg, html) = match serde_json::from_str::<demo::Real>(&json) {
         Ok(real) => {
@@ -47,7 +57,7 @@ fn run(args: &Args) -> Result<()> {
         Err(_) => {
             let report: demo::Report =
                 serde_json::from_str(&json).with_context(|| format!("{name} is no report"))?;
-            (demo::svg(&report.story, "A guest under pressure")?, demo::html(&report)?)
+            (demo::svg(&report.story, "A guest under pressure")?, demo::html(&report, &section)?)
         }
     };
     for (path, text) in [(&args.svg, svg), (&args.html, html)] {

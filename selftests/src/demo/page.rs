@@ -39,8 +39,8 @@ p { max-width: 60em; } p.notes { white-space: pre-line; color: var(--dim); }
 @media print { body { max-width: none; margin: 0; font-size: 11px; } svg, table { break-inside: avoid; } }
 ";
 
-/// Summary, bars, course of the story, tables.
-pub fn html(report: &Report) -> Result<String> {
+/// Summary, bars, course of the story, tables, and what others have made.
+pub fn html(report: &Report, section: &str) -> Result<String> {
     let costs = table::costs(report).html();
     let pressure = table::pressure(&report.story).html();
     let (summary, bars) = (summary(report)?, bars(&report.rows)?);
@@ -50,7 +50,7 @@ pub fn html(report: &Report) -> Result<String> {
          <meta name=viewport content=\"width=device-width\">\n<title>memfile demo</title>\n\
          <style>{STYLE}</style>\n<h1>Guest memory: cost and behaviour under pressure</h1>\n\
          {summary}<h2>Cost</h2>\n{bars}<div class=scroll>{costs}</div>\n\
-         <h2>Under pressure</h2>\n{chart}<div class=scroll>{pressure}</div>\n</html>\n"
+         <h2>Under pressure</h2>\n{chart}<div class=scroll>{pressure}</div>\n{section}</html>\n"
     ))
 }
 
@@ -315,8 +315,9 @@ mod tests {
 
     #[test]
     fn page_has_everything_and_needs_nothing_else() {
-        let html = html(&table::tests::report()).unwrap();
+        let html = html(&table::tests::report(), "<p>more</p>").unwrap();
         for part in [
+            "<p>more</p></html>",
             "<p id=summary>",
             "<svg id=bars",
             "<svg id=pressure",
@@ -356,12 +357,12 @@ mod tests {
         let mut report = table::tests::report();
         report.rows.clear();
         report.story.courses.clear();
-        assert!(html(&report).unwrap().contains("No course"));
+        assert!(html(&report, "").unwrap().contains("No course"));
     }
 
     #[test]
     fn every_value_can_be_pointed_at() {
-        let html = html(&table::tests::report()).unwrap();
+        let html = html(&table::tests::report(), "").unwrap();
         assert!(html.contains("<title>a, b, half punched: 32 MiB</title>"), "{html}");
         assert!(html.contains("d, &lt;e&gt;, given back: resident 1 MiB, swapped 0 MiB"), "{html}");
         assert!(html.contains("allocated unknown, 900 free blocks"), "{html}");

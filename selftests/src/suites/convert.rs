@@ -7,42 +7,43 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::guest::Command;
-use crate::ktap::{CaseResult, Suite, skip};
+use crate::ktap::{CaseResult, skip};
 use crate::pressure::{Cgroup, anonymous_huge, shmem_huge};
+use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, SHARED, Setup, fill_view};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{DOORS, Door, Exit, Private, Vm, VmType};
-use crate::{GIB, HUGE, MIB, PAGE, suite};
+use crate::vm::{DOORS, Door, Exit, Vm, VmType};
+use crate::{GIB, HUGE, MIB, PAGE, conformance};
 
-pub static SUITE: Suite = suite!(
+conformance!(
     "convert",
-    [
+    [],
+    converting: [
         regions_convert,
         both_doors_are_one_state,
         converting_twice_is_fine,
         bad_ranges_are_refused,
         unknown_attributes_are_refused,
         refused_conversion_changes_nothing,
-        vm_without_private_memory_has_no_regions,
         range_without_slot_may_be_converted,
         single_pages_convert_alone,
-        page_of_a_huge_private_one_converts_alone,
         page_of_a_huge_shared_one_converts_alone,
         fatal_signal_ends_the_conversion_of_a_huge_range,
         huge_range_with_little_in_it_is_cleared,
-    ]
+    ],
+    memfile: [page_of_a_huge_private_one_converts_alone, vm_without_private_memory_has_no_regions]
 );
 
 /// A private slot of which both sides are filled; SKIP where there is no memfile.
-fn filled(size: u64) -> Result<Setup> {
-    let mut s = Setup::new(Private::Memfile, size)?;
+fn filled(on: &'static Backend, size: u64) -> Result<Setup> {
+    let mut s = Setup::new(on, size)?;
     s.fill_both()?;
     Ok(s)
 }
 
-fn regions_convert() -> CaseResult {
-    let mut s = filled(MIB)?;
+fn regions_convert(on: &'static Backend) -> CaseResult {
+    let mut s = filled(on, MIB)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
     s.vm.convert(Door::Region, gpa, size, false)?;
     s.vcpu.verify(gpa, size, SHARED)?;
@@ -50,8 +51,8 @@ fn regions_convert() -> CaseResult {
     s.vcpu.verify(gpa, size, GUEST)
 }
 
-fn both_doors_are_one_state() -> CaseResult {
-    let mut s = filled(MIB)?;
+fn both_doors_are_one_state(on: &'static Backend) -> CaseResult {
+    let mut s = filled(on, MIB)?;
     let (gpa, half) = (s.slot.gpa, s.slot.size / 2);
     for (one, other) in [(Door::Attributes, Door::Region), (Door::Region, Door::Attributes)] {
         s.vm.convert(one, gpa, 2 * half, false)?;
@@ -70,8 +71,8 @@ fn both_doors_are_one_state() -> CaseResult {
     Ok(())
 }
 
-fn converting_twice_is_fine() -> CaseResult {
-    let mut s = filled(MIB)?;
+fn converting_twice_is_fine(on: &'static Backend) -> CaseResult {
+    let mut s = filled(on, MIB)?;
     for door in DOORS {
         for (private, wanted) in [(false, SHARED), (true, GUEST)] {
             for _ in 0..3 {
@@ -96,39 +97,40 @@ const BAD: [(u64, u64); 9] = [
     (1 << 63, 1 << 63),
 ];
 
-fn bad_ranges_are_refused() -> CaseResult {
-    drop(memfile_unsized()?);
-    let vm = Vm::protected()?;
+fn bad_ranges_are_refused(on: &'static Backend) -> CaseResult {
+    let vm = on.vm()?;
+    drop(on.create(&vm, PAGE)?);
     for door in DOORS {
         for (gpa, size) in BAD {
             for private in [true, false] {
-                let what = format!("{door:?} [{gpa:#x}, +{size:#x})");
                 let result = vm.raw_convert(door, gpa, size, private);
-                expect_errno(&what, result, &[Errno::EINVAL])?;
+                on.errno(&format!("bad range through {door:?}"), result, &[Errno::EINVAL])
+                    .with_context(|| format!("[{gpa:#x}, +{size:#x})"))?;
             }
         }
     }
     Ok(())
 }
 
-fn unknown_attributes_are_refused() -> CaseResult {
+fn unknown_attributes_are_refused(on: &'static Backend) -> CaseResult {
     let vm = Vm::protected()?;
     for bit in (0..64).filter(|&bit| bit != 3) {
         let result = vm.raw_set_attributes(GIB, PAGE, 1 << bit);
-        expect_errno(&format!("attribute bit {bit}"), result, &[Errno::EINVAL])?;
+        on.errno("unknown attribute", result, &[Errno::EINVAL])
+            .with_context(|| format!("bit {bit}"))?;
     }
     Ok(())
 }
 
-fn refused_conversion_changes_nothing() -> CaseResult {
-    let mut s = filled(MIB)?;
+fn refused_conversion_changes_nothing(on: &'static Backend) -> CaseResult {
+    let mut s = filled(on, MIB)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
     for door in DOORS {
         for (private, wanted) in [(true, GUEST), (false, SHARED)] {
             s.vm.convert(door, gpa, size, private)?;
             for (start, len) in [(gpa + 1, size), (gpa, size - 1), (gpa, 0)] {
                 let result = s.vm.raw_convert(door, start, len, !private);
-                expect_errno("bad range", result, &[Errno::EINVAL])?;
+                on.errno("bad range", result, &[Errno::EINVAL])?;
             }
             s.vcpu.verify(gpa, size, wanted)?;
         }
@@ -138,21 +140,20 @@ fn refused_conversion_changes_nothing() -> CaseResult {
 
 /// There the ioctl is SEV's, with host addresses, and this VM has no SEV: as on a kernel without
 /// memfiles.
-fn vm_without_private_memory_has_no_regions() -> CaseResult {
+fn vm_without_private_memory_has_no_regions(on: &'static Backend) -> CaseResult {
     let vm = Vm::new(VmType::Default)?;
     for private in [true, false] {
-        expect_errno("default VM", vm.raw_region(GIB, PAGE, private), &[Errno::ENOTTY])?;
+        on.errno("default VM", vm.raw_region(GIB, PAGE, private), &[Errno::ENOTTY])?;
     }
     Ok(())
 }
 
-fn range_without_slot_may_be_converted() -> CaseResult {
-    drop(memfile_unsized()?);
+fn range_without_slot_may_be_converted(on: &'static Backend) -> CaseResult {
     for door in DOORS {
-        let vm = Vm::protected()?;
+        let vm = on.vm()?;
         vm.convert(door, GIB, MIB, true)?;
-        let fd = memfile(MIB)?;
-        let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
+        let fd = on.create(&vm, MIB)?;
+        let slot = vm.add_private(1, GIB, MIB, on.kind, &fd, 0)?;
         let mut vcpu = vm.vcpu(0)?;
         vcpu.fill(GIB, MIB, GUEST).context("the slot came later")?;
         ensure!(slot.view.load(0) == 0, "the access was not private");
@@ -165,8 +166,8 @@ fn range_without_slot_may_be_converted() -> CaseResult {
 }
 
 /// v7's array lost the neighbours of a page whose state was stored alone.
-fn single_pages_convert_alone() -> CaseResult {
-    let mut s = filled(HUGE + PAGE)?;
+fn single_pages_convert_alone(on: &'static Backend) -> CaseResult {
+    let mut s = filled(on, HUGE + PAGE)?;
     let (gpa, pages) = (s.slot.gpa, s.slot.size / PAGE);
     for door in DOORS {
         s.vm.convert(door, gpa, s.slot.size, true)?;
@@ -184,15 +185,15 @@ fn single_pages_convert_alone() -> CaseResult {
 
 /// Two huge pages on each side. One page of the first is converted; the guest must see the content
 /// of each side, and have no huge mapping over both.
-fn convert_page_of_a_huge_one(door: Door, private: bool) -> CaseResult {
+fn convert_page_of_a_huge_one(on: &Backend, door: Door, private: bool) -> CaseResult {
     let policy = shmem_huge("always")?;
     let _anonymous = anonymous_huge("madvise")?;
-    let vm = Vm::protected()?;
+    let vm = on.vm()?;
     let (gpa, size) = (4 * GIB, 2 * HUGE);
     let view = Mapping::anonymous(size)?;
     view.madvise(0, size, libc::MADV_HUGEPAGE).context("MADV_HUGEPAGE")?;
-    let fd = memfile(size)?;
-    let slot = vm.add(1, gpa, view, Some((Private::Memfile, fd.as_fd(), 0)))?;
+    let fd = on.create(&vm, size)?;
+    let slot = vm.add(1, gpa, view, Some((on.kind, fd.as_fd(), 0)))?;
     let mut vcpu = vm.vcpu(0)?;
     fill_view(&slot, SHARED);
     vm.convert(door, gpa, size, true)?;
@@ -220,20 +221,20 @@ fn convert_page_of_a_huge_one(door: Door, private: bool) -> CaseResult {
     Ok(())
 }
 
-fn page_of_a_huge_private_one_converts_alone() -> CaseResult {
-    DOORS.into_iter().try_for_each(|door| convert_page_of_a_huge_one(door, true))
+fn page_of_a_huge_private_one_converts_alone(on: &'static Backend) -> CaseResult {
+    DOORS.into_iter().try_for_each(|door| convert_page_of_a_huge_one(on, door, true))
 }
 
-fn page_of_a_huge_shared_one_converts_alone() -> CaseResult {
-    DOORS.into_iter().try_for_each(|door| convert_page_of_a_huge_one(door, false))
+fn page_of_a_huge_shared_one_converts_alone(on: &'static Backend) -> CaseResult {
+    DOORS.into_iter().try_for_each(|door| convert_page_of_a_huge_one(on, door, false))
 }
 
 /// More than any machine has memory to convert.
 const HUGE_RANGE: u64 = 64 << 40;
 
 /// A guest of whose slot all is shared but for one page; both sides are filled.
-fn nearly_shared() -> Result<(Setup, u64)> {
-    let mut s = filled(MIB)?;
+fn nearly_shared(on: &'static Backend) -> Result<(Setup, u64)> {
+    let mut s = filled(on, MIB)?;
     let one = s.slot.gpa + 3 * PAGE;
     s.vm.set_shared(s.slot.gpa, s.slot.size)?;
     s.vm.set_private(one, PAGE)?;
@@ -334,9 +335,9 @@ fn wait_for_charge(cgroup: &Cgroup, what: &str, enough: impl Fn(u64) -> bool) ->
     }
 }
 
-fn fatal_signal_ends_the_conversion_of_a_huge_range() -> CaseResult {
+fn fatal_signal_ends_the_conversion_of_a_huge_range(on: &'static Backend) -> CaseResult {
     let cgroup = Cgroup::enter()?;
-    let (mut s, one) = nearly_shared()?;
+    let (mut s, one) = nearly_shared(on)?;
     for door in DOORS {
         let before = cgroup.current()?;
         // Only the signal may end it.
@@ -364,9 +365,9 @@ fn fatal_signal_ends_the_conversion_of_a_huge_range() -> CaseResult {
 }
 
 /// Page by page it would take a quarter of an hour.
-fn huge_range_with_little_in_it_is_cleared() -> CaseResult {
+fn huge_range_with_little_in_it_is_cleared(on: &'static Backend) -> CaseResult {
     for door in DOORS {
-        let (mut s, _) = nearly_shared()?;
+        let (mut s, _) = nearly_shared(on)?;
         let last = GIB + HUGE_RANGE - PAGE;
         s.vm.convert(door, last, PAGE, true)?;
         s.vm.convert(door, GIB, HUGE_RANGE, false)?;

@@ -6,13 +6,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::{Context, Result};
 
-use crate::ktap::{CaseResult, Suite, skip};
+use crate::ktap::{CaseResult, skip};
+use crate::support::backend::Backend;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Vm, region, small_pages};
-use crate::{GIB, HUGE, MIB, PAGE, suite};
+use crate::{GIB, HUGE, MIB, PAGE, conformance};
 
-pub static SUITE: Suite = suite!(
+conformance!(
     "property",
     [
         ordinary_memfd_cannot_be_bound,
@@ -20,59 +21,61 @@ pub static SUITE: Suite = suite!(
         hugetlb_memfd_cannot_be_bound,
         other_files_cannot_be_bound,
         refused_memfd_stays_readable_and_mappable,
-        memfile_stays_inaccessible_after_unbinding,
-        reopened_memfile_is_as_inaccessible,
-    ]
+    ],
+    memfile: [memfile_stays_inaccessible_after_unbinding, reopened_memfile_is_as_inaccessible]
 );
 
-/// Fail unless binding `fd` is refused as no inaccessible memfile.
-fn expect_refused(what: &str, fd: impl AsFd) -> Result<()> {
-    drop(memfile_unsized()?);
-    let vm = Vm::protected()?;
+/// Fail unless binding `fd` is refused as no file of this kind.
+fn expect_refused(on: &Backend, what: &str, fd: impl AsFd) -> Result<()> {
+    let vm = on.vm()?;
+    drop(on.create(&vm, PAGE)?);
     let view = small_pages(MIB)?;
-    let request = region(1, GIB, &view, Some((Private::Memfile, fd.as_fd(), 0)));
-    expect_errno(what, vm.raw_set_region(&request), &[Errno::EINVAL])
+    let request = region(1, GIB, &view, Some((on.kind, fd.as_fd(), 0)));
+    on.errno(&format!("bind a {what}"), vm.raw_set_region(&request), &[Errno::EINVAL])
 }
 
-fn ordinary_memfd_cannot_be_bound() -> CaseResult {
+fn ordinary_memfd_cannot_be_bound(on: &'static Backend) -> CaseResult {
     let fd = memfd(MIB)?;
-    expect_refused("memfd", &fd)?;
+    expect_refused(on, "memfd", &fd)?;
     // Not even one that no user can use any more.
     let sealed = memfd_create(MFD_CLOEXEC | MFD_ALLOW_SEALING)?;
     ftruncate(&sealed, MIB)?;
     add_seals(&sealed, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)?;
-    expect_refused("sealed memfd", &sealed)
+    expect_refused(on, "sealed memfd", &sealed)
 }
 
-fn tmpfs_file_cannot_be_bound() -> CaseResult {
-    expect_refused("tmpfs file", tmpfs_file(MIB)?)
+fn tmpfs_file_cannot_be_bound(on: &'static Backend) -> CaseResult {
+    expect_refused(on, "tmpfs file", tmpfs_file(MIB)?)
 }
 
-fn hugetlb_memfd_cannot_be_bound() -> CaseResult {
+fn hugetlb_memfd_cannot_be_bound(on: &'static Backend) -> CaseResult {
     let Ok(fd) = memfd_create(MFD_CLOEXEC | MFD_HUGETLB) else {
         return skip("the kernel has no hugetlb memfds");
     };
     ftruncate(&fd, HUGE)?;
-    expect_refused("hugetlb memfd", &fd)
+    expect_refused(on, "hugetlb memfd", &fd)
 }
 
-fn other_files_cannot_be_bound() -> CaseResult {
+fn other_files_cannot_be_bound(on: &'static Backend) -> CaseResult {
     for path in ["/dev/kvm", "/dev/zero", "/dev/null", "/proc/self/mem"] {
         let fd = open(path, libc::O_RDWR).with_context(|| format!("open {path}"))?;
-        expect_refused(path, &fd)?;
+        expect_refused(on, path, &fd)?;
     }
     let (_reader, writer) = pipe()?;
-    expect_refused("pipe", &writer)?;
+    expect_refused(on, "pipe", &writer)?;
     let vm = Vm::protected()?;
-    expect_refused("VM", vm.fd())?;
-    expect_refused("guest_memfd", vm.guest_memfd(MIB)?)
+    expect_refused(on, "VM", vm.fd())?;
+    if on.kind == Private::GuestMemfd {
+        return expect_refused(on, "memfile", memfile(MIB)?);
+    }
+    expect_refused(on, "guest_memfd", vm.guest_memfd(MIB)?)
 }
 
-fn refused_memfd_stays_readable_and_mappable() -> CaseResult {
+fn refused_memfd_stays_readable_and_mappable(on: &'static Backend) -> CaseResult {
     let fd = memfd(MIB)?;
     let view = Mapping::shared(&fd, 0, MIB)?;
     view.store(PAGE, 5);
-    expect_refused("memfd", &fd)?;
+    expect_refused(on, "memfd", &fd)?;
     let again = Mapping::shared(&fd, 0, MIB)?;
     again.store(0, 6);
     anyhow::ensure!((again.load(PAGE), view.load(0)) == (5, 6));
@@ -83,7 +86,7 @@ fn try_map(fd: BorrowedFd) -> SysResult<()> {
     Mapping::map(PAGE, libc::PROT_READ, libc::MAP_SHARED, Some((fd, 0))).map(drop)
 }
 
-fn memfile_stays_inaccessible_after_unbinding() -> CaseResult {
+fn memfile_stays_inaccessible_after_unbinding(_: &'static Backend) -> CaseResult {
     let fd = memfile(MIB)?;
     for round in 0..2 {
         let vm = Vm::protected()?;
@@ -101,7 +104,7 @@ fn memfile_stays_inaccessible_after_unbinding() -> CaseResult {
     Ok(())
 }
 
-fn reopened_memfile_is_as_inaccessible() -> CaseResult {
+fn reopened_memfile_is_as_inaccessible(_: &'static Backend) -> CaseResult {
     let fd = memfile(MIB)?;
     allocate(&fd, 0, PAGE)?;
     for mode in [libc::O_RDONLY, libc::O_RDWR] {

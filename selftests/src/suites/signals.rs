@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
+use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, Setup};
 use crate::support::storm::{ARRIVED, in_a_storm};
 use crate::sys::*;
-use crate::vm::{Private, Vm};
-use crate::{MIB, mem, suite};
+use crate::{MIB, conformance, mem};
 
-pub static SUITE: Suite = suite!(
+conformance!(
     "signals",
     [
         fallocate_survives_a_storm: 120,
         fallocate_in_a_storm_changes_no_live_byte: 120,
-        fatal_signal_ends_fallocate,
-    ]
+    ],
+    memfile: [fatal_signal_ends_fallocate]
 );
 
 /// The results of the rounds in a storm.
@@ -62,27 +62,29 @@ fn allocate_in_storm(fd: &OwnedFd, len: u64, rounds: u32) -> Result<Weathered> {
 /// Interruptions after which a file counts as stuck.
 const PATIENCE: u32 = 1000;
 
-/// A table of the effect of signals on each kind of file; only memfile makes a promise.
-fn fallocate_survives_a_storm() -> CaseResult {
+/// The file is complete after the first call, however many signals arrive.
+fn fallocate_survives_a_storm(on: &'static Backend) -> CaseResult {
     let (len, rounds) = (64 * MIB, 8);
-    let vm = Vm::protected()?;
-    let files =
-        [("memfile", memfile(len)?), ("memfd", memfd(len)?), ("guest_memfd", vm.guest_memfd(len)?)];
-    println!("at least {rounds} rounds of fallocate of {} MiB and a hole,", len / MIB);
-    println!("with a timer of 1 ms and a flood of SIGUSR1:");
-    println!("{:<12} {:>9} {:>7} {:>8}", "file", "completed", "EINTR", "signals");
-    for (name, fd) in &files {
-        let Weathered { completed, interrupted, signals } = allocate_in_storm(fd, len, rounds)?;
-        println!("{name:<12} {completed:>9} {interrupted:>7} {signals:>8}");
-        ensure!(signals > STORM || interrupted == PATIENCE, "there was no storm");
-        ensure!(*name != "memfile" || (completed >= rounds && interrupted == 0), "it gave up");
-    }
-    expect_allocated(&files[0].1, 0, "in the end")
+    let fd = on.file(len)?;
+    let Weathered { completed, interrupted, signals } = allocate_in_storm(&fd, len, rounds)?;
+    println!(
+        "{completed} rounds of {} MiB and a hole, {interrupted} times EINTR, {signals} signals",
+        len / MIB
+    );
+    ensure!(signals > STORM || interrupted == PATIENCE, "there was no storm");
+    on.expect("fallocate", told(interrupted), told(0))?;
+    ensure!(completed >= rounds || interrupted > 0, "it gave up");
+    on.expect_allocated(&fd, 0, "in the end")
 }
 
-fn fallocate_in_a_storm_changes_no_live_byte() -> CaseResult {
+/// How calls ended of which so many were interrupted.
+fn told(interrupted: u32) -> &'static str {
+    if interrupted == 0 { "works" } else { "EINTR" }
+}
+
+fn fallocate_in_a_storm_changes_no_live_byte(on: &'static Backend) -> CaseResult {
     let size = 16 * MIB;
-    let mut s = Setup::new(Private::Memfile, size)?;
+    let mut s = Setup::new(on, size)?;
     s.vcpu.fill(s.slot.gpa, size / 2, GUEST)?;
     ARRIVED.store(0, Ordering::Relaxed);
     let interrupted = in_a_storm(|| -> Result<u32> {
@@ -98,15 +100,15 @@ fn fallocate_in_a_storm_changes_no_live_byte() -> CaseResult {
         Ok(interrupted)
     })??;
     println!("{} signals, {interrupted} interruptions", ARRIVED.load(Ordering::Relaxed));
-    ensure!(interrupted == 0, "fallocate was interrupted");
-    expect_allocated(&s.fd, size / 2, "after the storm")?;
+    on.expect("fallocate", told(interrupted), told(0))?;
+    on.expect_allocated(&s.fd, size / 2, "after the storm")?;
     s.vcpu.verify(s.slot.gpa, size / 2, GUEST)?;
     s.vcpu.verify(s.slot.gpa + size / 2, size / 2, Pattern::ZERO)
 }
 
-fn fatal_signal_ends_fallocate() -> CaseResult {
+fn fatal_signal_ends_fallocate(on: &'static Backend) -> CaseResult {
     let len = 1024 * MIB;
-    let fd = memfile(len)?;
+    let fd = on.file(len)?;
     let mut whole = 0;
     for delay in [1, 5, 20, 50] {
         // SAFETY: The child only makes system calls, and never returns from here.
@@ -133,9 +135,9 @@ fn fatal_signal_ends_fallocate() -> CaseResult {
         // An interrupted call is undone; all pages are there only if it finished.
         whole += u32::from(held == len);
         punch(&fd, 0, len)?;
-        expect_allocated(&fd, 0, "after a punch")?;
+        on.expect_allocated(&fd, 0, "after a punch")?;
     }
     ensure!(whole < 2, "{whole} times fallocate() came to its own end");
     allocate(&fd, 0, 64 * MIB).context("the file still works")?;
-    expect_allocated(&fd, 64 * MIB, "in the end")
+    on.expect_allocated(&fd, 64 * MIB, "in the end")
 }
