@@ -66,9 +66,9 @@ fn other_files_cannot_be_bound(on: &'static Backend) -> CaseResult {
     let vm = Vm::protected()?;
     expect_refused(on, "VM", vm.fd())?;
     if on.kind == Private::GuestMemfd {
-        return expect_refused(on, "memfile", memfile(MIB)?);
+        return expect_refused(on, "file of the other kind", memfile(MIB)?);
     }
-    expect_refused(on, "guest_memfd", vm.guest_memfd(MIB)?)
+    expect_refused(on, "file of the other kind", vm.guest_memfd(MIB)?)
 }
 
 fn refused_memfd_stays_readable_and_mappable(on: &'static Backend) -> CaseResult {
