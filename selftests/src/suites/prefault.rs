@@ -31,7 +31,16 @@ conformance!(
         // In a VM without private memory all mappings go with a slot, and a pre-fault that meets that
         // does not return before a signal.
         runs_against_slot_deletion,
-    ]
+    ],
+    huge: [
+        keeps_content,
+        stops_at_the_end_of_the_slot,
+        unaligned_or_empty_range_is_refused,
+        works_at_every_layout,
+        runs_against_punch,
+        private_range_without_backing_is_efault,
+        runs_against_slot_deletion,
+    ],
 );
 
 /// Pre-fault a range that must work.

@@ -36,7 +36,26 @@ conformance!(
         fallocate_over_live_memory_changes_no_byte,
         file_outlives_its_vm,
     ],
-    converting: [hole_leaves_the_shared_view_alone]
+    converting: [hole_leaves_the_shared_view_alone],
+    huge: [
+        hole_reads_zeros_and_data_outside_stays,
+        second_vcpu_sees_the_hole,
+        hole_in_first_and_last_page,
+        hole_over_the_whole_slot,
+        hole_below_the_slot_changes_nothing,
+        hole_above_the_slot_changes_nothing,
+        hole_across_the_start_of_the_slot,
+        hole_across_the_end_of_the_slot,
+        hole_around_the_slot,
+        hole_may_be_written_again,
+        hole_in_a_hole_changes_nothing,
+        hole_past_the_end_of_the_file_is_allowed,
+        random_holes_hit_exactly_their_pages,
+        vcpu_that_reads_meanwhile_sees_the_hole_at_once,
+        hole_flushes_the_tlb_a_bounded_number_of_times,
+        fallocate_over_live_memory_changes_no_byte,
+        hole_leaves_the_shared_view_alone,
+    ],
 );
 
 /// What the guest writes to a hole.

@@ -53,7 +53,16 @@ conformance!(
         all_on_huge_shared_pages,
         all_on_huge_private_pages,
         all_on_huge_pages,
-    ]
+    ],
+    huge: [
+        private_memory_shared_access,
+        shared_memory_shared_access,
+        shared_private_access,
+        private_shared_private_access,
+        part_of_private_memory_is_shared_and_back,
+        all_on_huge_private_pages,
+        all_on_huge_pages,
+    ],
 );
 
 /// The patterns of the host, then of the guest, then of each next stage.
