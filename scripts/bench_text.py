@@ -45,6 +45,8 @@ class Table:
     words: frozenset[int]
 
     def text(self) -> str:
+        if not self.lines:
+            return f"{self.title}\n"
         every = [self.head, *self.lines]
         widths = [max(len(line[n]) for line in every) for n in range(len(self.head))]
         out = f"{self.title}\n\n"
