@@ -77,7 +77,8 @@ fn shmem(report: &mut Report) -> Result<()> {
 
 fn hugetlb(subject: Subject, report: &mut Report) -> Result<()> {
     let page = subject.page;
-    let pages = 32;
+    // So many that an interrupt of the timer is a small part of each.
+    let (pages, rounds) = (128, 16);
     let size = pages * page;
     let _pool = Pool::of(page)?.fill(pages)?;
     let fd = sys::memfd_create(MFD_CLOEXEC | MFD_HUGETLB | page.ilog2() << MFD_HUGE_SHIFT)
@@ -90,8 +91,9 @@ fn hugetlb(subject: Subject, report: &mut Report) -> Result<()> {
         Ok(())
     })?;
     report.add(HUGETLB[0], subject, fault, pages);
-    let there = count(|| sys::allocate(&fd, 0, size).context("allocate"))?;
-    report.add(HUGETLB[1], subject, there, pages);
+    let there =
+        count(|| (0..rounds).try_for_each(|_| sys::allocate(&fd, 0, size).context("allocate")))?;
+    report.add(HUGETLB[1], subject, there, rounds * pages);
     drop(view);
     let punch = count(|| sys::punch(&fd, 0, size).context("punch"))?;
     report.add(HUGETLB[2], subject, punch, pages);
