@@ -97,8 +97,8 @@ pub(crate) fn announce_migration(
     pages: Range,
     migrate: impl FnOnce() -> Result,
 ) -> Result {
-    node.migrate(pages, migrate)
-        .unwrap_or(Err(EOPNOTSUPP))
+    let result = node.migrate(pages, migrate).ok_or(EOPNOTSUPP)?;
+    result
         .inspect(|()| {
             node.counters.migrate.count();
             trace::migrate(&node.inode, pages);

@@ -174,7 +174,7 @@ fn open_file_goes_on_after_an_attempt_to_reload() -> CaseResult {
     let module = Module::memfile()?;
     let open = |path: PathBuf| File::open(&path).with_context(|| format!("{path:?}"));
     let mut files: Vec<_> = paths()?.into_iter().map(open).collect::<Result<_>>()?;
-    let mut begun = [0; 3];
+    let mut begun = [0; 1];
     for file in &mut files {
         file.read_exact(&mut begun)?;
     }
