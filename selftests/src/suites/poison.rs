@@ -340,7 +340,9 @@ const FIRST: [First; 4] = [First::Guest, First::Fallocate, First::Prefault, Firs
 
 fn page_that_nobody_has_written_is_not_cleared() -> CaseResult {
     let _pages = pressure::base_pages()?;
-    CHOICES.iter().try_for_each(|flags| break_unwritten(*flags, PAGE, First::Guest, false))?;
+    // Where pages leave the direct map, fallocate() clears them before that.
+    let mut unwritten = CHOICES.iter().filter(|flags| **flags != HIDDEN);
+    unwritten.try_for_each(|flags| break_unwritten(*flags, PAGE, First::Guest, false))?;
     FIRST.iter().try_for_each(|first| break_unwritten(BOTH, PAGE, *first, false))
 }
 
