@@ -77,7 +77,9 @@ impl Flags {
     pub(crate) fn joined(self, bound: usize, has_pages: bool, wish: Self) -> Result<Self, Refusal> {
         let weaker = self.0 & !wish.0 != 0;
         let hides = wish.kernel_inaccessible() && !self.kernel_inaccessible();
-        if weaker && (bound != 0 || has_pages) || hides && bound != 0 {
+        let taken = weaker && (bound != 0 || has_pages);
+        let hidden = hides && bound != 0;
+        if taken || hidden {
             Err(Refusal::Invalid)
         } else {
             Ok(wish)
