@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
+use crate::pressure::base_pages;
 use crate::support::nested::{self, EXIT_HLT, EXIT_NPF};
 use crate::support::setup::{LAYOUTS, Layout, PINNED, PORT, SLOT, Setup};
 use crate::support::uffd::Userfault;
@@ -125,6 +126,7 @@ fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> CaseResult 
 /// The deletion waits as long as another vCPU is in the middle of an access by KVM to memory that the
 /// VMM does not give.
 fn hole_beside_the_first_shadow_root_and_a_deletion() -> CaseResult {
+    let _pages = base_pages()?;
     let mut s = hypervisor_low()?;
     let mut second = s.vm.vcpu(1)?;
     s.vcpu.store(s.slot.gpa, 1)?;
