@@ -256,6 +256,7 @@ fn kcore_does_not_have_the_content() -> CaseResult {
 }
 
 fn count_is_that_of_the_pages_in_files() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let hidden = Hidden::now()?;
     let mut s = Setup::with_flags(HIDDEN, SIZE)?;
     hidden.expect(0, "nothing is touched")?;
@@ -434,6 +435,7 @@ fn content_of_an_earlier_binding_leaves() -> CaseResult {
 }
 
 fn file_keeps_the_flag_as_long_as_it_has_pages() -> CaseResult {
+    let _pages = pressure::base_pages()?;
     let memory = Memory::open()?;
     let s = Setup::filled(HIDDEN, MIB)?;
     let pages = pfns(&s)?;
