@@ -4,9 +4,14 @@
 //!
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
+use super::inode::Inode;
 use super::notifier::Notifier;
 use crate::bindings;
 use core::ptr::NonNull;
+use kernel::error::{
+    code::*,
+    Result, //
+};
 
 /// An open file, which may or may not be a memfile.
 ///
@@ -81,10 +86,15 @@ impl File {
         self.node.as_ptr()
     }
 
-    /// The inode, for comparison only.
-    pub(super) fn inode_ptr(self) -> *mut bindings::inode {
+    /// `EINVAL` if the file is not one of `inode`.
+    pub(super) fn expect_inode(self, inode: Inode) -> Result {
         // SAFETY: The file is valid by the type invariant, and its inode does not change.
-        unsafe { (*self.as_ptr()).f_inode }
+        let own = unsafe { (*self.as_ptr()).f_inode };
+        if own == inode.as_ptr() {
+            Ok(())
+        } else {
+            Err(EINVAL)
+        }
     }
 
     /// Is it open for writing?

@@ -153,9 +153,7 @@ impl ForeignInode {
     /// Calls the store's fallocate() on `file`, which is one of this inode. `EOPNOTSUPP` if the
     /// store has none. Sleeps.
     pub(crate) fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
-        if file.inode_ptr() != self.inode.as_ptr() {
-            return Err(EINVAL);
-        }
+        file.expect_inode(self.inode)?;
         let fallocate = self.store.ops().fallocate.ok_or(EOPNOTSUPP)?;
         // SAFETY: The file is valid by its type invariant, and one of the store's.
         let err = unsafe { fallocate(file.as_ptr(), mode, offset, len) };

@@ -53,7 +53,7 @@ impl HugetlbInode {
     ///
     /// Errors: `ENOSPC` if the pool is empty or the cgroup may have no more, `ENOMEM`.
     pub(crate) fn folio(self, file: File, index: u64) -> Result<Locked> {
-        self.check(file)?;
+        file.expect_inode(self.0)?;
         // The pool does not know the size of the file.
         if index >= self.0.pages() {
             return Err(EINVAL);
@@ -69,7 +69,7 @@ impl HugetlbInode {
     /// Calls hugetlbfs' fallocate() on `file`, which is one of this inode. `offset` and `len` are
     /// bytes. Sleeps, takes the inode lock.
     pub(crate) fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
-        self.check(file)?;
+        file.expect_inode(self.0)?;
         // SAFETY: The file is valid by its type invariant, and one of hugetlbfs.
         let err = unsafe { bindings::memfile_hugetlb_fallocate(file.as_ptr(), mode, offset, len) };
         // CAST: An errno.
@@ -80,14 +80,5 @@ impl HugetlbInode {
     pub(crate) fn migrate(self, migration: &Migration) -> Result {
         // SAFETY: The function wants a folio of hugetlbfs; the store has no other.
         unsafe { migration.by(bindings::memfile_hugetlb_migrate_folio) }
-    }
-
-    /// Is `file` one of this inode?
-    fn check(self, file: File) -> Result {
-        if file.inode_ptr() == self.0.as_ptr() {
-            Ok(())
-        } else {
-            Err(EINVAL)
-        }
     }
 }

@@ -119,9 +119,7 @@ impl ShmemInode {
     /// Calls shmem's fallocate() on `file`, which is one of this inode. `offset` and `len` are
     /// bytes. Sleeps, takes the inode lock.
     pub(crate) fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
-        if file.inode_ptr() != self.0.as_ptr() {
-            return Err(EINVAL);
-        }
+        file.expect_inode(self.0)?;
         // SAFETY: The file is valid by its type invariant, and one of shmem.
         let err = unsafe { bindings::shmem_fallocate(file.as_ptr(), mode, offset, len) };
         // CAST: An errno.
