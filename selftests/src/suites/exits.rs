@@ -35,19 +35,7 @@ conformance!(
         private_access_where_there_was_emulated_io,
         conversion_that_overtakes_a_fault_names_the_page,
     ],
-    huge: [
-        private_access_without_private_backing,
-        private_access_never_reaches_the_shared_page,
-        private_access_to_a_deleted_slot,
-        private_access_to_no_slot_at_all,
-        exit_is_repeated_until_resolved,
-        access_completes_after_conversion_to_shared,
-        access_completes_after_private_backing_arrives,
-        access_completes_after_conversion_to_private,
-        slot_deleted_and_made_again_has_its_content,
-        private_access_where_there_was_emulated_io,
-        conversion_that_overtakes_a_fault_names_the_page,
-    ],
+    huge: all,
 );
 
 /// The exit of a private access to the page at `gpa`.

@@ -30,19 +30,7 @@ conformance!(
         converted_part_does_not_touch_its_neighbours,
         guest_asks_for_conversion_by_hypercall,
     ],
-    huge: [
-        runs_code_in_private_memory,
-        reads_back_what_it_wrote_at_every_layout,
-        private_writes_leave_the_shared_view_unchanged,
-        shared_writes_leave_private_content_unchanged,
-        several_vcpus_see_one_private_content,
-        private_memory_starts_as_zeros,
-        slot_longer_than_a_huge_page_has_right_edges,
-        fd_may_be_closed_while_the_guest_runs,
-        conversion_back_and_forth_keeps_both_sides,
-        converted_part_does_not_touch_its_neighbours,
-        guest_asks_for_conversion_by_hypercall,
-    ],
+    huge: all,
 );
 
 fn runs_code_in_private_memory(on: &'static Backend) -> CaseResult {

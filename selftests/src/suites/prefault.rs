@@ -18,8 +18,6 @@ use crate::{HUGE, MIB, PAGE, conformance};
 conformance!(
     "prefault",
     [
-        maps_private_memory,
-        allocates_what_was_asked_for,
         keeps_content,
         stops_at_the_end_of_the_slot,
         unaligned_or_empty_range_is_refused,
@@ -32,15 +30,8 @@ conformance!(
         // does not return before a signal.
         runs_against_slot_deletion,
     ],
-    huge: [
-        keeps_content,
-        stops_at_the_end_of_the_slot,
-        unaligned_or_empty_range_is_refused,
-        works_at_every_layout,
-        runs_against_punch,
-        private_range_without_backing_is_efault,
-        runs_against_slot_deletion,
-    ],
+    huge: all,
+    small: [maps_private_memory, allocates_what_was_asked_for],
 );
 
 /// Pre-fault a range that must work.

@@ -26,13 +26,7 @@ conformance!(
         fresh_pages_after_pre_fault,
         fresh_pages_after_punch,
     ],
-    huge: [
-        fresh_pages_next_to_written_ones,
-        fresh_pages_on_demand,
-        fresh_pages_after_fallocate,
-        fresh_pages_after_pre_fault,
-        fresh_pages_after_punch,
-    ],
+    huge: all,
 );
 
 const SIZE: u64 = 8 * MIB;

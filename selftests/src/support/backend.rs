@@ -249,9 +249,29 @@ fn note(what: &str, does: &str) {
 /// The cases of the first list run on all of them; those that convert memory between private and
 /// shared, on all that have both; those of the third list on a memfile only. Those of the last list
 /// run on a memfile of huge pages as well, which must do exactly as it does on small ones: not those
-/// that count small pages, for which there is the suite `hugetlb`.
+/// that count small pages, for which there is the suite `hugetlb`. With `huge: all` it is those of the
+/// first two lists; `small` are then further ones for all kinds but huge pages.
 #[macro_export]
 macro_rules! conformance {
+    (
+        $name:literal,
+        [$($all:ident $(: $all_limit:literal)?),* $(,)?]
+        $(, converting: [$($both:ident $(: $both_limit:literal)?),* $(,)?])?
+        , huge: all $(, small: [$($small:ident $(: $small_limit:literal)?),* $(,)?])? $(,)?
+    ) => {
+        $crate::conformance!(
+            $name,
+            [
+                $($all $(: $all_limit)?,)*
+                $($($small $(: $small_limit)?,)*)?
+            ]
+            $(, converting: [$($both $(: $both_limit)?,)*])?
+            , huge: [
+                $($all $(: $all_limit)?,)*
+                $($($both $(: $both_limit)?,)*)?
+            ]
+        );
+    };
     (
         $name:literal,
         []
