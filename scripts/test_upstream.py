@@ -72,6 +72,12 @@ class TheList(unittest.TestCase):
                 "mm/news.c is not in upstream.toml", "kvm/new is not in upstream.toml",
                 "mm/d of upstream.toml does not exist"])
 
+    def test_program_of_the_patches_is_built_of_the_patched_source(self) -> None:
+        listed = self.read('[added]\nkvm = "x86/e"\nmm = "f"\n[sources]\n"mm/*" = "mm/x.c"\n')
+        self.assertEqual(list(upstream.build_lines(listed)), [
+            "kvm x86/a-b", "cc c mm/c.c mm/x.c", "cc d mm/d.c mm/x.c", "kvm+ x86/e", "cc+ f mm/f.c mm/x.c"])
+        self.assertEqual(set(listed.runs), {"a_b", "c", "d", "e", "f"})
+
     def test_build_gets_the_sources_of_each(self) -> None:
         listed = self.read('[sources]\n"mm/*" = "mm/x.c"\n"mm/d" = "mm/y.c"\n[scripts]\n"mm/e-f.sh" = "mm/g.sh"\n')
         self.assertEqual(list(upstream.build_lines(listed)), [

@@ -117,6 +117,8 @@ class Programs:
 
     # folder/program, without an ending unless it is a script.
     built: list[str]
+    # Likewise; only the patched source has them.
+    added: list[str]
     sources: dict[str, str]
     scripts: dict[str, str]
     absent: dict[str, str]
@@ -126,11 +128,13 @@ class Programs:
 
 def read_list(path: Path = LIST) -> Programs:
     data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    built = [f"{folder}/{name}" for folder, names in data["folders"].items() for name in names.split()]
+    built, added = ([f"{folder}/{name}" for folder, names in data.get(key, {}).items() for name in names.split()]
+                    for key in ("folders", "added"))
     scripts: dict[str, str] = data.get("scripts", {})
-    files = {run_name(name): run_name(name) + (".sh" if name.endswith(".sh") else "") for name in [*built, *scripts]}
-    if len(files) != len(built) + len(scripts):
-        names = [run_name(name) for name in [*built, *scripts]]
+    programs = [*built, *added, *scripts]
+    files = {run_name(name): run_name(name) + (".sh" if name.endswith(".sh") else "") for name in programs}
+    if len(files) != len(programs):
+        names = [run_name(name) for name in programs]
         raise BadList("two programs have the name " + next(name for name in names if names.count(name) > 1))
     runs = {name: Program(name, file, limit=data["limit"]) for name, file in files.items()}
     known = {field.name for field in dataclasses.fields(Program)} - {"name", "file"} | {"program"}
@@ -147,7 +151,7 @@ def read_list(path: Path = LIST) -> Programs:
     for one in expected:
         if one.program not in runs:
             raise BadList(f"a difference of {one.program}, which does not run")
-    return Programs(built, data.get("sources", {}), scripts, data.get("absent", {}), runs, expected)
+    return Programs(built, added, data.get("sources", {}), scripts, data.get("absent", {}), runs, expected)
 
 
 def unnamed(listed: Programs, folder: Path) -> list[str]:
@@ -171,15 +175,19 @@ def unnamed(listed: Programs, folder: Path) -> list[str]:
 
 
 def build_lines(listed: Programs) -> Iterator[str]:
-    """For scripts/build-selftests: "kvm PROGRAM", "script FILE NAME" and "cc NAME SOURCE..."."""
-    for name in listed.built:
+    """For scripts/build-selftests: "kvm PROGRAM", "script FILE NAME" and "cc NAME SOURCE...".
+
+    The first word ends in "+" if it is of the patched source.
+    """
+    for name in [*listed.built, *listed.added]:
         folder, _, program = name.partition("/")
+        mark = "+" if name in listed.added else ""
         if folder == "kvm":
-            yield f"kvm {program}"
+            yield f"kvm{mark} {program}"
             continue
         extra = [part for pattern, parts in listed.sources.items() if fnmatch.fnmatchcase(name, pattern)
                  for part in parts.split()]
-        yield " ".join(["cc", run_name(name), f"{name}.c", *extra])
+        yield " ".join([f"cc{mark}", run_name(name), f"{name}.c", *extra])
     for name, beside in listed.scripts.items():
         yield f"script {name} {run_name(name)}.sh"
         for other in beside.split():
