@@ -8,7 +8,9 @@
 #include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/overflow.h>
 #include <linux/pagemap.h>
+#include <linux/percpu.h>
 #include <linux/seq_file.h>
 #include <linux/srcu.h>
 
@@ -228,6 +230,32 @@ void memfile_debugfs_file(struct dentry *dir, const char *name,
 void memfile_debugfs_remove(struct dentry *dir)
 {
 	debugfs_remove(dir);
+}
+
+s64 __percpu *memfile_alloc_counts(unsigned int n)
+{
+	return __alloc_percpu_gfp(array_size(n, sizeof(s64)), sizeof(s64),
+				  GFP_KERNEL_ACCOUNT);
+}
+
+void memfile_free_counts(s64 __percpu *counts)
+{
+	free_percpu(counts);
+}
+
+void memfile_add_count(s64 __percpu *counts, size_t which, s64 n)
+{
+	this_cpu_add(counts[which], n);
+}
+
+s64 memfile_sum_count(s64 __percpu *counts, size_t which)
+{
+	s64 sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += READ_ONCE(*per_cpu_ptr(&counts[which], cpu));
+	return sum;
 }
 
 void memfile_trace_get_pfn(struct inode *inode, pgoff_t index,

@@ -64,6 +64,12 @@ void memfile_debugfs_file(struct dentry *dir, const char *name,
 			  memfile_show_t show);
 void memfile_debugfs_remove(struct dentry *dir);
 
+/* Counts, @n of them for each CPU. */
+s64 __percpu *memfile_alloc_counts(unsigned int n);
+void memfile_free_counts(s64 __percpu *counts);
+void memfile_add_count(s64 __percpu *counts, size_t which, s64 n);
+s64 memfile_sum_count(s64 __percpu *counts, size_t which);
+
 /* Tracepoints, see trace.h. */
 void memfile_trace_get_pfn(struct inode *inode, pgoff_t index,
 			   const struct memfile_pfn *pfn);

@@ -17,6 +17,7 @@ pub(crate) mod inode;
 pub(crate) mod invalidation;
 pub(crate) mod lock;
 pub(crate) mod notifier;
+pub(crate) mod percpu;
 pub(crate) mod shmem;
 pub(crate) mod trace;
 mod uapi;

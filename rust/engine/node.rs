@@ -66,7 +66,10 @@
 //! so that pages taken away are gone before the consumer asks for them. The consumer's own protocol
 //! (KVM: `mmu_invalidate_seq` under `mmu_lock`) orders callbacks against its faults.
 
-use super::stats;
+use super::stats::{
+    self,
+    Event, //
+};
 use crate::abi::allocation::Allocation;
 use crate::abi::file::File;
 use crate::abi::inode::Inode;
@@ -255,7 +258,7 @@ impl Node {
             }),
             GFP_KERNEL,
         )?;
-        node.counters.create.count();
+        node.counters.count(Event::Create);
         node.store.set_flags(flags);
         node.state.lock().place(&node.store);
         Ok(node)
@@ -283,7 +286,7 @@ impl Node {
         // CAST: Bits.
         let space = file::fallocate(mode as u32, bytes(offset)?, bytes(len)?, size)?;
         if let Space::Punch(_) = space {
-            self.counters.punch.count();
+            self.counters.count(Event::Punch);
             return self.store.fallocate(file, mode, offset, len);
         }
         let allocation = Allocation::begin();
@@ -379,7 +382,7 @@ impl Node {
             self.ended.wait(&mut state);
         }
         drop(state);
-        self.counters.bind.count();
+        self.counters.count(Event::Bind);
         trace::bind(&self.inode, pages);
 
         if hide {
@@ -430,7 +433,7 @@ impl Node {
         }
         drop(state);
 
-        self.counters.unbind.count();
+        self.counters.count(Event::Unbind);
         trace::unbind(&self.inode, pages);
         notifier.release_file();
     }
@@ -438,7 +441,7 @@ impl Node {
     /// Waits until no invalidation is running, before the node is freed: a swap-out may have taken
     /// the last page of the file and not have ended yet. Sleeps.
     pub(crate) fn drain(&self) {
-        self.counters.destroy.count();
+        self.counters.count(Event::Destroy);
         let mut state = self.state.lock();
         while !state.running.is_empty() {
             self.ended.wait(&mut state);
@@ -481,7 +484,7 @@ impl Node {
 
     /// Lets consumers unmap the pages of `inv`, which has begun.
     fn tell_start(&self, inv: Invalidation, pages: Range) {
-        self.counters.invalidate.count();
+        self.counters.count(Event::Invalidate);
         trace::invalidate_start(&self.inode, pages);
         self.each_context(inv, |notifier, frames| {
             notifier.invalidate_start(inv, frames);

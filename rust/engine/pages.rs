@@ -4,6 +4,7 @@
 //! same for all stores.
 
 use super::node::Node;
+use super::stats::Event;
 use crate::abi::allocation::Allocation;
 use crate::abi::file::File;
 use crate::abi::folio::{
@@ -67,7 +68,7 @@ pub(crate) fn get_pfn<S: Store>(
 pub(crate) fn referenced(node: &Node, pages: Range) -> bool {
     let young = node.test_clear_young(pages);
     if young {
-        node.counters.young.count();
+        node.counters.count(Event::Young);
     }
     young
 }
@@ -75,15 +76,15 @@ pub(crate) fn referenced(node: &Node, pages: Range) -> bool {
 /// Starts the invalidation of `pages`, all of one folio, which go to swap (rule 19). Files with
 /// `UNRECLAIMABLE` are unevictable and do not come here. Sleeps.
 pub(crate) fn writeout_start(node: &Node, inv: Invalidation, pages: Range) {
-    node.counters.swap_out.count();
+    node.counters.count(Event::SwapOut);
     trace::swap_out(&node.inode, pages);
     node.invalidate_start(inv, pages);
 }
 
 /// Swap did not take `pages`, all of one folio: they are back in the file.
 pub(crate) fn writeout_undone(node: &Node, _pages: Range) {
-    node.counters.swap_out.uncount();
-    node.counters.swap_out_undone.count();
+    node.counters.uncount(Event::SwapOut);
+    node.counters.count(Event::SwapOutUndone);
 }
 
 /// Migrates `pages`, all of one folio, by the function of their store (rules 18 and 19). Sleeps.
@@ -100,16 +101,16 @@ pub(crate) fn announce_migration(
     let result = node.migrate(pages, migrate).ok_or(EOPNOTSUPP)?;
     result
         .inspect(|()| {
-            node.counters.migrate.count();
+            node.counters.count(Event::Migrate);
             trace::migrate(&node.inode, pages);
         })
-        .inspect_err(|_| node.counters.migrate_error.count())
+        .inspect_err(|_| node.counters.count(Event::MigrateError))
 }
 
 /// Unmaps `pages`, all of one folio that has a memory error, from consumers. The folio stays in the
 /// file, and [`get_pfn`] refuses it, until it is punched (rule 20). Sleeps.
 pub(crate) fn poison(node: &Node, pages: Range) {
-    node.counters.poison.count();
+    node.counters.count(Event::Poison);
     trace::poison(&node.inode, pages);
     node.invalidate(pages, || ());
 }

@@ -7,11 +7,13 @@
 //! values per file, oldest first, which begins with the inode number. The values are totals, never
 //! reset. Each value is exact; together they are not a snapshot.
 //!
-//! An event costs one atomic addition to a counter of its file; reading adds the counters up.
+//! An event costs an addition to a counter of its file and of its CPU, which no other CPU writes;
+//! reading adds the counters up.
 
 use crate::abi::debugfs::Show;
 use crate::abi::folio::hidden_pages;
 use crate::abi::lock::module_mutex;
+use crate::abi::percpu::Counts;
 use core::ops::Deref;
 use kernel::prelude::*;
 use kernel::rbtree::{
@@ -26,55 +28,21 @@ use kernel::sync::atomic::{
 };
 use kernel::sync::Arc;
 
-/// Counts one kind of event. Any context.
-pub(crate) struct Counter(Atomic<i64>);
-
-impl Counter {
-    const fn new() -> Self {
-        Self(Atomic::new(0))
-    }
-
-    /// One more.
-    pub(crate) fn count(&self) {
-        self.0.fetch_add(1, Relaxed);
-    }
-
-    /// One less: the event was undone.
-    pub(crate) fn uncount(&self) {
-        self.0.fetch_add(-1, Relaxed);
-    }
-
-    fn add(&self, other: &Self) {
-        self.0.fetch_add(other.0.load(Relaxed), Relaxed);
-    }
-}
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// All counters of a file.
-        pub(crate) struct Counters {
-            $($(#[$doc])* pub(crate) $name: Counter,)*
+macro_rules! events {
+    ($($(#[$doc:meta])* $event:ident = $name:literal,)*) => {
+        /// What is counted.
+        #[derive(Clone, Copy)]
+        pub(crate) enum Event {
+            $($(#[$doc])* $event,)*
         }
 
-        impl Counters {
-            const fn new() -> Self {
-                Self { $($name: Counter::new(),)* }
-            }
-
-            fn add(&self, other: &Self) {
-                $(self.$name.add(&other.$name);)*
-            }
-
-            /// Each name and its value.
-            fn each(&self, mut f: impl FnMut(&str, i64)) {
-                $(f(stringify!($name), self.$name.0.load(Relaxed));)*
-            }
-        }
+        /// Their names, in the same order.
+        const NAMES: &[&str] = &[$($name,)*];
     };
 }
 
 /// The sums of files that are gone.
-static GONE: Counters = Counters::new();
+static GONE: [Atomic<i64>; NAMES.len()] = [const { Atomic::new(0) }; NAMES.len()];
 
 /// Numbers the files.
 static SERIAL: Atomic<i64> = Atomic::new(0);
@@ -83,7 +51,14 @@ static SERIAL: Atomic<i64> = Atomic::new(0);
 pub(crate) struct File {
     serial: i64,
     ino: u64,
-    counters: Counters,
+    counts: Counts<{ NAMES.len() }>,
+}
+
+impl File {
+    /// The value of each counter, in the order of [`NAMES`].
+    fn values(&self) -> impl Iterator<Item = i64> + '_ {
+        (0..NAMES.len()).map(|event| self.counts.sum(event))
+    }
 }
 
 /// The files that exist, by age.
@@ -114,7 +89,7 @@ impl Entry {
         let file = File {
             serial: SERIAL.fetch_add(1, Relaxed),
             ino,
-            counters: Counters::new(),
+            counts: Counts::new()?,
         };
         let file = Arc::new(file, GFP_KERNEL)?;
         // Not under the lock: allocation may reclaim, and eviction takes the lock.
@@ -125,11 +100,15 @@ impl Entry {
     }
 }
 
-impl Deref for Entry {
-    type Target = Counters;
+impl Entry {
+    /// One more. Any context.
+    pub(crate) fn count(&self, event: Event) {
+        self.0.counts.add(event as usize, 1);
+    }
 
-    fn deref(&self) -> &Counters {
-        &self.0.counters
+    /// One less: the event was undone. Any context.
+    pub(crate) fn uncount(&self, event: Event) {
+        self.0.counts.add(event as usize, -1);
     }
 }
 
@@ -141,7 +120,9 @@ impl Drop for Entry {
             .as_mut()
             .and_then(|files| files.remove_node(&self.0.serial));
         // Under the lock, so that a reader finds the counts in exactly one of the two places.
-        GONE.add(&self.0.counters);
+        for (gone, value) in GONE.iter().zip(self.0.values()) {
+            gone.fetch_add(value, Relaxed);
+        }
         drop(files);
         drop(node);
     }
@@ -154,14 +135,11 @@ impl Show for Totals {
     const NAME: &'static CStr = c"counters";
 
     fn show(seq: &SeqFile) {
-        let total = Counters::new();
         let files = FILES.lock();
-        total.add(&GONE);
-        for file in files.iter() {
-            total.add(&file.counters);
+        for (event, (name, gone)) in NAMES.iter().zip(&GONE).enumerate() {
+            let there: i64 = files.iter().map(|file| file.counts.sum(event)).sum();
+            seq_print!(seq, "{name} {}\n", gone.load(Relaxed).wrapping_add(there));
         }
-        drop(files);
-        total.each(|name, value| seq_print!(seq, "{name} {value}\n"));
     }
 }
 
@@ -184,48 +162,52 @@ impl Show for Each {
 
     fn show(seq: &SeqFile) {
         seq_print!(seq, "ino");
-        GONE.each(|name, _| seq_print!(seq, " {name}"));
+        for name in NAMES {
+            seq_print!(seq, " {name}");
+        }
         seq_print!(seq, "\n");
         let files = FILES.lock();
         for file in files.iter() {
             seq_print!(seq, "{}", file.ino);
-            file.counters.each(|_, value| seq_print!(seq, " {value}"));
+            for value in file.values() {
+                seq_print!(seq, " {value}");
+            }
             seq_print!(seq, "\n");
         }
     }
 }
 
-counters! {
+events! {
     /// Files made.
-    create,
+    Create = "create",
     /// Files gone.
-    destroy,
+    Destroy = "destroy",
     /// Notifiers registered, observers included.
-    bind,
+    Bind = "bind",
     /// Notifiers unregistered.
-    unbind,
+    Unbind = "unbind",
     /// Pages given to consumers.
-    get_pfn,
+    GetPfn = "get_pfn",
     /// Pages that were in swap, or on their way there: the consumer waits and asks again.
-    get_pfn_wait,
+    GetPfnWait = "get_pfn_wait",
     /// Pages refused, for any reason.
-    get_pfn_error,
+    GetPfnError = "get_pfn_error",
     /// References to pages given back.
-    put_pfn,
+    PutPfn = "put_pfn",
     /// Invalidations, of any cause.
-    invalidate,
+    Invalidate = "invalidate",
     /// Among them: holes punched.
-    punch,
+    Punch = "punch",
     /// Among them: folios that migrated.
-    migrate,
+    Migrate = "migrate",
     /// Folios whose migration was refused or failed.
-    migrate_error,
+    MigrateError = "migrate_error",
     /// Folios that went to swap, and were not given back by it.
-    swap_out,
+    SwapOut = "swap_out",
     /// Folios that swap did not take: they came back at once.
-    swap_out_undone,
+    SwapOutUndone = "swap_out_undone",
     /// Swap-outs refused because a consumer had used the folio.
-    young,
+    Young = "young",
     /// Folios with a memory error.
-    poison,
+    Poison = "poison",
 }

@@ -27,7 +27,10 @@ use crate::bindings;
 use crate::engine::node::Node;
 use crate::engine::{
     pages,
-    stats, //
+    stats::{
+        self,
+        Event, //
+    }, //
 };
 use crate::policy::range::Range;
 use crate::store::{
@@ -450,18 +453,18 @@ unsafe extern "C" fn get_pfn<S: Store>(
         // SAFETY: The notifier holds the file, whose node it is.
         let file = unsafe { File::bound_by(notifier) }.ok_or(EINVAL)?;
         let found = pages::get_pfn::<S>(&node, file, span, frame)
-            .inspect_err(|_| node.counters.get_pfn_error.count())?;
+            .inspect_err(|_| node.counters.count(Event::GetPfnError))?;
         let (page, index, order) = match found {
             Found::There(found) => found,
             Found::Coming(folio) => {
-                node.counters.get_pfn_wait.count();
+                node.counters.count(Event::GetPfnWait);
                 // SAFETY: By the safety requirements of this function.
                 unsafe { pfn.write(folio.into_pfn()) };
                 return Err(EAGAIN);
             }
         };
         let found = page.into_pfn(index, order);
-        node.counters.get_pfn.count();
+        node.counters.count(Event::GetPfn);
         trace::get_pfn(&node.inode, index, &found);
         // SAFETY: By the safety requirements of this function.
         unsafe { pfn.write(found) };
@@ -484,8 +487,7 @@ unsafe extern "C" fn put_pfn(
         // SAFETY: The notifier holds the file, which holds the node.
         unsafe { borrow_node(notifier.node_ptr()) }
             .counters
-            .put_pfn
-            .count();
+            .count(Event::PutPfn);
     }
     // SAFETY: `get_pfn()` left the reference to the consumer, who gives it back.
     unsafe { bindings::memfile_put_page(pfn.page) };
