@@ -113,7 +113,7 @@ class Watched(unittest.TestCase):
     def test_detector_that_watches_passes(self) -> None:
         self.assertEqual(self.status("enabled: 1\nused_watchpoints: 0\nsetup_watchpoints: 123456\n"), check.PASS)
 
-    def test_detector_asleep_or_absent_fails(self) -> None:
+    def test_detector_that_says_nothing_or_is_absent_fails(self) -> None:
         self.assertEqual(self.status("enabled: 0\nused_watchpoints: 0\nsetup_watchpoints: 0\n"), check.FAIL)
         self.assertEqual(self.status(""), check.FAIL)
 

@@ -105,7 +105,7 @@ class List(MutantsTest):
 
 class Judge(MutantsTest):
     OUTPUT = """
-@@ hole asleep
+@@ hole disabled
 KTAP version 1
 1..1
   KTAP version 1
@@ -114,7 +114,7 @@ KTAP version 1
   ok 1 hole
 ok 1 punch
 @@ hole end 0
-@@ hole awake
+@@ hole enabled
 @k [    1.0] KTAP version 1
 @k [    1.0]     KTAP version 1
 @k [    1.0]     # Subtest: memfile_range
@@ -122,18 +122,18 @@ ok 1 punch
 @k [    1.0]     not ok 1 clips
 @k [    1.0] not ok 1 memfile_range
 @@ hole end 1
-@@ other asleep
+@@ other disabled
 """
 
     def test_output_is_cut_into_phases(self) -> None:
-        console = ["x", "[ 1.0] mutants: hole awake", "[ 2.0] WARNING: y", "[ 3.0] mutants: other asleep"]
+        console = ["x", "[ 1.0] mutants: hole enabled", "[ 2.0] WARNING: y", "[ 3.0] mutants: other disabled"]
         found = mutants.phases(self.OUTPUT.splitlines(), console)
-        asleep, awake = found["hole", "asleep"], found["hole", "awake"]
-        self.assertEqual({name: case.status for name, case in asleep.cases.items()}, {"punch.hole": "pass"})
-        statuses = {name: case.status for name, case in awake.cases.items()}
+        disabled, enabled = found["hole", "disabled"], found["hole", "enabled"]
+        self.assertEqual({name: case.status for name, case in disabled.cases.items()}, {"punch.hole": "pass"})
+        statuses = {name: case.status for name, case in enabled.cases.items()}
         self.assertEqual(statuses, {"kunit:memfile_range.clips": "fail"})
-        self.assertEqual((asleep.code, awake.code, found["other", "asleep"].code), (0, 1, None))
-        self.assertEqual((asleep.splats, awake.splats), ([], ["[ 2.0] WARNING: y"]))
+        self.assertEqual((disabled.code, enabled.code, found["other", "disabled"].code), (0, 1, None))
+        self.assertEqual((disabled.splats, enabled.splats), ([], ["[ 2.0] WARNING: y"]))
 
     def judge(self, expect: str, status: str, code: int | None, machine: int = 0, splats: list[str] | None = None) -> str:
         mutant = self.read(ENTRY + f'expect = "{expect}"\n')[0]
@@ -186,27 +186,27 @@ class Machines(MutantsTest):
         self.asked = asked
         return {case.name: case.status for case in run.outcome.cases}
 
-    def test_each_passes_asleep_and_fails_awake(self) -> None:
-        good = {(n, s): r for n in "ab" for s, r in (("asleep", "pass"), ("awake", "fail"))}
+    def test_each_passes_disabled_and_fails_enabled(self) -> None:
+        good = {(n, s): r for n in "ab" for s, r in (("disabled", "pass"), ("enabled", "fail"))}
         self.assertEqual(self.run_with([good], ["a", "b"]), {"a": "pass", "b": "pass"})
 
     def test_a_dirty_machine_is_given_up(self) -> None:
-        first = {("a", "asleep"): "pass", ("a", "awake"): "fail", ("b", "asleep"): "fail", ("b", "awake"): "fail"}
-        second = {("b", "asleep"): "pass", ("b", "awake"): "pass"}
+        first = {("a", "disabled"): "pass", ("a", "enabled"): "fail", ("b", "disabled"): "fail", ("b", "enabled"): "fail"}
+        second = {("b", "disabled"): "pass", ("b", "enabled"): "pass"}
         self.assertEqual(self.run_with([first, second], ["a", "b"]), {"a": "pass", "b": "fail"})
         self.assertEqual(self.asked, [["a", "b"], ["b"]])
 
-    def test_who_fails_asleep_in_a_fresh_machine_is_not_found(self) -> None:
-        first = {("a", "asleep"): "fail", ("a", "awake"): "fail"}
+    def test_one_that_fails_disabled_in_a_fresh_machine_is_not_found(self) -> None:
+        first = {("a", "disabled"): "fail", ("a", "enabled"): "fail"}
         self.assertEqual(self.run_with([first], ["a"]), {"a": "fail"})
 
-    def test_who_is_skipped_asleep_is_skipped(self) -> None:
-        first = {("a", "asleep"): "skip", ("a", "awake"): "skip"}
+    def test_one_that_is_skipped_disabled_is_skipped(self) -> None:
+        first = {("a", "disabled"): "skip", ("a", "enabled"): "skip"}
         self.assertEqual(self.run_with([first], ["a"]), {"a": "skip"})
 
     def test_a_lost_machine_loses_one_mutant(self) -> None:
-        first = {("a", "asleep"): "pass", ("a", "awake"): ""}
-        second = {("b", "asleep"): "pass", ("b", "awake"): "fail"}
+        first = {("a", "disabled"): "pass", ("a", "enabled"): ""}
+        second = {("b", "disabled"): "pass", ("b", "enabled"): "fail"}
         self.assertEqual(self.run_with([first, second], ["a", "b"]), {"a": "fail", "b": "pass"})
         self.assertEqual(self.asked, [["a", "b"], ["b"]])
 
