@@ -5,31 +5,18 @@ from __future__ import annotations
 
 import math
 from html import escape
+from pathlib import Path
 
 from bench_counts import Row
-from bench_text import Result, Table, is_of_sizes, number, ratio, tables
+from bench_table import Table, number, ratio
+from bench_text import Result, is_of_sizes, tables
 
-# Colours and type are those of the demo's page.
-STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --dim: #57606a; --line: #d0d7de;
-  --band: #f0f3f6; --good: #0055aa; --bad: #c2570c; --none: #b6bec7; }
-@media (prefers-color-scheme: dark) { :root { --back: #15191e; --text: #e6edf3; --dim: #9aa5b1;
-  --line: #3a434d; --band: #20262d; --good: #6cb0f5; --bad: #f0974d; --none: #59636e; } }
-body { font: 15px/1.45 sans-serif; max-width: 84em; margin: 2em auto; padding: 0 1em;
-  background: var(--back); color: var(--text); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1.5em 0 0.5em; font-size: 13px; }
-caption { text-align: left; font-weight: bold; padding-bottom: 0.5em; }
-th, td { padding: 0.25em 0.5em; text-align: right; vertical-align: bottom; }
-th { border-bottom: 2px solid var(--line); }
-td { border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; white-space: nowrap; }
-.word { text-align: left; }
-svg { width: 100%; height: auto; }
-svg text { fill: var(--text); font: 12px sans-serif; }
-svg .dim { fill: var(--dim); } .axis { stroke: var(--line); } .aim { stroke: var(--text); stroke-width: 2; }
-.good { fill: var(--good); } .bad { fill: var(--bad); } .none { fill: var(--none); }
-p { max-width: 60em; }
-@media print { body { max-width: none; margin: 0; font-size: 11px; } svg, table { break-inside: avoid; } }
+# What all pages have, and then what this one has.
+STYLE = (Path(__file__).parent / "page.css").read_text() + """
+@media screen { body { max-width: 84em; } }
+td { white-space: nowrap; }
+.aim { stroke: var(--text); stroke-width: 2; }
+.good { fill: var(--blue); } .bad { fill: var(--orange); } .none { fill: var(--grey); }
 """
 
 NAME, PLOT, NUMBER, LINE = 560, 460, 90, 22

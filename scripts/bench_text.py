@@ -6,8 +6,10 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
+import bench_growth as growth
 from bench_counts import Change, Counts, Row
 from bench_profile import Profile, differences, split
+from bench_table import Table, number, ratio
 from bench_windows import LOCK_NAMES
 
 WORDS = {True: "met", False: "MISSED", None: ""}
@@ -24,6 +26,8 @@ class Result:
     profiles: list[Profile]
     # Against a saved result; None if none was given.
     changes: list[Change] | None
+    # What grows fastest comes first.
+    growth: list[growth.Series] = dataclasses.field(default_factory=list)
 
     def as_json(self) -> dict[str, object]:
         return {
@@ -31,39 +35,9 @@ class Result:
             "rows": [row.as_json() for row in self.rows],
             "missing": self.missing,
             "profiles": [one.as_json() for one in self.profiles],
+            "growth": [one.as_json() for one in self.growth],
             "changes": [{**dataclasses.asdict(one), "verdict": one.verdict} for one in self.changes or []],
         }
-
-
-@dataclasses.dataclass
-class Table:
-    """Lines of cells below a head; the columns of words stand left."""
-
-    title: str
-    head: list[str]
-    lines: list[list[str]]
-    words: frozenset[int]
-
-    def text(self) -> str:
-        if not self.lines:
-            return f"{self.title}\n"
-        every = [self.head, *self.lines]
-        widths = [max(len(line[n]) for line in every) for n in range(len(self.head))]
-        out = f"{self.title}\n\n"
-        for line in every:
-            cells = (f"{cell:{'<' if n in self.words else '>'}{widths[n]}}" for n, cell in enumerate(line))
-            out += "  ".join(cells).rstrip() + "\n"
-        return out
-
-
-def number(value: float) -> str:
-    """Whole instructions; parts of them where there are few."""
-    return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.2f}"
-
-
-def ratio(value: float) -> str:
-    """Three digits behind the point; of a small part the first two that count."""
-    return f"{value:.3f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 def costs(rows: list[Row]) -> Table:
@@ -161,6 +135,7 @@ def tables(result: Result) -> list[Table]:
     found = [costs(result.rows), locks(result.rows)]
     if any(is_of_sizes(row) for row in result.rows):
         found.append(sizes(result.rows))
+    found += growth.tables(result.growth)
     if result.missing:
         found.append(missing(result.missing))
     for profile in result.profiles:

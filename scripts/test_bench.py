@@ -16,6 +16,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 import bench_counts as counts
+import bench_growth as growth
 import bench_page as page
 import bench_profile as profile
 import bench_text as text
@@ -324,6 +325,50 @@ class Output(unittest.TestCase):
 
     def test_result_without_rows_is_a_page(self) -> None:
         self.assertIn("0 of 0", page.html(text.Result("7.3.4", [], [], [], None)))
+
+
+
+def point(size: int, instructions: int, work: int = 1, run: int = 0, window: int = 9) -> dict[str, object]:
+    return {
+        "name": "hole, by size of the hole", "subject": "memfile", "page": 4096, "run": run, "times": 1,
+        "instructions": instructions, "flushes": None, "windows": [[window, 1]], "size": size, "work": work,
+    }
+
+
+class TheGrowth(unittest.TestCase):
+    def of(self, *points: dict[str, object]) -> growth.Series:
+        found = growth.series({"growth": list(points)}, windows.windows_of(WRITTEN), SYMBOLS)
+        self.assertEqual(len(found), 1)
+        return found[0]
+
+    def test_same_cost_at_all_sizes_is_met(self) -> None:
+        one = self.of(point(4096, 1000), point(1 << 30, 1100))
+        self.assertAlmostEqual(one.growth, 1.1)
+        self.assertTrue(one.met)
+
+    def test_cost_that_grows_with_the_size_is_missed(self) -> None:
+        one = self.of(point(1, 1000), point(10, 2000), point(1000, 9000))
+        self.assertEqual((one.growth, one.met), (9.0, False))
+        self.assertLess(one.at_most, 2.1)
+
+    def test_cost_may_grow_with_the_work(self) -> None:
+        self.assertTrue(self.of(point(1, 1000), point(64, 64000, work=64)).met)
+
+    def test_what_guest_memfd_does_is_no_miss(self) -> None:
+        points = [point(1, 1000), point(8, 5000), {**point(1, 900), "subject": "guest_memfd"}]
+        for theirs, met in ((4600, True), (4000, False)):
+            other = {**point(8, theirs), "subject": "guest_memfd"}
+            found = growth.series({"growth": [*points, other]}, {}, SYMBOLS)
+            self.assertEqual(next(one.met for one in found if one.subject == "memfile"), met)
+
+    def test_runs_are_one_point_and_repeated_turns_are_not_counted(self) -> None:
+        one = self.of(point(1, 5000, window=0), point(1, 5010, run=1, window=0), point(2, 900))
+        self.assertEqual([p.cost for p in one.points], [5000 - 4100, 900])
+
+    def test_sizes_are_bytes_where_the_name_says_so(self) -> None:
+        table = growth.tables([self.of(point(4096, 1000), point(1 << 40, 1000))])[0]
+        self.assertEqual(table.head[1:3], ["4K", "1T"])
+        self.assertEqual(table.lines[0][-1], "met")
 
 
 if __name__ == "__main__":

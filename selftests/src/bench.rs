@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The cost of operations, in instructions: on memfile and on guest_memfd in the same boot, by the
-//! size of the pages, and on ordinary shmem and hugetlbfs.
+//! size of the pages, and on ordinary shmem and hugetlbfs; and how costs grow with the size of things.
 //!
 //! Meant for a machine with one CPU whose time stamp counter counts instructions (`scripts/boot
 //! --icount`); elsewhere the figures are ticks of that counter and mean nothing. What that counter
 //! cannot tell, the plugin `scripts/profile.c` counts in windows, which `scripts/bench` joins with
 //! the figures.
 
+mod growth;
 mod machine;
 mod measure;
 mod ordinary;
 mod private;
 mod stores;
 
-pub use measure::{Figure, Missing, Report};
+pub use growth::growth;
+pub use measure::{Figure, Missing, Point, Report};
 pub use ordinary::ordinary;
 pub use private::private;
 pub use stores::stores;

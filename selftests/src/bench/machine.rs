@@ -47,15 +47,47 @@ impl Bench {
         size: u64,
         bindings: u64,
     ) -> Result<Bench> {
+        let bench = Bench::unbound(vm, kind, fd, page, size, bindings)?;
+        bench.bind(bindings)?;
+        bench.vm.set_private(GPA, size)?;
+        Ok(bench)
+    }
+
+    /// Only the first `bound` parts of `parts` have a slot.
+    pub fn partly_bound(kind: Private, size: u64, parts: u64, bound: u64) -> Result<Bench> {
+        let vm = Vm::protected()?;
+        let fd = kind.create(&vm, size)?;
+        let bench = Bench::unbound(vm, kind, fd, PAGE, size, parts)?;
+        bench.bind(bound)?;
+        bench.vm.set_private(GPA, size)?;
+        Ok(bench)
+    }
+
+    /// One slot of the first `size` bytes of a file of `file` bytes, the first `private` of them
+    /// private.
+    pub fn sparse(kind: Private, file: u64, size: u64, private: u64) -> Result<Bench> {
+        let vm = Vm::protected()?;
+        let fd = kind.create(&vm, file)?;
+        let bench = Bench::unbound(vm, kind, fd, PAGE, size, 1)?;
+        bench.bind(1)?;
+        bench.vm.set_private(GPA, private)?;
+        Ok(bench)
+    }
+
+    fn unbound(
+        vm: Vm,
+        kind: Private,
+        fd: OwnedFd,
+        page: u64,
+        size: u64,
+        bindings: u64,
+    ) -> Result<Bench> {
         let vcpu = vm.vcpu(0)?;
         let stats = vm.stats()?;
         // KVM maps huge pages only where this address is aligned as well.
         let view = small_pages(size + page)?;
         let address = view.addr().next_multiple_of(page);
-        let bench = Bench { vm, vcpu, fd, stats, kind, view, address, size, bindings };
-        bench.bind()?;
-        bench.vm.set_private(GPA, size)?;
-        Ok(bench)
+        Ok(Bench { vm, vcpu, fd, stats, kind, view, address, size, bindings })
     }
 
     /// What `work` costs.
@@ -81,32 +113,43 @@ impl Bench {
         })
     }
 
-    fn bind(&self) -> Result<()> {
-        for (slot, offset, len) in self.parts() {
-            let private = Some((self.kind, self.fd.as_fd(), offset));
-            let mut region = region(slot, GPA + offset, &self.view, private);
-            region.userspace_addr = self.address + offset;
-            region.memory_size = len;
-            self.vm.raw_set_region(&region).with_context(|| format!("add slot {slot}"))?;
-        }
-        Ok(())
+    fn bind_part(&self, (slot, offset, len): (u32, u64, u64)) -> Result<()> {
+        let private = Some((self.kind, self.fd.as_fd(), offset));
+        let mut region = region(slot, GPA + offset, &self.view, private);
+        region.userspace_addr = self.address + offset;
+        region.memory_size = len;
+        self.vm.raw_set_region(&region).with_context(|| format!("add slot {slot}"))
     }
 
-    fn unbind(&self) -> Result<()> {
-        for (slot, ..) in self.parts() {
-            self.vm.raw_delete(slot).with_context(|| format!("delete slot {slot}"))?;
-        }
-        Ok(())
+    fn unbind_part(&self, (slot, ..): (u32, u64, u64)) -> Result<()> {
+        self.vm.raw_delete(slot).with_context(|| format!("delete slot {slot}"))
+    }
+
+    /// The first parts, so many.
+    fn bind(&self, parts: u64) -> Result<()> {
+        self.parts().take(parts as usize).try_for_each(|part| self.bind_part(part))
     }
 
     /// What binding all slots costs.
     pub fn count_bind(&self) -> Result<Cost> {
-        count_with(&self.stats, || self.bind())
+        count_with(&self.stats, || self.bind(self.bindings))
     }
 
     /// What deleting all slots costs.
     pub fn count_unbind(&self) -> Result<Cost> {
-        count_with(&self.stats, || self.unbind())
+        count_with(&self.stats, || self.parts().try_for_each(|part| self.unbind_part(part)))
+    }
+
+    /// What binding the last part costs, which was not bound.
+    pub fn count_bind_last(&self) -> Result<Cost> {
+        let part = self.parts().last().context("no part")?;
+        count_with(&self.stats, || self.bind_part(part))
+    }
+
+    /// What deleting the last part's slot costs.
+    pub fn count_unbind_last(&self) -> Result<Cost> {
+        let part = self.parts().last().context("no part")?;
+        count_with(&self.stats, || self.unbind_part(part))
     }
 
     /// What it costs to end the VM with its file.

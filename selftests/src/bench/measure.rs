@@ -72,6 +72,17 @@ pub struct Figure {
     pub windows: Vec<(u32, i32)>,
 }
 
+/// What an operation costs at one size of what it works in.
+#[derive(Clone, Debug, Serialize)]
+pub struct Point {
+    /// The size: a number of things, or bytes, as the figure's name says.
+    pub size: u64,
+    /// The work of the operation, which its cost may grow with.
+    pub work: u64,
+    #[serde(flatten)]
+    pub figure: Figure,
+}
+
 /// A figure that this machine does not give.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Missing {
@@ -84,6 +95,7 @@ pub struct Missing {
 pub struct Report {
     pub kernel: String,
     pub figures: Vec<Figure>,
+    pub growth: Vec<Point>,
     pub missing: Vec<Missing>,
     /// The figures that are wanted; all if there are none.
     #[serde(skip)]
@@ -123,23 +135,35 @@ impl Report {
     }
 
     pub fn add(&mut self, name: impl Into<String>, subject: Subject, cost: Cost, times: u64) {
-        let name = name.into();
+        self.figures.extend(self.figure(name.into(), subject, cost, times));
+    }
+
+    /// The cost of work that is the same at all sizes.
+    pub fn grow(&mut self, name: &str, subject: Subject, size: u64, cost: Cost, times: u64) {
+        self.grow_with_work(name, subject, (size, 1), cost, times);
+    }
+
+    /// The cost at a size, and the work there.
+    pub fn grow_with_work(
+        &mut self,
+        name: &str,
+        subject: Subject,
+        (size, work): (u64, u64),
+        cost: Cost,
+        times: u64,
+    ) {
+        let figure = self.figure(name.into(), subject, cost, times);
+        self.growth.extend(figure.map(|figure| Point { size, work, figure }));
+    }
+
+    fn figure(&self, name: String, subject: Subject, cost: Cost, times: u64) -> Option<Figure> {
         if !self.wants(&[&name]) {
-            return;
+            return None;
         }
         let Cost { instructions, flushes, windows } = cost;
         eprintln!("{name}, {}: {}", subject.name, instructions / times as i64);
         let (subject, page, run) = (subject.name, subject.page, self.run);
-        self.figures.push(Figure {
-            name,
-            subject,
-            page,
-            run,
-            times,
-            instructions,
-            flushes,
-            windows,
-        });
+        Some(Figure { name, subject, page, run, times, instructions, flushes, windows })
     }
 
     /// The result of work that gives these figures; they are missing if it was skipped.

@@ -38,6 +38,8 @@ enum What {
     Stores,
     /// Ordinary memfds
     Ordinary,
+    /// How costs grow with the size of things
+    Growth,
 }
 
 fn main() -> ExitCode {
@@ -58,6 +60,7 @@ fn run(args: Args) -> Result<()> {
             What::Private => bench::private(&mut report)?,
             What::Stores => bench::stores(&mut report)?,
             What::Ordinary => bench::ordinary(&mut report)?,
+            What::Growth => bench::growth(&mut report)?,
         }
     }
     let json = serde_json::to_string_pretty(&report).context("JSON")? + "\n";

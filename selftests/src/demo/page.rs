@@ -11,33 +11,21 @@ use super::table::{self, escaped, mib};
 use super::{Figure, Real, Report, Row, plot};
 use crate::MIB;
 
-const STYLE: &str = "
-:root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --dim: #57606a; --line: #d0d7de;
-  --band: #f0f3f6; --memory: #0055aa; --swap: #c2570c; --blocks: #227733; --allocated: #b6bec7; }
-@media (prefers-color-scheme: dark) { :root { --back: #15191e; --text: #e6edf3; --dim: #9aa5b1;
-  --line: #3a434d; --band: #20262d; --memory: #6cb0f5; --swap: #f0974d; --blocks: #6cc57b;
-  --allocated: #59636e; } }
-body { font: 15px/1.45 sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em;
-  background: var(--back); color: var(--text); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1.5em 0 0.5em; font-size: 13px; }
-caption { text-align: left; font-weight: bold; padding-bottom: 0.5em; }
-th, td { padding: 0.25em 0.5em; text-align: right; vertical-align: bottom; }
-th { border-bottom: 2px solid var(--line); max-width: 8em; }
-td { border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
-.word { text-align: left; white-space: nowrap; }
-svg { width: 100%; height: auto; }
-svg text { fill: var(--text); font: 12px sans-serif; }
-.name { font-weight: bold; } .dim { fill: var(--dim); }
-.axis { stroke: var(--line); } .band { fill: var(--band); }
-.memory { stroke: var(--memory); } .swap { stroke: var(--swap); } .blocks { stroke: var(--blocks); }
-.allocated { stroke: var(--allocated); stroke-width: 6; }
+/// What all pages have, and then what these have.
+const STYLE: &str = concat!(
+    include_str!("../../../scripts/page.css"),
+    "
+@media screen { body { max-width: 72em; } }
+th { max-width: 8em; }
+.name { font-weight: bold; } .band { fill: var(--band); }
+.memory { stroke: var(--blue); } .swap { stroke: var(--orange); } .blocks { stroke: var(--green); }
+.allocated { stroke: var(--grey); stroke-width: 6; }
 polyline { fill: none; stroke-width: 2; } .dot { fill: var(--back); stroke-width: 1.5; }
-.bar { fill: var(--memory); } .bar.none { fill: var(--line); }
+.bar { fill: var(--blue); } .bar.none { fill: var(--line); }
 .hit { fill: transparent; } .hit:hover { fill: var(--dim); fill-opacity: 0.15; }
-p { max-width: 60em; } p.notes { white-space: pre-line; color: var(--dim); }
-@media print { body { max-width: none; margin: 0; font-size: 11px; } svg, table { break-inside: avoid; } }
-";
+p.notes { white-space: pre-line; color: var(--dim); }
+"
+);
 
 /// Summary, bars, course of the story, tables, and what others have made.
 pub fn html(report: &Report, section: &str) -> Result<String> {
