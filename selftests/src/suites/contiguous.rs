@@ -13,12 +13,14 @@ use anyhow::{Context, Result, ensure};
 
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::MOVED;
 use crate::pressure::{
-    Accounts, Area, Cgroup, Counts, Failing, Frame, Setting, Trace, Victim, frames, moved,
-    shmem_huge,
+    self, Accounts, Area, Cgroup, Counts, Failing, Frame, MOVED, Setting, Trace, Victim, frames,
+    moved, shmem_huge,
 };
-use crate::support::setup::{BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup};
+use crate::support::backend::MEMFILE;
+use crate::support::setup::{
+    BOTH, GUEST, LAYOUTS, Layout, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup, vm_with_flags,
+};
 use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::sys::*;
 use crate::uapi::KVM_CAP_MEMFILE;
@@ -34,6 +36,7 @@ pub static SUITE: Suite = suite!(
         pinned_pages_are_never_in_the_area,
         pages_older_than_their_binding_are_never_in_the_area,
         guest_memfd_is_never_in_the_area,
+        pages_that_were_moved_there_leave_it_when_they_are_pinned,
         pages_leave_the_area_when_they_are_pinned,
         huge_pages_leave_the_area_when_they_are_pinned,
         pages_of_others_leave_the_area_when_one_pins_the_file,
@@ -158,6 +161,38 @@ fn pages_older_than_their_binding_are_never_in_the_area() -> CaseResult {
         stays_outside(&area, s, &format!("flags {flags:#x}"))?;
     }
     Ok(())
+}
+
+/// Pages of a file that nobody has bound lie elsewhere, until somebody moves them into the area: to
+/// take their frames out of use, say.
+fn pages_that_were_moved_there_leave_it_when_they_are_pinned() -> CaseResult {
+    const PAGES: u64 = 64;
+    let _pages = pressure::base_pages()?;
+    let (cgroup, area) = (Cgroup::enter()?, Area::find()?);
+    let fd = memfile(PAGES * PAGE)?;
+    let reserve = || allocate(&fd, 0, PAGES * PAGE).context("reserve");
+    let old = pressure::reserved_by(&cgroup, reserve)?;
+    ensure!(old.len() as u64 == PAGES, "{} frames were found", old.len());
+    ensure!(!old.iter().any(|pfn| area.holds(*pfn)), "a page of an unbound file is in the area");
+    empty(&area)?;
+    let counts = Counts::now()?;
+    let take_out = || old.iter().try_for_each(|pfn| pressure::soft_offline(*pfn));
+    let new = pressure::reserved_by(&cgroup, take_out)?;
+    counts.expect_grown(&["memfile.migrate"], PAGES)?;
+    let inside_before = new.iter().filter(|pfn| area.holds(**pfn)).count();
+    println!("{inside_before} of {} pages were moved into the area", new.len());
+    ensure!(inside_before > 0, "no page was moved into the area");
+
+    let vm = vm_with_flags(PINNED)?;
+    let layout = Layout { gpa: LAYOUTS[0].gpa, offset: 0 };
+    let mut s = Setup::on_file(vm, &MEMFILE, fd, PAGES * PAGE, layout)?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
+    let after = frames(&s.vcpu, &s.slot, &s.fd)?;
+    ensure!(inside(&area, &after) == 0, "pinned pages are in the area: {after:x?}");
+    drop(area.take().context("nothing of the guest is in it")?);
+    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+    drop(s);
+    old.into_iter().try_for_each(pressure::unpoison)
 }
 
 /// For comparison. KVM does not show where its pages are, but the allocations meanwhile are known.

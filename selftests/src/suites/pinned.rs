@@ -9,12 +9,9 @@ use crate::ktap::{CaseResult, Suite};
 use crate::pressure::{
     self, Block, Cgroup, Counts, Frame, Isolation, MovableZone, Swap, Trace, frames, moved,
 };
-use crate::support::backend::MEMFILE;
-use crate::support::setup::{
-    BOTH, GUEST, Layout, MOVABLE, PINNED, RECLAIMABLE, Setup, vm_with_flags,
-};
+use crate::support::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::sys::*;
-use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
+use crate::{HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
     "pinned",
@@ -34,7 +31,6 @@ pub static SUITE: Suite = suite!(
         pages_stay_pinned_when_their_vm_is_gone,
         huge_pages_stay_pinned_when_their_slot_is_deleted,
         pages_leave_movable_memory_when_they_are_pinned,
-        pages_that_have_moved_there_leave_it_as_well,
     ]
 );
 
@@ -386,36 +382,6 @@ fn pages_leave_movable_memory_when_they_are_pinned() -> CaseResult {
             expect_same_frames(&s, &after, "after the block went offline")?;
             s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
         }
-    }
-    Ok(())
-}
-
-/// The pages of a file that nobody has bound lie elsewhere, until somebody moves them into movable
-/// memory: to take their frames out of use, say.
-fn pages_that_have_moved_there_leave_it_as_well() -> CaseResult {
-    const PAGES: u64 = 8;
-    let _pages = pressure::base_pages()?;
-    let (cgroup, zone) = (Cgroup::enter()?, MovableZone::make(1)?);
-    let fd = memfile(PAGES * PAGE)?;
-    let old = pressure::reserved_by(&cgroup, || allocate(&fd, 0, PAGES * PAGE).context("reserve"))?;
-    ensure!(old.len() as u64 == PAGES, "{} frames were found", old.len());
-    let counts = Counts::now()?;
-    for pfn in &old {
-        ensure!(!zone.holds(*pfn)?, "a page of an unbound file is in movable memory");
-        pressure::soft_offline(*pfn)?;
-    }
-    counts.expect_grown(&["memfile.migrate"], PAGES)?;
-    let vm = vm_with_flags(PINNED)?;
-    let mut s = Setup::on_file(vm, &MEMFILE, fd, PAGES * PAGE, Layout { gpa: 4 * GIB, offset: 0 })?;
-    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
-    for frame in frames(&s.vcpu, &s.slot, &s.fd)?.values() {
-        ensure!(!zone.holds(frame.pfn)?, "a pinned page is in movable memory: {frame:x?}");
-    }
-    zone.shuffle()?;
-    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
-    drop(s);
-    for pfn in old {
-        pressure::unpoison(pfn)?;
     }
     Ok(())
 }
