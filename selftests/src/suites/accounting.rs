@@ -7,22 +7,27 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::ktap::{CaseResult, Suite};
-use crate::mem;
 use crate::pressure::{self, Cgroup};
+use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, Setup};
 use crate::sys::*;
-use crate::vm::{Private, Slot, Vcpu, Vm};
-use crate::{MIB, suite};
+use crate::vm::{Slot, Vcpu, Vm};
+use crate::{MIB, conformance, mem};
 
-pub static SUITE: Suite = suite!(
-    "accounting",
-    [
+/// The kinds of private memory whose pages the kernel counts one by one.
+pub static SUITES: &[Suite] = &[
+    conformance!(@suite MEMFILE, "accounting", [
         every_order_of_ends_gives_all_pages_back,
         cgroup_is_charged_for_what_is_there,
         charge_is_the_allocators_until_the_page_goes,
         many_lives_leave_nothing_behind,
-    ]
-);
+    ]),
+    conformance!(@suite HIDDEN, "accounting_hidden", [
+        every_order_of_ends_gives_all_pages_back,
+        cgroup_is_charged_for_what_is_there,
+        many_lives_leave_nothing_behind,
+    ]),
+];
 
 /// Half of it is allocated by fallocate, half by the guest's touch.
 const SIZE: u64 = MIB;
@@ -55,8 +60,8 @@ fn orders() -> impl Iterator<Item = [End; 4]> {
 
 impl Life {
     /// Half is allocated, then the guest touches the other half.
-    fn begin() -> Result<Life> {
-        let Setup { vm, mut vcpu, fd, slot, .. } = Setup::new(Private::Memfile, SIZE)?;
+    fn begin(on: &'static Backend) -> Result<Life> {
+        let Setup { vm, mut vcpu, fd, slot, .. } = Setup::new(on, SIZE)?;
         allocate(&fd, 0, SIZE / 2).context("fallocate")?;
         vcpu.fill_pages(slot.gpa + SIZE / 2, SIZE / 2, GUEST)?;
         Ok(Life { fd: Some(fd), slot: Some(slot), vm: Some((vcpu, vm)), held: SIZE })
@@ -107,12 +112,12 @@ impl Counted {
     }
 }
 
-fn every_order_of_ends_gives_all_pages_back() -> CaseResult {
+fn every_order_of_ends_gives_all_pages_back(on: &'static Backend) -> CaseResult {
     let _pages = pressure::base_pages()?;
-    drop(Life::begin()?);
+    drop(Life::begin(on)?);
     for order in orders() {
         let before = Counted::now()?;
-        let mut life = Life::begin()?;
+        let mut life = Life::begin(on)?;
         let during = Counted::now()?;
         ensure!(during.shmem - before.shmem == SIZE, "{during:?}, {before:?} before");
         let unevictable = during.unevictable - before.unevictable;
@@ -157,13 +162,13 @@ fn expect_uncharged(cgroup: &Cgroup, before: u64) -> Result<()> {
     }
 }
 
-fn cgroup_is_charged_for_what_is_there() -> CaseResult {
+fn cgroup_is_charged_for_what_is_there(on: &'static Backend) -> CaseResult {
     drop(memfile_unsized()?);
     let size = 16 * MIB;
     let cgroup = Cgroup::enter()?;
-    drop(Life::begin()?);
+    drop(Life::begin(on)?);
     let before = cgroup.current()?;
-    let mut s = Setup::new(Private::Memfile, size)?;
+    let mut s = Setup::new(on, size)?;
     expect_charged(&cgroup, 0, "nothing yet")?;
     allocate(&s.fd, 0, size / 2).context("fallocate")?;
     expect_charged(&cgroup, size / 2, "half allocated")?;
@@ -180,7 +185,7 @@ fn cgroup_is_charged_for_what_is_there() -> CaseResult {
 }
 
 /// v5 charged the current task at the allocation, and uncharged the current task at the punch.
-fn charge_is_the_allocators_until_the_page_goes() -> CaseResult {
+fn charge_is_the_allocators_until_the_page_goes(_: &'static Backend) -> CaseResult {
     let size = 16 * MIB;
     let fd = memfile(size)?;
     let (ours, theirs) = (Cgroup::enter()?, Cgroup::new()?);
@@ -203,22 +208,22 @@ fn charge_is_the_allocators_until_the_page_goes() -> CaseResult {
 }
 
 /// Memory that one cycle leaves in the kernel shows after many.
-fn many_lives_leave_nothing_behind() -> CaseResult {
+fn many_lives_leave_nothing_behind(on: &'static Backend) -> CaseResult {
     drop(memfile_unsized()?);
     let cgroup = Cgroup::enter()?;
     for order in orders().take(4) {
-        live(order)?;
+        live(on, order)?;
     }
     let (before, counted) = (cgroup.current()?, Counted::now()?);
     for order in orders() {
-        live(order)?;
+        live(on, order)?;
     }
     let after = Counted::now()?;
     ensure!(after == counted, "{after:?}, {counted:?} before");
     expect_uncharged(&cgroup, before)
 }
 
-fn live(order: [End; 4]) -> Result<()> {
-    let mut life = Life::begin()?;
+fn live(on: &'static Backend, order: [End; 4]) -> Result<()> {
+    let mut life = Life::begin(on)?;
     order.into_iter().try_for_each(|end| life.end(end))
 }

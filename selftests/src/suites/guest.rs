@@ -31,6 +31,7 @@ conformance!(
         guest_asks_for_conversion_by_hypercall,
     ],
     huge: all,
+    hidden: all,
 );
 
 fn runs_code_in_private_memory(on: &'static Backend) -> CaseResult {

@@ -74,7 +74,7 @@ static SUBJECTS: &[&[Suite]] = &[
     exits::SUITES,
     convert::SUITES,
     ondemand::SUITES,
-    one(&accounting::SUITE),
+    accounting::SUITES,
     zero::SUITES,
     prefault::SUITES,
     one(&populate::SUITE),

@@ -37,6 +37,7 @@ conformance!(
     ],
     converting: [hole_leaves_the_shared_view_alone],
     huge: all,
+    hidden: all,
     small: [file_outlives_its_vm],
 );
 

@@ -63,6 +63,15 @@ conformance!(
         all_on_huge_private_pages,
         all_on_huge_pages,
     ],
+    hidden: [
+        private_memory_shared_access,
+        shared_memory_shared_access,
+        shared_private_access,
+        private_shared_private_access,
+        part_of_private_memory_is_shared_and_back,
+        all_on_huge_private_pages,
+        all_on_huge_pages,
+    ],
 );
 
 /// The patterns of the host, then of the guest, then of each next stage.
@@ -333,7 +342,7 @@ fn sealed_memfd() -> Result<OwnedFd> {
 
 /// Run a scenario on a VM of its own.
 fn run(on: &'static Backend, how: Variant, sealed: bool, scenario: Scenario) -> CaseResult {
-    let vm = Vm::protected()?;
+    let vm = on.vm()?;
     vm.exit_on_map_gpa()?;
     let file = on.create(&vm, how.areas * STRIDE)?;
     let areas = (0..how.areas).map(|n| Area::new(&vm, on, &file, n, sealed, how));

@@ -39,6 +39,14 @@ conformance!(
         access_against_everything,
         access_against_everything_unaligned,
     ],
+    hidden: [
+        access_against_punch,
+        access_against_slot_replacement,
+        access_against_conversion_one_vcpu,
+        access_against_conversion_several_vcpus,
+        access_against_everything,
+        access_against_everything_unaligned,
+    ],
 );
 
 /// A table with one wrong entry must end the stress.

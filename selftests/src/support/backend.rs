@@ -24,6 +24,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::pressure::{Pool, Setting};
 use crate::skip::{missing_memfile, skip};
+use crate::support::setup;
 use crate::sys::{self, Errno, SysResult};
 use crate::uapi::*;
 use crate::vm::{Private, Vm, VmType};
@@ -37,6 +38,8 @@ pub struct Backend {
     pub kind: Private,
     /// More flags for the call that makes the file: `memfd_create`, or `KVM_CREATE_GUEST_MEMFD`.
     pub flags: u64,
+    /// What the VM chooses of `MEMFILE_F_*`, if it chooses.
+    pub choice: Option<u64>,
     /// The type of VM that can have such memory. In one of [`VmType::Default`] nothing can be
     /// converted: all of the guest's memory is the file's.
     pub vm: VmType,
@@ -48,13 +51,23 @@ pub struct Backend {
 }
 
 /// The reference: what it promises is in `Documentation/rules.rst`.
-pub static MEMFILE: Backend =
-    Backend { kind: Private::Memfile, flags: 0, vm: VmType::Protected, page: PAGE, counted: true };
+pub static MEMFILE: Backend = Backend {
+    kind: Private::Memfile,
+    flags: 0,
+    choice: None,
+    vm: VmType::Protected,
+    page: PAGE,
+    counted: true,
+};
+
+/// The same out of the kernel's direct map.
+pub static HIDDEN: Backend = Backend { choice: Some(setup::HIDDEN), ..MEMFILE };
 
 /// The same with pages of 2 MiB from the pool of hugetlbfs.
 pub static HUGE: Backend = Backend {
     kind: Private::Memfile,
     flags: (MFD_HUGETLB | 21 << MFD_HUGE_SHIFT) as u64,
+    choice: None,
     vm: VmType::Protected,
     page: crate::HUGE,
     counted: true,
@@ -64,6 +77,7 @@ pub static HUGE: Backend = Backend {
 pub static GMEM: Backend = Backend {
     kind: Private::GuestMemfd,
     flags: 0,
+    choice: None,
     vm: VmType::Protected,
     page: PAGE,
     counted: false,
@@ -73,6 +87,7 @@ pub static GMEM: Backend = Backend {
 pub static GMEM_MMAP: Backend = Backend {
     kind: Private::GuestMemfd,
     flags: GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
+    choice: None,
     vm: VmType::Default,
     page: PAGE,
     counted: false,
@@ -120,6 +135,11 @@ impl Backend {
             if !has || self.flags & !flags != 0 {
                 return skip(format!("KVM has no guest_memfd with flags {:#x}", self.flags));
             }
+        }
+        if let Some(flags) = self.choice {
+            drop(self.new_file()?);
+            vm.raw_enable_cap(KVM_CAP_MEMFILE, flags)
+                .with_context(|| format!("choose {flags:#x}"))?;
         }
         Ok(vm)
     }
@@ -250,7 +270,8 @@ fn note(what: &str, does: &str) {
 /// shared, on all that have both; those of the third list on a memfile only. Those of the last list
 /// run on a memfile of huge pages as well, which must do exactly as it does on small ones: not those
 /// that count small pages, for which there is the suite `hugetlb`. With `huge: all` it is those of the
-/// first two lists; `small` are then further ones for all kinds but huge pages.
+/// first two lists; `small` are then further ones for all kinds but huge pages. `hidden` is the same
+/// for a memfile that is not in the kernel's direct map.
 #[macro_export]
 macro_rules! conformance {
     (
@@ -274,10 +295,35 @@ macro_rules! conformance {
     };
     (
         $name:literal,
+        [$($all:ident $(: $all_limit:literal)?),* $(,)?]
+        $(, converting: [$($both:ident $(: $both_limit:literal)?),* $(,)?])?
+        , huge: all, hidden: all
+        $(, small: [$($small:ident $(: $small_limit:literal)?),* $(,)?])? $(,)?
+    ) => {
+        $crate::conformance!(
+            $name,
+            [
+                $($all $(: $all_limit)?,)*
+                $($($small $(: $small_limit)?,)*)?
+            ]
+            $(, converting: [$($both $(: $both_limit)?,)*])?
+            , huge: [
+                $($all $(: $all_limit)?,)*
+                $($($both $(: $both_limit)?,)*)?
+            ]
+            , hidden: [
+                $($all $(: $all_limit)?,)*
+                $($($both $(: $both_limit)?,)*)?
+            ]
+        );
+    };
+    (
+        $name:literal,
         []
         , converting: [$($both:ident $(: $both_limit:literal)?),* $(,)?]
         $(, memfile: [$($own:ident $(: $own_limit:literal)?),* $(,)?])?
-        $(, huge: [$($huge:ident $(: $huge_limit:literal)?),* $(,)?])? $(,)?
+        $(, huge: [$($huge:ident $(: $huge_limit:literal)?),* $(,)?])?
+        $(, hidden: [$($out:ident $(: $out_limit:literal)?),* $(,)?])? $(,)?
     ) => {
         pub static SUITES: &[$crate::ktap::Suite] = &[
             $crate::conformance!(@suite MEMFILE, $name, [
@@ -286,6 +332,9 @@ macro_rules! conformance {
             ]),
             $($crate::conformance!(@suite HUGE, concat!($name, "_huge"), [
                 $($huge $($huge_limit)?,)*
+            ]),)?
+            $($crate::conformance!(@suite HIDDEN, concat!($name, "_hidden"), [
+                $($out $($out_limit)?,)*
             ]),)?
             $crate::conformance!(@suite GMEM, concat!($name, "_gmem"), [
                 $($both $($both_limit)?,)*
@@ -297,7 +346,8 @@ macro_rules! conformance {
         [$($all:ident $(: $all_limit:literal)?),* $(,)?]
         $(, converting: [$($both:ident $(: $both_limit:literal)?),* $(,)?])?
         $(, memfile: [$($own:ident $(: $own_limit:literal)?),* $(,)?])?
-        $(, huge: [$($huge:ident $(: $huge_limit:literal)?),* $(,)?])? $(,)?
+        $(, huge: [$($huge:ident $(: $huge_limit:literal)?),* $(,)?])?
+        $(, hidden: [$($out:ident $(: $out_limit:literal)?),* $(,)?])? $(,)?
     ) => {
         pub static SUITES: &[$crate::ktap::Suite] = &[
             $crate::conformance!(@suite MEMFILE, $name, [
@@ -307,6 +357,9 @@ macro_rules! conformance {
             ]),
             $($crate::conformance!(@suite HUGE, concat!($name, "_huge"), [
                 $($huge $($huge_limit)?,)*
+            ]),)?
+            $($crate::conformance!(@suite HIDDEN, concat!($name, "_hidden"), [
+                $($out $($out_limit)?,)*
             ]),)?
             $crate::conformance!(@suite GMEM, concat!($name, "_gmem"), [
                 $($all $($all_limit)?,)*
