@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Private memory that the kernel does not see, `MEMFILE_F_KERNEL_INACCESSIBLE` (rule 25).
-//!
-//! `/dev/mem` reads a page frame through the direct map, by `copy_from_kernel_nofault()`, and gives
-//! EFAULT where the direct map has none.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
-use crate::pressure::{self, Cgroup, Counts, Failing, Swap, frames};
+use crate::pressure::{self, Cgroup, Counts, Failing, Image, Memory, Swap, frames, word};
 use crate::support::inject::Injector;
 use crate::support::setup::{BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, SLOT, Setup};
 use crate::sys::*;
@@ -44,6 +41,8 @@ pub static SUITE: Suite = suite!(
         binding_that_fails_can_be_repeated: 120,
         broken_page_does_not_come_back_with_others,
         hibernation_is_refused,
+        hibernation_that_has_begun_is_refused: 120,
+        hibernation_finds_no_secret_and_guests_go_on: 240,
         secret_is_nowhere_in_memory: 240,
         thousand_lives_leak_nothing: 240,
     ]
@@ -52,118 +51,10 @@ pub static SUITE: Suite = suite!(
 const SIZE: u64 = 4 * MIB;
 const PAGES: u64 = SIZE / PAGE;
 
-/// Physical memory through the direct map.
-struct Memory(File);
-
-impl Memory {
-    fn open() -> Result<Memory> {
-        require_root()?;
-        drop(memfile_unsized()?);
-        match File::open("/dev/mem") {
-            Ok(file) => Ok(Memory(file)),
-            Err(_) => skip("the kernel has no /dev/mem"),
-        }
-    }
-
-    /// The content of a frame, if the direct map has it.
-    fn frame(&self, pfn: u64) -> Result<Option<Vec<u8>>> {
-        let mut bytes = vec![0; PAGE as usize];
-        match pread(&self.0, &mut bytes, pfn * PAGE) {
-            Ok(read) => {
-                ensure!(read as u64 == PAGE, "{read} bytes of frame {pfn:#x}");
-                Ok(Some(bytes))
-            }
-            Err(Errno::EFAULT) => Ok(None),
-            Err(e) => bail!("frame {pfn:#x} in /dev/mem: {e}"),
-        }
-    }
-
-    fn has(&self, pfn: u64) -> Result<bool> {
-        Ok(self.frame(pfn)?.is_some())
-    }
-
-    /// Fail unless all frames of a guest are in the direct map, or none.
-    fn expect_all(&self, pfns: &[u64], there: bool, when: &str) -> Result<()> {
-        for pfn in pfns {
-            let has = self.has(*pfn)?;
-            ensure!(has == there, "{when}: frame {pfn:#x} is in the direct map: {has}");
-        }
-        Ok(())
-    }
-
-    /// Look for 64 bytes of `pattern` at any address in `[start, start + len)`, in all of memory,
-    /// at multiples of 64. Returns how often they are there, and how many frames are not in the
-    /// direct map.
-    ///
-    /// The words are computed one by one: this process never has 64 bytes of them.
-    fn search(&self, pattern: Pattern, start: u64, len: u64) -> Result<(u64, u64)> {
-        let mut chunk = vec![0; 64 << 10];
-        let (mut found, mut absent) = (0, 0);
-        for (mut at, end) in system_ram()? {
-            while at < end {
-                let size = (end - at).min(chunk.len() as u64);
-                let bytes = &mut chunk[..size as usize];
-                match pread(&self.0, bytes, at) {
-                    Ok(read) => {
-                        ensure!(read as u64 == size, "{read} of {size} bytes at {at:#x}");
-                        found += hits(bytes, pattern, start, len);
-                    }
-                    Err(Errno::EFAULT) => {
-                        for page in (at..at + size).step_by(PAGE as usize) {
-                            match self.frame(page / PAGE)? {
-                                Some(bytes) => found += hits(&bytes, pattern, start, len),
-                                None => absent += 1,
-                            }
-                        }
-                    }
-                    Err(e) => bail!("{at:#x} in /dev/mem: {e}"),
-                }
-                at += size;
-            }
-        }
-        Ok((found, absent))
-    }
-
-    /// How many frames are not in the direct map.
-    fn absent(&self) -> Result<u64> {
-        Ok(self.search(Pattern::Generation(0), 0, 0)?.1)
-    }
-}
-
-fn word(bytes: &[u8], offset: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[offset..offset + 8]);
-    u64::from_ne_bytes(word)
-}
-
-fn hits(bytes: &[u8], pattern: Pattern, start: u64, len: u64) -> u64 {
-    // The inverse of what pattern.word() multiplies the address by.
-    let step = pattern.step(1);
-    let inverse =
-        (0..6).fold(step, |x: u64, _| x.wrapping_mul(2u64.wrapping_sub(step.wrapping_mul(x))));
-    let base = pattern.word(0);
-    let mut found = 0;
-    for line in bytes.chunks_exact(64) {
-        let addr = word(line, 0).wrapping_sub(base).wrapping_mul(inverse);
-        let inside = addr.wrapping_sub(start) < len;
-        let all = || (0..64).step_by(8).all(|n| word(line, n) == pattern.word(addr + n as u64));
-        found += u64::from(inside && all());
-    }
-    found
-}
-
-/// Ranges of physical addresses that are memory, whole pages.
-fn system_ram() -> Result<Vec<(u64, u64)>> {
-    let text = fs::read_to_string("/proc/iomem").context("/proc/iomem")?;
-    let mut ranges = Vec::new();
-    for line in text.lines().filter(|line| line.ends_with(" : System RAM")) {
-        let range = line.trim().split(' ').next().and_then(|range| range.split_once('-'));
-        let (first, last) = range.context("a line of /proc/iomem")?;
-        let (first, last) = (u64::from_str_radix(first, 16)?, u64::from_str_radix(last, 16)?);
-        ranges.push((first.next_multiple_of(PAGE), (last + 1) / PAGE * PAGE));
-    }
-    ensure!(!ranges.is_empty(), "/proc/iomem has no System RAM");
-    Ok(ranges)
+/// The kernel's view of physical memory; SKIP where there are no memfiles.
+pub(super) fn memory() -> Result<Memory> {
+    drop(memfile_unsized()?);
+    Memory::open()
 }
 
 /// The frames of all pages of a guest, in their order.
@@ -174,15 +65,15 @@ fn pfns(s: &Setup) -> Result<Vec<u64>> {
 }
 
 /// The pages that are out of the direct map because of `work`.
-struct Hidden(u64);
+pub(super) struct Hidden(u64);
 
 impl Hidden {
-    fn now() -> Result<Hidden> {
+    pub(super) fn now() -> Result<Hidden> {
         drop(memfile_unsized()?);
         mem::hidden_pages().map(Hidden)
     }
 
-    fn expect(&self, more: u64, when: &str) -> Result<()> {
+    pub(super) fn expect(&self, more: u64, when: &str) -> Result<()> {
         let now = mem::hidden_pages()?;
         ensure!(now == self.0 + more, "{when}: {} pages were out, {now} are", self.0);
         Ok(())
@@ -190,7 +81,7 @@ impl Hidden {
 }
 
 fn page_is_there_without_the_flag() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let hidden = Hidden::now()?;
     for flags in [PINNED, MOVABLE, BOTH] {
         let s = Setup::filled(flags, SIZE)?;
@@ -204,7 +95,7 @@ fn page_is_there_without_the_flag() -> CaseResult {
 }
 
 fn page_is_not_there_whatever_made_it() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
         let on_demand = || Setup::with_flags(HIDDEN, SIZE);
@@ -276,18 +167,13 @@ fn count_is_that_of_the_pages_in_files() -> CaseResult {
     hidden.expect(0, "the second, too")
 }
 
-/// Fail unless a frame that has left the file is in the direct map, with nothing of the guest's.
+/// [`Memory::expect_empty`] for what a guest has had.
 fn expect_empty(memory: &Memory, pfn: u64, pattern: Pattern, s: &Setup) -> Result<()> {
-    let Some(bytes) = memory.frame(pfn)? else {
-        bail!("frame {pfn:#x} is not in the direct map");
-    };
-    let hits = hits(&bytes, pattern, s.slot.gpa, s.slot.size);
-    ensure!(hits == 0, "frame {pfn:#x} still has the content");
-    Ok(())
+    memory.expect_empty(pfn, pattern, s.slot.gpa, s.slot.size)
 }
 
 fn hole_gives_the_frame_back_empty() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let hidden = Hidden::now()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
@@ -315,7 +201,7 @@ fn huge_guest() -> Result<Setup> {
 }
 
 fn hole_in_a_huge_page_keeps_its_neighbours_out() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let _huge = pressure::shmem_huge("always")?;
     let hidden = Hidden::now()?;
     let mut s = huge_guest()?;
@@ -345,7 +231,7 @@ fn hole_in_a_huge_page_keeps_its_neighbours_out() -> CaseResult {
 }
 
 fn hole_in_a_huge_page_that_cannot_be_split() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let _huge = pressure::shmem_huge("always")?;
     let hidden = Hidden::now()?;
     let mut s = huge_guest()?;
@@ -366,7 +252,7 @@ fn hole_in_a_huge_page_that_cannot_be_split() -> CaseResult {
 }
 
 fn parts_of_a_split_page_stay_out() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let _huge = pressure::shmem_huge("always")?;
     let hidden = Hidden::now()?;
     let mut s = huge_guest()?;
@@ -387,7 +273,7 @@ fn parts_of_a_split_page_stay_out() -> CaseResult {
 
 /// The last huge page of the file reaches beyond its end. What splits it drops the part there.
 fn part_beyond_the_end_of_the_file_comes_back() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let _huge = pressure::shmem_huge("always")?;
     let hidden = Hidden::now()?;
     let absent = memory.absent()?;
@@ -413,7 +299,7 @@ fn part_beyond_the_end_of_the_file_comes_back() -> CaseResult {
 }
 
 fn content_of_an_earlier_binding_leaves() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
         for flags in [PINNED, BOTH] {
@@ -436,7 +322,7 @@ fn content_of_an_earlier_binding_leaves() -> CaseResult {
 
 fn file_keeps_the_flag_as_long_as_it_has_pages() -> CaseResult {
     let _pages = pressure::base_pages()?;
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let s = Setup::filled(HIDDEN, MIB)?;
     let pages = pfns(&s)?;
     s.vm.raw_delete(SLOT)?;
@@ -513,7 +399,7 @@ fn kvm_has_no_access() -> CaseResult {
 }
 
 fn initial_content_does_not_stay() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
         let vm = Vm::protected()?;
@@ -554,7 +440,7 @@ fn fallocate_after_binding_takes_pages_out() -> CaseResult {
 
 /// The direct map has to be split, which needs memory.
 fn allocation_that_fails_changes_nothing() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let _huge = pressure::shmem_huge("always")?;
     let injector = Injector::new()?;
     let hidden = Hidden::now()?;
@@ -598,7 +484,7 @@ fn allocation_that_fails_changes_nothing() -> CaseResult {
 }
 
 fn binding_that_fails_can_be_repeated() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let injector = Injector::new()?;
     let hidden = Hidden::now()?;
     let s = Setup::filled(PINNED, SIZE)?;
@@ -626,7 +512,7 @@ fn binding_that_fails_can_be_repeated() -> CaseResult {
 }
 
 fn broken_page_does_not_come_back_with_others() -> CaseResult {
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let absent = memory.absent()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
@@ -651,22 +537,67 @@ fn broken_page_does_not_come_back_with_others() -> CaseResult {
 
 fn hibernation_is_refused() -> CaseResult {
     const DISK: &str = "/sys/power/disk";
-    let Ok(text) = fs::read_to_string(DISK) else {
-        return skip("the kernel cannot hibernate");
+    drop(Image::open()?);
+    let refused = |when: &str, wanted: bool| -> Result<()> {
+        let text = fs::read_to_string(DISK)?;
+        ensure!(text.contains("[disabled]") == wanted, "{when}: {DISK} has {text}");
+        let open = Image::raw_open();
+        ensure!(open.is_err() == wanted, "{when}: /dev/snapshot opens: {}", open.is_ok());
+        Ok(())
     };
-    ensure!(!text.contains("[disabled]"), "before: {text}");
+    refused("before", false)?;
     let s = Setup::filled(HIDDEN, MIB)?;
-    let text = fs::read_to_string(DISK)?;
-    ensure!(text.contains("[disabled]"), "with a hidden page: {text}");
+    refused("with hidden pages", true)?;
     drop(s);
-    let text = fs::read_to_string(DISK)?;
-    ensure!(!text.contains("[disabled]"), "after: {text}");
-    Ok(())
+    refused("after", false)
+}
+
+/// The guest touches its first such page when all others are frozen already.
+fn hibernation_that_has_begun_is_refused() -> CaseResult {
+    lock_own_memory()?;
+    let image = Image::open()?;
+    let mut s = Setup::with_flags(HIDDEN, MIB)?;
+    image.freeze()?;
+    s.vcpu.fill(s.slot.gpa, MIB, GUEST)?;
+    let result = image.raw_create();
+    drop(image);
+    expect_errno("an image with hidden pages", result, &[Errno::EPERM])?;
+    s.vcpu.verify(s.slot.gpa, MIB, GUEST)
+}
+
+fn hibernation_finds_no_secret_and_guests_go_on() -> CaseResult {
+    lock_own_memory()?;
+    // What was hidden has left nothing behind, and the direct map has all pages that are copied.
+    let (first, second) = (Pattern::Generation(7001), Pattern::Generation(7002));
+    let mut s = Setup::with_flags(HIDDEN, SIZE)?;
+    s.vcpu.fill(s.slot.gpa, SIZE, first)?;
+    let gpa = s.slot.gpa;
+    drop(s);
+    let mut s = Setup::with_flags(PINNED, SIZE)?;
+    s.vcpu.fill(gpa, SIZE, second)?;
+
+    let mut image = Image::open()?;
+    image.freeze()?;
+    image.raw_create().context("make an image")?;
+    let (found, pages) = image.search(first, gpa, SIZE)?;
+    drop(image);
+    s.vcpu.verify(gpa, SIZE, second)?;
+    println!("an image of {pages} pages");
+    ensure!(found == 0, "what was hidden is in the image {found} times");
+
+    // Without the flag it is found, so that the above can fail.
+    let mut image = Image::open()?;
+    image.freeze()?;
+    image.raw_create().context("make another image")?;
+    let (found, _) = image.search(second, gpa, SIZE)?;
+    drop(image);
+    ensure!(found >= SIZE / 64, "without the flag it is in the image {found} times");
+    s.vcpu.verify(gpa, SIZE, second)
 }
 
 fn secret_is_nowhere_in_memory() -> CaseResult {
     lock_own_memory()?;
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
     let mut secret = 5000;
     // What an earlier search has read may be anywhere: a new secret each time.
@@ -717,14 +648,15 @@ fn secret_is_nowhere_in_memory() -> CaseResult {
     Ok(())
 }
 
-fn direct_map() -> Result<[u64; 3]> {
+/// How much of it has entries of 4 KiB, 2 MiB and 1 GiB, in bytes.
+pub(super) fn direct_map() -> Result<[u64; 3]> {
     let part = |name: &str| mem::meminfo(name).unwrap_or(0);
     Ok([part("DirectMap4k"), part("DirectMap2M"), part("DirectMap1G")])
 }
 
 fn thousand_lives_leak_nothing() -> CaseResult {
     const LIVES: u64 = 1000;
-    let memory = Memory::open()?;
+    let memory = memory()?;
     let hidden = Hidden::now()?;
     let (before, absent) = (direct_map()?, memory.absent()?);
     let fd = memfile(LAYOUTS[0].offset + HUGE)?;
