@@ -81,12 +81,12 @@ void memfile_set_evictable(struct inode *inode, bool evictable)
 /* Do pages leave the direct map before a consumer gets them? */
 void memfile_set_hiding(struct inode *inode, bool hiding)
 {
-	WRITE_ONCE(SHMEM_I(inode)->hide_folios, hiding);
+	assign_bit(AS_HIDE, &inode->i_mapping->flags, hiding);
 }
 
 bool memfile_hiding(struct inode *inode)
 {
-	return READ_ONCE(SHMEM_I(inode)->hide_folios);
+	return test_bit(AS_HIDE, &inode->i_mapping->flags);
 }
 
 bool memfile_writable(struct file *file)

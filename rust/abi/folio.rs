@@ -6,6 +6,7 @@
 //! [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
 
 use crate::bindings;
+use crate::policy::flags::Flags;
 use crate::policy::range::Range;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
@@ -170,6 +171,13 @@ impl Drop for Locked {
         // SAFETY: By the type invariant the reference is ours.
         unsafe { bindings::memfile_put_folio(self.as_ptr()) };
     }
+}
+
+/// Can the machine keep pages of the page cache out of the kernel's direct map?
+pub(crate) fn can_hide() -> bool {
+    // SAFETY: The function may be called at any time.
+    let flags = unsafe { bindings::memfile_supported_flags() };
+    flags & Flags::KERNEL_INACCESSIBLE != 0
 }
 
 /// How many pages of all files are out of the kernel's direct map.

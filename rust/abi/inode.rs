@@ -6,7 +6,10 @@
 
 use crate::bindings;
 use crate::policy::flags::Flags;
-use crate::policy::range::PAGE_SHIFT;
+use crate::policy::range::{
+    Range,
+    PAGE_SHIFT, //
+};
 use core::ptr::NonNull;
 use kernel::error::{
     to_result,
@@ -70,13 +73,39 @@ impl Inode {
         unsafe { bindings::memfile_has_pages(self.as_ptr()) }
     }
 
-    /// Tells the memory management whether it may migrate and evict the pages of the page cache.
-    /// Does not sleep; the caller serialises.
+    /// Tells the memory management whether it may migrate and evict the pages of the page cache, and
+    /// whether they are to leave the kernel's direct map. Does not sleep; the caller serialises.
     pub(crate) fn set_flags(self, flags: Flags) {
         // SAFETY: The inode is valid by the type invariant.
         unsafe { bindings::memfile_set_migratable(self.as_ptr(), !flags.unmovable()) };
         // SAFETY: As above.
         unsafe { bindings::memfile_set_evictable(self.as_ptr(), !flags.unreclaimable()) };
+        // SAFETY: As above.
+        unsafe { bindings::memfile_set_hiding(self.as_ptr(), flags.kernel_inaccessible()) };
+    }
+
+    /// Are pages of the page cache to leave the kernel's direct map? As [`Self::set_flags`] has it.
+    /// It does not change as long as a consumer is bound that has asked for it.
+    pub(crate) fn hiding(self) -> bool {
+        // SAFETY: The inode is valid by the type invariant.
+        unsafe { bindings::memfile_hiding(self.as_ptr()) }
+    }
+
+    /// Takes those of `pages` that are in the page cache out of the kernel's direct map, as long as
+    /// [`Self::hiding`] says so. Sleeps, takes folio locks.
+    ///
+    /// Errors: `ENOMEM`, `EINTR` if a fatal signal came; some are out then.
+    pub(crate) fn hide(self, pages: Range) -> Result {
+        // SAFETY: The inode is valid by the type invariant.
+        to_result(unsafe {
+            bindings::memfile_hide_range(
+                self.as_ptr(),
+                // CAST: `pgoff_t` is as wide on 64 bits.
+                pages.start() as usize,
+                // CAST: As above.
+                pages.end() as usize,
+            )
+        })
     }
 
     /// May the pages of the page cache migrate? As [`Self::set_flags`] has it.

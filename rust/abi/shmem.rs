@@ -12,8 +12,6 @@ use super::folio::{
 };
 use super::inode::Inode;
 use crate::bindings;
-use crate::policy::flags::Flags;
-use crate::policy::range::Range;
 use core::ptr::NonNull;
 use kernel::error::{
     code::*,
@@ -77,43 +75,6 @@ impl ShmemInode {
             }
             (Err(err), _) => Err(err),
         }
-    }
-
-    /// Can the machine keep pages out of the kernel's direct map?
-    pub(crate) fn can_hide(self) -> bool {
-        // SAFETY: The function may be called at any time.
-        let flags = unsafe { bindings::memfile_supported_flags() };
-        flags & Flags::KERNEL_INACCESSIBLE != 0
-    }
-
-    /// Sets whether pages are to leave the kernel's direct map. Does not sleep; the caller serialises.
-    pub(crate) fn set_hiding(self, hiding: bool) {
-        // SAFETY: The inode is valid and of shmem by the type invariant.
-        unsafe { bindings::memfile_set_hiding(self.0.as_ptr(), hiding) };
-    }
-
-    /// What [`Self::set_hiding`] has set. It does not change as long as a consumer is bound that has
-    /// asked for it.
-    pub(crate) fn hiding(self) -> bool {
-        // SAFETY: The inode is valid and of shmem by the type invariant.
-        unsafe { bindings::memfile_hiding(self.0.as_ptr()) }
-    }
-
-    /// Takes those of `pages` that the file has in memory out of the kernel's direct map, as long as
-    /// [`Self::hiding`] says so. Sleeps, takes folio locks.
-    ///
-    /// Errors: `ENOMEM`, `EINTR` if a fatal signal came; some are out then.
-    pub(crate) fn hide(self, pages: Range) -> Result {
-        // SAFETY: The inode is valid and of shmem by the type invariant.
-        to_result(unsafe {
-            bindings::memfile_hide_range(
-                self.0.as_ptr(),
-                // CAST: `pgoff_t` is as wide on 64 bits.
-                pages.start() as usize,
-                // CAST: As above.
-                pages.end() as usize,
-            )
-        })
     }
 
     /// Calls shmem's fallocate() on `file`, which is one of this inode. `offset` and `len` are

@@ -36,8 +36,9 @@
 //! any of them: what lies between its start and its end is truncation under the inode lock, the
 //! copying of one folio, or its move to the swap cache. These wait for folio locks only, and in
 //! hugetlbfs for fault mutexes, whose holders do not wait for `slots_lock`; but the holder of a
-//! fault mutex may be in reclaim for a huge page, of another file even. `store.h` requires the same
-//! of other stores.
+//! fault mutex may be in reclaim for a huge page, of another file even, and a hole in a part of a
+//! huge page that is out of the direct map for a page table. `store.h` requires the same of other
+//! stores.
 //!
 //! Before pages have to leave areas for movable memory, [`Node::bind`] also waits for allocations
 //! that began earlier ([`Allocation`]). These take no lock above 2.

@@ -3,11 +3,13 @@
 //! hugetlbfs: folios of one size from the pool of huge pages, in the page cache (rule 24).
 
 use super::{
+    page_cache,
     AnyStore,
     Store, //
 };
 use crate::abi::file::File;
 use crate::abi::folio::{
+    self,
     Found,
     Locked,
     Migration, //
@@ -15,7 +17,10 @@ use crate::abi::folio::{
 use crate::abi::hugetlb::HugetlbInode;
 use crate::abi::inode::Inode;
 use crate::policy::flags::Flags;
-use crate::policy::range::PAGE_SIZE;
+use crate::policy::range::{
+    Range,
+    PAGE_SIZE, //
+};
 use kernel::prelude::*;
 
 impl Store for HugetlbInode {
@@ -52,7 +57,7 @@ impl Store for HugetlbInode {
 
     /// There is no swap to wait for.
     fn find(self, file: File, index: u64) -> Result<Found<Locked>> {
-        self.folio(file, index).map(Found::There)
+        page_cache::hidden(self.inode(), Found::There(self.folio(file, index)?))
     }
 
     fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
@@ -61,5 +66,13 @@ impl Store for HugetlbInode {
 
     fn migrate(self, migration: &Migration) -> Result {
         HugetlbInode::migrate(self, migration)
+    }
+
+    fn can_hide(self) -> bool {
+        folio::can_hide()
+    }
+
+    fn hide(self, pages: Range) -> Result {
+        self.inode().hide(pages)
     }
 }

@@ -4,9 +4,12 @@
 
 use super::Page;
 use crate::abi::folio::{
+    Found,
     Locked,
     Pfn, //
 };
+use crate::abi::inode::Inode;
+use kernel::prelude::*;
 
 impl Page for Locked {
     fn order(&self) -> u32 {
@@ -28,4 +31,17 @@ impl Page for Locked {
     fn into_pfn(self, index: u64, order: u32) -> Pfn {
         Locked::into_pfn(self, index, order)
     }
+}
+
+/// What a store has found in the page cache of `inode`: out of the kernel's direct map, if it is to
+/// be (rule 25). Sleeps.
+///
+/// Errors: `ENOMEM`.
+pub(super) fn hidden(inode: Inode, found: Found<Locked>) -> Result<Found<Locked>> {
+    if let Found::There(folio) = &found {
+        if inode.hiding() {
+            folio.hide()?;
+        }
+    }
+    Ok(found)
 }

@@ -3,19 +3,20 @@
 //! shmem: folios in the page cache and in swap.
 
 use super::{
+    page_cache,
     AnyStore,
     Store,
     ORDER_2M, //
 };
 use crate::abi::file::File;
 use crate::abi::folio::{
+    self,
     Found,
     Locked,
     Migration, //
 };
 use crate::abi::inode::Inode;
 use crate::abi::shmem::ShmemInode;
-use crate::policy::flags::Flags;
 use crate::policy::range::Range;
 use kernel::prelude::*;
 
@@ -38,13 +39,7 @@ impl Store for ShmemInode {
     }
 
     fn find(self, _file: File, index: u64) -> Result<Found<Locked>> {
-        let found = self.folio(index)?;
-        if let Found::There(folio) = &found {
-            if self.hiding() {
-                folio.hide()?;
-            }
-        }
-        Ok(found)
+        page_cache::hidden(self.inode(), self.folio(index)?)
     }
 
     fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
@@ -55,16 +50,11 @@ impl Store for ShmemInode {
         migration.in_page_cache()
     }
 
-    fn set_flags(self, flags: Flags) {
-        self.inode().set_flags(flags);
-        self.set_hiding(flags.kernel_inaccessible());
-    }
-
     fn can_hide(self) -> bool {
-        ShmemInode::can_hide(self)
+        folio::can_hide()
     }
 
     fn hide(self, pages: Range) -> Result {
-        ShmemInode::hide(self, pages)
+        self.inode().hide(pages)
     }
 }

@@ -31,6 +31,7 @@ use crate::uapi::*;
 use crate::vm::{DOORS, Exit, Private, Slot, Vcpu, Vm, region, small_pages};
 use crate::{GIB, HUGE, MIB, PAGE, mem};
 
+/// Suites whose cases get the size of the huge pages that they use.
 macro_rules! suites {
     ($([$name:ident, $title:literal, $page:expr]: [$($case:ident $(: $limit:literal)?),* $(,)?])*) => {
         $(pub static $name: Suite = Suite {
@@ -45,6 +46,7 @@ macro_rules! suites {
         };)*
     };
 }
+pub(super) use suites;
 
 suites! {
     [SUITE, "hugetlb", HUGE]: [
@@ -104,13 +106,13 @@ suites! {
 }
 
 /// A memfile of `count` huge pages of `page` bytes.
-fn file(page: u64, count: u64) -> Result<OwnedFd> {
+pub(super) fn file(page: u64, count: u64) -> Result<OwnedFd> {
     memfile_huge(page, count * page)
 }
 
 /// A pool of `count` pages, none of them in use. Of gigantic pages the machine has what it was
 /// given at boot.
-fn pool(page: u64, count: u64) -> Result<(Pool, Option<Setting>)> {
+pub(super) fn pool(page: u64, count: u64) -> Result<(Pool, Option<Setting>)> {
     drop(memfile_unsized()?);
     let pool = Pool::of(page)?;
     if page == GIB {
@@ -134,23 +136,29 @@ fn view(page: u64, size: u64) -> Result<(Mapping, u64)> {
 }
 
 /// A VM with a slot on a huge page file.
-struct Guest {
-    vm: Vm,
-    vcpu: Vcpu,
-    fd: OwnedFd,
+pub(super) struct Guest {
+    pub(super) vm: Vm,
+    pub(super) vcpu: Vcpu,
+    pub(super) fd: OwnedFd,
     view: Mapping,
-    gpa: u64,
-    size: u64,
+    pub(super) gpa: u64,
+    pub(super) size: u64,
 }
 
 impl Guest {
     /// All of a new file of `count` huge pages.
-    fn new(flags: u64, page: u64, count: u64) -> Result<Guest> {
+    pub(super) fn new(flags: u64, page: u64, count: u64) -> Result<Guest> {
         Guest::on(flags, page, file(page, count)?, count * page, Layout { gpa: 4 * GIB, offset: 0 })
     }
 
     /// A part of a file, which is `size` bytes long.
-    fn on(flags: u64, page: u64, fd: OwnedFd, size: u64, layout: Layout) -> Result<Guest> {
+    pub(super) fn on(
+        flags: u64,
+        page: u64,
+        fd: OwnedFd,
+        size: u64,
+        layout: Layout,
+    ) -> Result<Guest> {
         let vm = vm_with_flags(flags)?;
         let (view, start) = view(page, size)?;
         let mut request =
@@ -731,7 +739,7 @@ fn pre_fault_maps_whole_pages(page: u64) -> CaseResult {
 }
 
 /// A page frame with a memory error. It stays out of use: a broken huge page never returns to use.
-fn break_at(guest: &Guest, offset: u64) -> Result<u64> {
+pub(super) fn break_at(guest: &Guest, offset: u64) -> Result<u64> {
     let frame = frames_of(guest)?.get(&offset).context("the page has no frame")?.pfn;
     let counts = Counts::now()?;
     pressure::poison(frame)?;
@@ -740,13 +748,13 @@ fn break_at(guest: &Guest, offset: u64) -> Result<u64> {
 }
 
 /// The broken frames of a huge page: usable again when this is dropped, after the guest has ended.
-struct Broken {
+pub(super) struct Broken {
     page: u64,
-    frames: Vec<u64>,
+    pub(super) frames: Vec<u64>,
 }
 
 impl Broken {
-    fn none(page: u64) -> Broken {
+    pub(super) fn none(page: u64) -> Broken {
         Broken { page, frames: Vec::new() }
     }
 }
@@ -917,7 +925,7 @@ fn hole_does_not_touch_a_broken_page(page: u64) -> CaseResult {
 }
 
 /// The places of the small pages of the guest, by offset in the file.
-fn frames_of(guest: &Guest) -> Result<BTreeMap<u64, Frame>> {
+pub(super) fn frames_of(guest: &Guest) -> Result<BTreeMap<u64, Frame>> {
     let view = small_pages(PAGE)?;
     let slot = Slot { id: SLOT, gpa: guest.gpa, size: guest.size, flags: KVM_MEM_PRIVATE, view };
     frames(&guest.vcpu, &slot, &guest.fd)

@@ -17,6 +17,7 @@ mod convert;
 mod creation;
 mod debugfs;
 mod directmap;
+mod directmap_huge;
 mod exits;
 mod fault;
 mod fdinfo;
@@ -107,6 +108,8 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&hugetlb::SUITE),
     one(&hugetlb::SUITE_1G),
     one(&directmap::SUITE),
+    one(&directmap_huge::SUITE),
+    one(&directmap_huge::SUITE_1G),
     one(&poison::SUITE),
     one(&overcommit::SUITE),
     one(&qemu::SUITE),
