@@ -43,10 +43,14 @@ def report() -> dict[str, object]:
         "name": "memfile, on demand", "size": 256 * MIB, "touched": 64 * MIB, "source": "st_blocks",
         "after_creation": figure(0), "after_write": figure(64), "after_punch": figure(32),
         "after_touch_again": figure(64), "after_end": figure(0), "hole_reads_zeros": True,
-        "own_data_elsewhere": True, "kvm_pages_4k": 1, "kvm_pages_2m": 0,
+        "own_data_elsewhere": True, "kernel_reads_it": True, "kvm_pages_4k": 1, "kvm_pages_2m": 0,
+    }
+    secret = {
+        **row, "name": "memfd_secret", "after_punch": None, "after_touch_again": None, "hole_reads_zeros": None,
+        "kernel_reads_it": False,
     }
     return {
-        "kernel": "7.3.4", "machine": 1998 * MIB, "rows": [row, {**row, "name": "memfile, fallocate first"}],
+        "kernel": "7.3.4", "machine": 1998 * MIB, "rows": [row, {**row, "name": "memfile, fallocate first"}, secret],
         "missing": [],
         "story": {
             "size": 64 * MIB, "working_set": 16 * MIB, "wanted": 8 * MIB, "keep": 4, "missing": [],

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What memory costs the host, and when: the same guest on five kinds of memory.
+//! What memory costs the host, and when: the same guest on each kind of memory.
 //!
 //! Every figure is read from the kernel after its step; none is computed from a request.
 
@@ -11,15 +11,16 @@ mod real;
 mod story;
 mod table;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::guest::MAX_VCPUS;
-use crate::mem;
+use crate::guest::{Command, MAX_VCPUS};
 use crate::pattern::Pattern;
-use crate::sys;
-use crate::vm::Vm;
-use crate::{GIB, MIB};
+use crate::pressure;
+use crate::skip::Skip;
+use crate::sys::{self, Errno};
+use crate::vm::{Exit, Vm, VmType, region};
+use crate::{GIB, MIB, mem};
 
 pub use backing::{Backing, KINDS};
 use backing::{GPA, Memory};
@@ -67,13 +68,17 @@ pub struct Row {
     pub source: String,
     pub after_creation: Figure,
     pub after_write: Figure,
-    pub after_punch: Figure,
-    pub after_touch_again: Figure,
+    /// None if it can have no hole.
+    pub after_punch: Option<Figure>,
+    pub after_touch_again: Option<Figure>,
     pub after_end: Figure,
     /// The guest read zeros from all of the hole.
-    pub hole_reads_zeros: bool,
+    pub hole_reads_zeros: Option<bool>,
     /// The guest read its own content everywhere else.
     pub own_data_elsewhere: bool,
+    /// What the guest wrote was found in the kernel's direct map; none if nobody may look.
+    #[serde(default)]
+    pub kernel_reads_it: Option<bool>,
     /// Pages that KVM had mapped for the guest after it wrote, from KVM's statistics.
     pub kvm_pages_4k: u64,
     pub kvm_pages_2m: u64,
@@ -94,7 +99,7 @@ pub struct Report {
 impl Report {
     /// Did every guest read the right content?
     pub fn is_right(&self) -> bool {
-        self.rows.iter().all(|row| row.hole_reads_zeros && row.own_data_elsewhere)
+        self.rows.iter().all(|row| row.hole_reads_zeros != Some(false) && row.own_data_elsewhere)
             && self.story.courses.iter().all(|course| course.own_data)
     }
 }
@@ -113,9 +118,15 @@ pub fn run(size: u64, progress: &mut dyn FnMut(&str)) -> Result<Report> {
         touch: 64 * MIB,
         places: 16,
     };
-    for plan in plans.into_iter().chain([large]) {
+    for (n, plan) in (1..).zip(plans.into_iter().chain([large])) {
         progress(plan.name);
-        rows.extend(unless_missing(make_row(plan), plan.name, &mut missing)?);
+        // Freed memory still has what other rows wrote.
+        let written = Pattern::Generation(n);
+        let row = match plan.backing {
+            Backing::Secret => make_row_without_guest(plan, written),
+            _ => make_row(plan, written),
+        };
+        rows.extend(unless_missing(row, plan.name, &mut missing)?);
     }
     let story = story::tell(progress)?;
     Ok(Report { kernel, machine, rows, missing, story })
@@ -131,33 +142,52 @@ fn pieces(plan: &Plan) -> Vec<(u64, u64)> {
         .collect()
 }
 
-fn make_row(plan: Plan) -> Result<Row> {
-    let pieces = pieces(&plan);
-    let before = mem::content()?;
-    let measure = |memory: Option<&Memory>| -> Result<Figure> {
-        let by_object = memory.map(Memory::held).transpose()?.flatten();
-        let by_machine = mem::content()? as i64 - before as i64;
-        Ok(Figure { by_object, by_machine })
-    };
+/// Whether the kernel can read what the guest wrote to `len` bytes at `start`: looks for it in all
+/// of physical memory, through the direct map.
+fn kernel_reads(written: Pattern, start: u64, len: u64) -> Result<Option<bool>> {
+    match pressure::Memory::open() {
+        Ok(memory) => memory.finds(written, start, len).map(Some),
+        Err(error) if error.is::<Skip>() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
 
-    let vm = Vm::new(plan.backing.vm_type())?;
+/// What a row measures: the object's own counter, and the growth of the machine's.
+struct Scale(u64);
+
+impl Scale {
+    fn start() -> Result<Scale> {
+        mem::content().map(Scale)
+    }
+
+    fn read(&self, by_object: Option<u64>) -> Result<Figure> {
+        Ok(Figure { by_object, by_machine: mem::content()? as i64 - self.0 as i64 })
+    }
+}
+
+fn make_row(plan: Plan, written: Pattern) -> Result<Row> {
+    let pieces = pieces(&plan);
+    let scale = Scale::start()?;
+
+    let vm = plan.backing.vm()?;
     let memory = Memory::create(plan.backing, &vm, GPA, plan.size, &pieces)?;
+    let measure = || scale.read(memory.held()?);
     let mut vcpu = vm.vcpu(MAX_VCPUS - 1)?;
     let stats = vm.stats()?;
-    let after_creation = measure(Some(&memory))?;
+    let after_creation = measure()?;
 
-    let written = Pattern::Generation(1);
     for &(offset, len) in &pieces {
         vcpu.fill(GPA + offset, len, written).context("the guest writes")?;
     }
-    let after_write = measure(Some(&memory))?;
+    let after_write = measure()?;
     let (kvm_pages_4k, kvm_pages_2m) = (stats.get("pages_4k")?, stats.get("pages_2m")?);
+    let kernel_reads_it = kernel_reads(written, GPA, plan.size)?;
 
     // The second half of each piece becomes a hole.
     for &(offset, len) in &pieces {
         memory.punch(offset + len / 2, len / 2).context("punch")?;
     }
-    let after_punch = measure(Some(&memory))?;
+    let after_punch = measure()?;
 
     let (mut hole_reads_zeros, mut own_data_elsewhere) = (true, true);
     for &(offset, len) in &pieces {
@@ -165,15 +195,15 @@ fn make_row(plan: Plan) -> Result<Row> {
         hole_reads_zeros &= vcpu.verify(GPA + offset + half, half, Pattern::ZERO).is_ok();
         own_data_elsewhere &= vcpu.verify(GPA + offset, half, written).is_ok();
     }
-    let again = Pattern::Generation(2);
+    let again = Pattern::Generation(100);
     for &(offset, len) in &pieces {
         vcpu.fill(GPA + offset + len / 2, len / 2, again).context("the guest writes again")?;
     }
-    let after_touch_again = measure(Some(&memory))?;
+    let after_touch_again = measure()?;
 
     let source = memory.source().into();
     drop((stats, vcpu, vm, memory));
-    let after_end = measure(None)?;
+    let after_end = scale.read(None)?;
     Ok(Row {
         name: plan.name.into(),
         size: plan.size,
@@ -181,14 +211,62 @@ fn make_row(plan: Plan) -> Result<Row> {
         source,
         after_creation,
         after_write,
-        after_punch,
-        after_touch_again,
+        after_punch: Some(after_punch),
+        after_touch_again: Some(after_touch_again),
         after_end,
-        hole_reads_zeros,
+        hole_reads_zeros: Some(hole_reads_zeros),
         own_data_elsewhere,
+        kernel_reads_it,
         kvm_pages_4k,
         kvm_pages_2m,
     })
+}
+
+/// A row of memory that KVM gives to no guest: this process writes and reads it instead.
+fn make_row_without_guest(plan: Plan, written: Pattern) -> Result<Row> {
+    let scale = Scale::start()?;
+    let fd = sys::memfd_secret(plan.size)?;
+    let memory = sys::Mapping::shared(&fd, 0, plan.size)?;
+    let measure = || scale.read(Some(mem::resident(&memory)?));
+    let after_creation = measure()?;
+
+    for offset in (0..plan.touch).step_by(8) {
+        memory.store(offset, written.word(GPA + offset));
+    }
+    let after_write = measure()?;
+    let kernel_reads_it = kernel_reads(written, GPA, plan.size)?;
+    let own_data_elsewhere =
+        (0..plan.touch).step_by(8).all(|offset| memory.load(offset) == written.word(GPA + offset));
+    expect_no_guest(&memory)?;
+
+    drop((memory, fd));
+    let after_end = scale.read(None)?;
+    Ok(Row {
+        name: plan.name.into(),
+        size: plan.size,
+        touched: plan.touch,
+        source: "smaps".into(),
+        after_creation,
+        after_write,
+        after_punch: None,
+        after_touch_again: None,
+        after_end,
+        hole_reads_zeros: None,
+        own_data_elsewhere,
+        kernel_reads_it,
+        kvm_pages_4k: 0,
+        kvm_pages_2m: 0,
+    })
+}
+
+/// Fail if a guest can use memory of memfd_secret(): then it should have a row like the others.
+fn expect_no_guest(memory: &sys::Mapping) -> Result<()> {
+    let vm = Vm::new(VmType::Default)?;
+    vm.raw_set_region(&region(1, GPA, memory, None)).context("a slot of memfd_secret")?;
+    let mut vcpu = vm.vcpu(0)?;
+    let exit = vcpu.start(Command::Load, &[GPA])?;
+    ensure!(exit == Exit::Error(Errno::EFAULT), "a guest that uses memfd_secret: {exit:x?}");
+    Ok(())
 }
 
 #[cfg(test)]

@@ -101,6 +101,18 @@ pub fn memfd_create(flags: u32) -> SysResult<OwnedFd> {
         .map(owned)
 }
 
+/// `memfd_secret(2)`, `size` bytes; SKIP where the kernel has none.
+pub fn memfd_secret(size: u64) -> Result<OwnedFd> {
+    // SAFETY: Takes no pointer.
+    let fd = match check(unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) }) {
+        Ok(fd) => owned(fd),
+        Err(Errno::ENOSYS) => return skip("the kernel has no memfd_secret"),
+        Err(errno) => bail!("memfd_secret: {errno}"),
+    };
+    ftruncate(&fd, size).context("ftruncate")?;
+    Ok(fd)
+}
+
 /// An inaccessible memfd of `size` bytes; SKIP where the kernel has none.
 pub fn memfile(size: u64) -> Result<OwnedFd> {
     let fd = memfile_unsized()?;

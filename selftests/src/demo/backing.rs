@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 
 use crate::mem;
 use crate::pressure::{Pool, Setting};
+use crate::skip::missing_memfile;
 use crate::sys::{self, Mapping};
+use crate::uapi::{KVM_CAP_MEMFILE, MEMFILE_F_ALL, MEMFILE_F_KERNEL_INACCESSIBLE};
 use crate::vm::{Private, Slot, Vm, VmType, small_pages};
 use crate::{GIB, HUGE};
 
@@ -22,38 +24,52 @@ pub enum Backing {
     /// Everything allocated at creation, as the QEMU branch of 2022 did.
     MemfileFallocate,
     MemfileOnDemand,
+    /// Out of the kernel's direct map.
+    MemfileHidden,
     /// On hugetlbfs, from a pool of pages of 2 MiB that is as large as the slot.
     MemfileHuge,
     GuestMemfd,
+    /// Out of the kernel's direct map, but a process has it mapped. KVM refuses to give it to guests.
+    Secret,
 }
 
 /// The rows, in their order.
-pub const KINDS: [(&str, Backing); 6] = [
+pub const KINDS: [(&str, Backing); 8] = [
     ("anonymous memory", Backing::Anonymous),
     ("shared memfd", Backing::SharedMemfd),
     ("memfile, fallocate first", Backing::MemfileFallocate),
     ("memfile, on demand", Backing::MemfileOnDemand),
+    ("memfile, kernel inaccessible", Backing::MemfileHidden),
     ("memfile on hugetlbfs, 2M", Backing::MemfileHuge),
     ("guest_memfd", Backing::GuestMemfd),
+    ("memfd_secret", Backing::Secret),
 ];
 
 impl Backing {
     fn private(self) -> Option<Private> {
         match self {
-            Backing::Anonymous | Backing::SharedMemfd => None,
-            Backing::MemfileFallocate | Backing::MemfileOnDemand | Backing::MemfileHuge => {
-                Some(Private::Memfile)
-            }
+            Backing::Anonymous | Backing::SharedMemfd | Backing::Secret => None,
+            Backing::MemfileFallocate
+            | Backing::MemfileOnDemand
+            | Backing::MemfileHidden
+            | Backing::MemfileHuge => Some(Private::Memfile),
             Backing::GuestMemfd => Some(Private::GuestMemfd),
         }
     }
 
-    /// The VM type that can use it.
-    pub fn vm_type(self) -> VmType {
-        match self.private() {
+    /// A VM that can use it.
+    pub fn vm(self) -> Result<Vm> {
+        let vm = Vm::new(match self.private() {
             Some(_) => VmType::Protected,
             None => VmType::Default,
+        })?;
+        if self == Backing::MemfileHidden {
+            let flags = MEMFILE_F_ALL | MEMFILE_F_KERNEL_INACCESSIBLE;
+            if vm.raw_enable_cap(KVM_CAP_MEMFILE, flags).is_err() {
+                return missing_memfile("KVM cannot keep memory out of the direct map");
+            }
         }
+        Ok(vm)
     }
 }
 
@@ -80,7 +96,10 @@ impl Memory {
         pieces: &[(u64, u64)],
     ) -> Result<Memory> {
         let Some(kind) = backing.private() else {
-            let fd = (backing == Backing::SharedMemfd).then(|| sys::memfd(size)).transpose()?;
+            let fd = match backing {
+                Backing::SharedMemfd => Some(sys::memfd(size)?),
+                _ => None,
+            };
             let view = match &fd {
                 Some(fd) => Mapping::shared(fd, 0, size)?,
                 None => small_pages(size)?,

@@ -117,10 +117,11 @@ fn bars(rows: &[Row]) -> Result<String> {
     const LINE: i64 = 26;
     const HEAD: i64 = 24;
     let figures = |row: &Row| {
-        [row.after_creation, row.after_write, row.after_punch, row.after_touch_again, row.after_end]
-            .map(bytes)
+        let (created, written) = (Some(row.after_creation), Some(row.after_write));
+        [created, written, row.after_punch, row.after_touch_again, Some(row.after_end)]
+            .map(|figure| figure.map(bytes))
     };
-    let most = rows.iter().flat_map(figures).max().unwrap_or(0).max(1);
+    let most = rows.iter().flat_map(figures).flatten().max().unwrap_or(0).max(1);
     let height = HEAD + LINE * rows.len() as i64;
     let mut out = format!(
         "<svg id=bars viewBox=\"0 0 {} {height}\" role=img>\n<title>Host memory in MiB, step by step</title>\n",
@@ -133,6 +134,7 @@ fn bars(rows: &[Row]) -> Result<String> {
         let y = HEAD + LINE * line;
         writeln!(out, "<text class=name x=0 y={}>{}</text>", y + 15, escaped(&row.name))?;
         for ((column, figure), step) in (0..).zip(figures(row)).zip(STEPS) {
+            let Some(figure) = figure else { continue };
             let (x, width) = (NAME + CELL * column, (figure.max(0) * (CELL - 60) / most).max(1));
             let class = if figure >= MIB as i64 / 2 { "bar" } else { "bar none" };
             let text = mib(figure);

@@ -263,7 +263,7 @@ fn course(name: &str, backing: Backing, flags: Option<u64>) -> Result<Course> {
     pressure::drop_caches()?;
     pressure::compact()?;
 
-    let vm = Vm::new(backing.vm_type())?;
+    let vm = backing.vm()?;
     flags.map(|flags| choose(&vm, flags)).transpose()?;
     let mut vcpu = vm.vcpu(MAX_VCPUS - 1)?;
     let mut meter = Meter::start()?;

@@ -26,6 +26,11 @@ fn yes(fact: bool) -> &'static str {
     if fact { "yes" } else { "NO" }
 }
 
+/// The same where there may be no figure.
+fn maybe<T>(known: Option<T>, text: impl Fn(T) -> String) -> String {
+    known.map_or("-".into(), text)
+}
+
 /// A table, its title and its notes.
 pub struct Table {
     title: String,
@@ -39,7 +44,7 @@ pub struct Table {
 
 /// The table of costs.
 pub fn costs(report: &Report) -> Table {
-    const HEADS: [[&str; 3]; 10] = [
+    const HEADS: [[&str; 3]; 11] = [
         ["", "", "guest memory"],
         ["", "", "size"],
         ["", "after", "creation"],
@@ -49,6 +54,7 @@ pub fn costs(report: &Report) -> Table {
         ["", "VM is", "gone"],
         ["zeros", "in the", "hole"],
         ["own data", "else-", "where"],
+        ["kernel", "can", "read it"],
         ["", "", "read from"],
     ];
     let cells = |row: &Row| {
@@ -57,11 +63,12 @@ pub fn costs(report: &Report) -> Table {
             mib(row.size as i64),
             best(row.after_creation),
             best(row.after_write),
-            best(row.after_punch),
-            best(row.after_touch_again),
+            maybe(row.after_punch, best),
+            maybe(row.after_touch_again, best),
             best(row.after_end),
-            yes(row.hole_reads_zeros).into(),
+            maybe(row.hole_reads_zeros, |fact| yes(fact).into()),
             yes(row.own_data_elsewhere).into(),
+            maybe(row.kernel_reads_it, |fact| if fact { "yes" } else { "no" }.into()),
             row.source.clone(),
         ]
     };
@@ -74,6 +81,18 @@ pub fn costs(report: &Report) -> Table {
             row.touched / MIB
         ));
     }
+    if report.rows.iter().any(|row| row.after_punch.is_none()) {
+        notes.push(
+            "No guest runs on memfd_secret, KVM refuses that: a process writes instead, and it can have no hole."
+                .into(),
+        );
+    }
+    if report.rows.iter().any(|row| row.kernel_reads_it.is_some()) {
+        notes.push(
+            "\"Kernel can read it\": what the guest wrote is in physical memory, read through the direct map."
+                .into(),
+        );
+    }
     notes.push("\"VM is gone\" is measured after everything is closed, from /proc/meminfo.".into());
     Table {
         title: format!(
@@ -82,7 +101,7 @@ pub fn costs(report: &Report) -> Table {
             report.machine / MIB
         ),
         heads: &HEADS,
-        words: &[0, 9],
+        words: &[0, 10],
         rows: report.rows.iter().map(cells).collect(),
         notes,
     }
@@ -297,6 +316,11 @@ fn field(text: &str) -> String {
     }
 }
 
+/// A field that may have no figure.
+fn known(figure: Option<impl ToString>) -> String {
+    figure.map_or(String::new(), |figure| figure.to_string())
+}
+
 /// All figures in bytes, one line per row.
 pub fn csv(report: &Report) -> String {
     let steps = ["creation", "write", "punch", "touch_again", "end"];
@@ -305,20 +329,28 @@ pub fn csv(report: &Report) -> String {
         head.push(format!("after_{step}_by_object"));
         head.push(format!("after_{step}_by_machine"));
     }
-    for name in ["hole_reads_zeros", "own_data_elsewhere", "kvm_pages_4k", "kvm_pages_2m"] {
-        head.push(name.into());
-    }
+    head.extend(
+        [
+            "hole_reads_zeros",
+            "own_data_elsewhere",
+            "kernel_reads_it",
+            "kvm_pages_4k",
+            "kvm_pages_2m",
+        ]
+        .map(str::to_owned),
+    );
     let mut out = head.join(",") + "\n";
     for row in &report.rows {
         let mut line = vec![field(&row.name), row.size.to_string(), row.touched.to_string()];
         line.push(row.source.clone());
-        let figures = [row.after_creation, row.after_write, row.after_punch];
-        for figure in figures.into_iter().chain([row.after_touch_again, row.after_end]) {
-            line.push(figure.by_object.map_or(String::new(), |bytes| bytes.to_string()));
-            line.push(figure.by_machine.to_string());
+        let figures = [Some(row.after_creation), Some(row.after_write), row.after_punch];
+        for figure in figures.into_iter().chain([row.after_touch_again, Some(row.after_end)]) {
+            line.push(known(figure.and_then(|figure| figure.by_object)));
+            line.push(known(figure.map(|figure| figure.by_machine)));
         }
-        line.push(row.hole_reads_zeros.to_string());
+        line.push(known(row.hole_reads_zeros));
         line.push(row.own_data_elsewhere.to_string());
+        line.push(known(row.kernel_reads_it));
         line.push(row.kvm_pages_4k.to_string());
         line.push(row.kvm_pages_2m.to_string());
         out += &(line.join(",") + "\n");
@@ -361,11 +393,12 @@ pub(super) mod tests {
             source: "st_blocks".into(),
             after_creation: figure(0),
             after_write: figure(64 * MIB),
-            after_punch: figure(32 * MIB),
-            after_touch_again: figure(64 * MIB),
+            after_punch: Some(figure(32 * MIB)),
+            after_touch_again: None,
             after_end: Figure { by_object: None, by_machine: -100 },
-            hole_reads_zeros: true,
+            hole_reads_zeros: Some(true),
             own_data_elsewhere: false,
+            kernel_reads_it: Some(true),
             kvm_pages_4k: 3,
             kvm_pages_2m: 0,
         };
