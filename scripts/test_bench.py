@@ -201,6 +201,15 @@ class Judging(unittest.TestCase):
         table = table_of(figure(counts.ONE, "memfile", 100), figure(counts.MANY, "memfile", 151))
         self.assertEqual([(row.reference, row.met) for row in table], [("1 binding", False)])
 
+    def test_hidden_memory_is_compared_with_that_which_is_not_and_with_the_kernels_own(self) -> None:
+        subjects = {"memfile": 100, "memfile, hidden": 150, "memfd_secret": 300, "memfile on hugetlbfs, 2M, hidden": 30}
+        table = counts.hidden_rows({("f", s): figure("f", s, work) for s, work in subjects.items()}, "hidden")
+        self.assertEqual([(row.subject, row.reference, row.ratio, row.met) for row in table], [
+            ("memfile, hidden", "memfile", 1.5, None),
+            ("memfile, hidden", "memfd_secret", 0.5, None),
+            ("memfile on hugetlbfs, 2M, hidden", "memfd_secret", 0.1, None),
+        ])
+
     def test_ordinary_files_may_cost_one_percent(self) -> None:
         patched, unpatched = figure("f", "shmem", 102), figure("f", "shmem", 100)
         row, = counts.ordinary_rows({("f", "shmem"): patched, ("g", "shmem"): patched}, {("f", "shmem"): unpatched}, "b")

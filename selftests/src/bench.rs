@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The cost of operations, in instructions: on memfile and on guest_memfd in the same boot, by the
-//! size of the pages, and on ordinary shmem and hugetlbfs; and how costs grow with the size of things.
+//! size of the pages, out of the direct map and in it, and on ordinary shmem and hugetlbfs; and how
+//! costs grow with the size of things.
 //!
 //! Meant for a machine with one CPU whose time stamp counter counts instructions (`scripts/boot
 //! --icount`); elsewhere the figures are ticks of that counter and mean nothing. What that counter
@@ -8,6 +9,7 @@
 //! the figures.
 
 mod growth;
+mod hidden;
 mod machine;
 mod measure;
 mod ordinary;
@@ -15,6 +17,7 @@ mod private;
 mod stores;
 
 pub use growth::growth;
+pub use hidden::hidden;
 pub use measure::{Figure, Missing, Point, Report};
 pub use ordinary::ordinary;
 pub use private::private;

@@ -36,6 +36,8 @@ enum What {
     Private,
     /// A GiB in pages of every size
     Stores,
+    /// Out of the direct map against in it
+    Hidden,
     /// Ordinary memfds
     Ordinary,
     /// How costs grow with the size of things
@@ -59,6 +61,7 @@ fn run(args: Args) -> Result<()> {
         match args.what {
             What::Private => bench::private(&mut report)?,
             What::Stores => bench::stores(&mut report)?,
+            What::Hidden => bench::hidden(&mut report)?,
             What::Ordinary => bench::ordinary(&mut report)?,
             What::Growth => bench::growth(&mut report)?,
         }
