@@ -139,7 +139,7 @@ fn kvm_maps_4k_across_the_ends_of_a_binding() -> CaseResult {
 
 fn kvm_maps_4k_where_attributes_differ() -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
-    for flags in [PINNED, BOTH] {
+    for flags in [PINNED, HIDDEN, BOTH] {
         for door in DOORS {
             let mut s = guest(flags)?;
             let gpa = s.slot.gpa;
@@ -240,7 +240,7 @@ fn partial_hole_keeps_every_neighbour() -> CaseResult {
 /// A page that cannot be split is cleared instead.
 fn partial_hole_in_a_page_that_cannot_be_split() -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
-    for flags in [PINNED, BOTH] {
+    for flags in [PINNED, HIDDEN, BOTH] {
         let mut s = guest(flags)?;
         let (gpa, hole) = (s.slot.gpa, HUGE + 3 * PAGE);
         let counts = Counts::now()?;
@@ -337,7 +337,7 @@ fn parts_of_a_split_page_move_and_swap_alone() -> CaseResult {
 
 fn second_vcpu_sees_every_part_go() -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
-    for flags in [PINNED, BOTH] {
+    for flags in [PINNED, HIDDEN, BOTH] {
         let mut s = guest(flags)?;
         let mut second = s.vm.vcpu(1)?;
         let gpa = s.slot.gpa;

@@ -122,7 +122,7 @@ fn page_of_a_huge_page_goes_alone() -> CaseResult {
 /// The neighbours stay accessible, and no mapping reaches over the broken page.
 fn page_of_a_huge_page_that_cannot_be_split() -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
-    for flags in [PINNED, BOTH] {
+    for flags in [PINNED, HIDDEN, BOTH] {
         let counts = Counts::now()?;
         let mut s = Setup::with_flags(flags, SIZE)?;
         s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
@@ -197,10 +197,12 @@ fn every_vcpu_loses_the_page() -> CaseResult {
 }
 
 fn prefault_stops_there() -> CaseResult {
-    let v = break_page(PINNED)?;
-    let (result, left) = v.s.vcpu.raw_pre_fault(v.s.slot.gpa, SIZE);
-    expect_errno("pre-fault", result, &[Errno::EHWPOISON])?;
-    ensure!(left == SIZE - BROKEN, "{left:#x} bytes are left");
+    for flags in [PINNED, HIDDEN] {
+        let v = break_page(flags)?;
+        let (result, left) = v.s.vcpu.raw_pre_fault(v.s.slot.gpa, SIZE);
+        expect_errno("pre-fault", result, &[Errno::EHWPOISON])?;
+        ensure!(left == SIZE - BROKEN, "{left:#x} bytes are left");
+    }
     Ok(())
 }
 
