@@ -11,6 +11,7 @@ use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Counts, Failing, Image, Memory, Swap, frames, word};
+use crate::support::directmap::{Hidden, direct_map, memory};
 use crate::support::inject::Injector;
 use crate::support::setup::{BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, SLOT, Setup};
 use crate::sys::*;
@@ -51,33 +52,11 @@ pub static SUITE: Suite = suite!(
 const SIZE: u64 = 4 * MIB;
 const PAGES: u64 = SIZE / PAGE;
 
-/// The kernel's view of physical memory; SKIP where there are no memfiles.
-pub(super) fn memory() -> Result<Memory> {
-    drop(memfile_unsized()?);
-    Memory::open()
-}
-
 /// The frames of all pages of a guest, in their order.
 fn pfns(s: &Setup) -> Result<Vec<u64>> {
     let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
     ensure!(frames.len() as u64 == s.slot.size / PAGE, "only {} pages have a frame", frames.len());
     Ok(frames.values().map(|frame| frame.pfn).collect())
-}
-
-/// The pages that are out of the direct map because of `work`.
-pub(super) struct Hidden(u64);
-
-impl Hidden {
-    pub(super) fn now() -> Result<Hidden> {
-        drop(memfile_unsized()?);
-        mem::hidden_pages().map(Hidden)
-    }
-
-    pub(super) fn expect(&self, more: u64, when: &str) -> Result<()> {
-        let now = mem::hidden_pages()?;
-        ensure!(now == self.0 + more, "{when}: {} pages were out, {now} are", self.0);
-        Ok(())
-    }
 }
 
 fn page_is_there_without_the_flag() -> CaseResult {
@@ -646,12 +625,6 @@ fn secret_is_nowhere_in_memory() -> CaseResult {
         ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
     }
     Ok(())
-}
-
-/// How much of it has entries of 4 KiB, 2 MiB and 1 GiB, in bytes.
-pub(super) fn direct_map() -> Result<[u64; 3]> {
-    let part = |name: &str| mem::meminfo(name).unwrap_or(0);
-    Ok([part("DirectMap4k"), part("DirectMap2M"), part("DirectMap1G")])
 }
 
 fn thousand_lives_leak_nothing() -> CaseResult {

@@ -6,12 +6,12 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::directmap::{Hidden, direct_map, memory};
-use super::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
 use crate::pressure;
+use crate::support::directmap::{Hidden, direct_map, memory};
+use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::Injector;
 use crate::support::setup::{GUEST, HIDDEN, Layout, PINNED, SLOT};
 use crate::sys::*;

@@ -7,7 +7,7 @@
 //! by the suites `…_huge`.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
@@ -16,37 +16,19 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::guest::Command;
-use crate::ktap::{CaseResult, Suite, skip};
+use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{
-    self, Block, Cgroup, Counts, Frame, Isolation, MovableZone, Pool, Setting, Swap, frames,
+    self, Block, Cgroup, Counts, Frame, Isolation, MovableZone, Pool, Setting, Swap,
 };
+use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::{Injector, SHORTAGES};
-use crate::support::setup::{
-    BOTH, GUEST, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, vm_with_flags,
-};
+use crate::support::setup::{BOTH, GUEST, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT};
 use crate::support::storm::in_a_storm;
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{DOORS, Exit, Private, Slot, Vcpu, Vm, region, small_pages};
+use crate::vm::{DOORS, Exit, Vcpu};
 use crate::{GIB, HUGE, MIB, PAGE, mem};
-
-/// Suites whose cases get the size of the huge pages that they use.
-macro_rules! suites {
-    ($([$name:ident, $title:literal, $page:expr]: [$($case:ident $(: $limit:literal)?),* $(,)?])*) => {
-        $(pub static $name: Suite = Suite {
-            name: $title,
-            cases: &[$(crate::ktap::Case {
-                name: stringify!($case),
-                func: || $case($page),
-                limit: [$($limit,)? crate::ktap::TIME_LIMIT][0],
-            }),*],
-            hidden: false,
-            together: false,
-        };)*
-    };
-}
-pub(super) use suites;
 
 suites! {
     [SUITE, "hugetlb", HUGE]: [
@@ -103,113 +85,6 @@ suites! {
         another_error_in_the_same_page_costs_one_more,
         other_consumers_get_whole_pages,
     ]
-}
-
-/// A memfile of `count` huge pages of `page` bytes.
-pub(super) fn file(page: u64, count: u64) -> Result<OwnedFd> {
-    memfile_huge(page, count * page)
-}
-
-/// A pool of `count` pages, none of them in use. Of gigantic pages the machine has what it was
-/// given at boot.
-pub(super) fn pool(page: u64, count: u64) -> Result<(Pool, Option<Setting>)> {
-    drop(memfile_unsized()?);
-    let pool = Pool::of(page)?;
-    if page == GIB {
-        let usage = pool.usage()?;
-        if usage.free < count {
-            return skip(format!("{count} pages of 1 GiB are wanted, {} are free", usage.free));
-        }
-        return Ok((pool, None));
-    }
-    let setting = pool.fill(count)?;
-    pool.expect_used(0, "before the test")?;
-    Ok((pool, Some(setting)))
-}
-
-/// Address space whose place in a huge page is that of the guest's, for the shared side. Nothing is
-/// allocated before it is touched.
-fn view(page: u64, size: u64) -> Result<(Mapping, u64)> {
-    let view = small_pages(size + 2 * page)?;
-    let start = view.addr().next_multiple_of(page);
-    Ok((view, start))
-}
-
-/// A VM with a slot on a huge page file.
-pub(super) struct Guest {
-    pub(super) vm: Vm,
-    pub(super) vcpu: Vcpu,
-    pub(super) fd: OwnedFd,
-    view: Mapping,
-    pub(super) gpa: u64,
-    pub(super) size: u64,
-}
-
-impl Guest {
-    /// All of a new file of `count` huge pages.
-    pub(super) fn new(flags: u64, page: u64, count: u64) -> Result<Guest> {
-        Guest::on(flags, page, file(page, count)?, count * page, Layout { gpa: 4 * GIB, offset: 0 })
-    }
-
-    /// A part of a file, which is `size` bytes long.
-    pub(super) fn on(
-        flags: u64,
-        page: u64,
-        fd: OwnedFd,
-        size: u64,
-        layout: Layout,
-    ) -> Result<Guest> {
-        let vm = vm_with_flags(flags)?;
-        let (view, start) = view(page, size)?;
-        let mut request =
-            region(SLOT, layout.gpa, &view, Some((Private::Memfile, fd.as_fd(), layout.offset)));
-        // KVM maps huge pages only where this agrees as well.
-        request.userspace_addr = start + layout.gpa % page;
-        request.memory_size = size;
-        vm.raw_set_region(&request).context("make the slot")?;
-        vm.set_private(layout.gpa, size)?;
-        let vcpu = vm.vcpu(0)?;
-        Ok(Guest { vm, vcpu, fd, view, gpa: layout.gpa, size })
-    }
-
-    /// How many pages of `page` bytes KVM has mapped.
-    fn mapped(&self, page: u64) -> Result<u64> {
-        self.vm.stats()?.get(match page {
-            PAGE => "pages_4k",
-            HUGE => "pages_2m",
-            GIB => "pages_1g",
-            _ => bail!("KVM has no level of {page} bytes"),
-        })
-    }
-
-    fn expect_mapped(&self, page: u64, wanted: u64, when: &str) -> Result<()> {
-        let got = self.mapped(page)?;
-        ensure!(got == wanted, "{when}: {got} pages of {} KiB, not {wanted}", page >> 10);
-        Ok(())
-    }
-
-    /// The guest writes one word to each huge page, and to the ends of each.
-    fn touch(&mut self, page: u64, pattern: Pattern) -> Result<()> {
-        for offset in self.marks(page) {
-            self.vcpu.store(self.gpa + offset, pattern.word(self.gpa + offset))?;
-        }
-        Ok(())
-    }
-
-    /// The guest finds what [`Self::touch`] wrote.
-    fn expect(&mut self, page: u64, pattern: Pattern) -> Result<()> {
-        for offset in self.marks(page) {
-            let (got, wanted) =
-                (self.vcpu.load(self.gpa + offset)?, pattern.word(self.gpa + offset));
-            ensure!(got == wanted, "the guest reads {got:#x} at +{offset:#x}, not {wanted:#x}");
-        }
-        Ok(())
-    }
-
-    fn marks(&self, page: u64) -> Vec<u64> {
-        let starts = (0..self.size).step_by(page as usize);
-        starts.flat_map(|at| [at, at + page / 2, at + page - 8]).collect()
-    }
 }
 
 /// The access that the vCPU has begun ends with this errno and names the page.
@@ -738,38 +613,6 @@ fn pre_fault_maps_whole_pages(page: u64) -> CaseResult {
     guest.vcpu.verify(guest.gpa, PAGE, Pattern::ZERO)
 }
 
-/// A page frame with a memory error. It stays out of use: a broken huge page never returns to use.
-pub(super) fn break_at(guest: &Guest, offset: u64) -> Result<u64> {
-    let frame = frames_of(guest)?.get(&offset).context("the page has no frame")?.pfn;
-    let counts = Counts::now()?;
-    pressure::poison(frame)?;
-    counts.expect_grown(&["memfile.poison", "memfile.invalidate"], 1)?;
-    Ok(frame)
-}
-
-/// The broken frames of a huge page: usable again when this is dropped, after the guest has ended.
-pub(super) struct Broken {
-    page: u64,
-    pub(super) frames: Vec<u64>,
-}
-
-impl Broken {
-    pub(super) fn none(page: u64) -> Broken {
-        Broken { page, frames: Vec::new() }
-    }
-}
-
-impl Drop for Broken {
-    fn drop(&mut self) {
-        // The kernel mends all of a huge page, by its first frame.
-        let Some(frame) = self.frames.first() else { return };
-        let head = frame & !(self.page / PAGE - 1);
-        if let Err(e) = pressure::unpoison(head) {
-            println!("frame {head:#x} stays broken: {e:#}");
-        }
-    }
-}
-
 fn expect_broken(guest: &mut Guest, offset: u64) -> CaseResult {
     let gpa = guest.gpa + offset;
     let exit = guest.vcpu.start(Command::Load, &[gpa + 8])?;
@@ -922,13 +765,6 @@ fn hole_does_not_touch_a_broken_page(page: u64) -> CaseResult {
     drop(guest);
     ensure!(pool.usage()?.reserved == 0);
     Ok(())
-}
-
-/// The places of the small pages of the guest, by offset in the file.
-pub(super) fn frames_of(guest: &Guest) -> Result<BTreeMap<u64, Frame>> {
-    let view = small_pages(PAGE)?;
-    let slot = Slot { id: SLOT, gpa: guest.gpa, size: guest.size, flags: KVM_MEM_PRIVATE, view };
-    frames(&guest.vcpu, &slot, &guest.fd)
 }
 
 fn never_reclaimed_whatever_the_flags(page: u64) -> CaseResult {

@@ -24,7 +24,6 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::pressure::{Pool, Setting};
 use crate::skip::{missing_memfile, skip};
-use crate::support::setup;
 use crate::sys::{self, Errno, SysResult};
 use crate::uapi::*;
 use crate::vm::{Private, Vm, VmType};
@@ -61,7 +60,8 @@ pub static MEMFILE: Backend = Backend {
 };
 
 /// The same out of the kernel's direct map.
-pub static HIDDEN: Backend = Backend { choice: Some(setup::HIDDEN), ..MEMFILE };
+pub static HIDDEN: Backend =
+    Backend { choice: Some(MEMFILE_F_ALL | MEMFILE_F_KERNEL_INACCESSIBLE), ..MEMFILE };
 
 /// The same with pages of 2 MiB from the pool of hugetlbfs.
 pub static HUGE: Backend = Backend {

@@ -2,6 +2,8 @@
 //! Helpers that several suites share.
 
 pub mod backend;
+pub mod directmap;
+pub mod hugetlb;
 pub mod inject;
 pub mod nested;
 pub mod setup;
