@@ -9,13 +9,13 @@ use anyhow::{Context, Result, ensure};
 use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
-use crate::pressure;
+use crate::pressure::{self, frames};
 use crate::support::directmap::{Hidden, direct_map, memory};
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::Injector;
-use crate::support::setup::{GUEST, HIDDEN, Layout, PINNED, SLOT};
+use crate::support::setup::{GUEST, HIDDEN, Layout, PINNED, SLOT, vm_with_flags};
 use crate::sys::*;
-use crate::vm::small_pages;
+use crate::vm::{Private, small_pages};
 use crate::{GIB, HUGE, PAGE, mem};
 
 suites! {
@@ -241,17 +241,24 @@ fn content_of_an_earlier_binding_leaves(page: u64) -> CaseResult {
 fn initial_content_does_not_stay(page: u64) -> CaseResult {
     let memory = memory()?;
     let (_pool, _filled) = pool(page, 1)?;
-    let mut guest = Guest::new(HIDDEN, page, 1)?;
+    // Before there is a vCPU that has run.
+    let (vm, fd) = (vm_with_flags(HIDDEN)?, file(page, 1)?);
+    let slot = vm.add_private(SLOT, ALL.gpa, page, Private::Memfile, &fd, 0)?;
+    vm.set_private(slot.gpa, page)?;
     let source = small_pages(SPAN)?;
     for offset in (0..SPAN).step_by(8) {
-        source.store(offset, GUEST.word(guest.gpa + offset));
+        source.store(offset, GUEST.word(slot.gpa + offset));
     }
-    let (result, left) = guest.vm.raw_populate(guest.gpa, SPAN, source.addr());
+    let (result, left) = vm.raw_populate(slot.gpa, SPAN, source.addr());
     result.with_context(|| format!("{left:#x} bytes left"))?;
-    let again = guest.vm.raw_populate(guest.gpa, PAGE, source.addr()).0;
+    let again = vm.raw_populate(slot.gpa, PAGE, source.addr()).0;
     expect_errno("again", again, &[Errno::EEXIST])?;
-    guest.vcpu.verify(guest.gpa, SPAN, GUEST)?;
-    memory.expect_all(&pfns(&guest)?, false, "populated")
+    let mut vcpu = vm.vcpu(0)?;
+    vcpu.verify(slot.gpa, SPAN, GUEST)?;
+    for (offset, frame) in frames(&vcpu, &slot, &fd)?.range(..SPAN) {
+        ensure!(!memory.has(frame.pfn)?, "+{offset:#x} is in the direct map");
+    }
+    Ok(())
 }
 
 /// Nothing that concerns whole huge pages costs an entry of 2 MiB.
