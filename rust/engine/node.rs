@@ -41,7 +41,9 @@
 //! stores.
 //!
 //! Before pages have to leave areas for movable memory, [`Node::bind`] also waits for allocations
-//! that began earlier ([`Allocation`]). These take no lock above 2.
+//! that began earlier: for each fallocate() of the file, and for the pages that consumers of any
+//! file are getting one by one ([`Allocation`]). These take no lock above 2. A fallocate() of
+//! another file, which may take minutes, is not waited for.
 //!
 //! # Invariants
 //!
@@ -54,7 +56,8 @@
 //!   flags.
 //! * New pages come from areas for movable memory only while the file is bound (or its store takes
 //!   what there is) and its pages may move; if a page may lie there, `in_movable_areas` is set. A
-//!   page that migrates may come to lie there as well.
+//!   page that migrates may come to lie there as well. As long as the file is `untouched`, no page
+//!   has been allocated, and none is about to be.
 //! * If the flags have `KERNEL_INACCESSIBLE`, no consumer gets a page before it has left the kernel's
 //!   direct map, and after the first binding that asked for it no page with content is there. The
 //!   flag comes only while nothing is bound, and goes only while there is neither a binding nor a
@@ -88,7 +91,8 @@ use crate::policy::claim::Claim;
 use crate::policy::clock::{
     Clock,
     Life,
-    Scope, //
+    Scope,
+    Tick, //
 };
 use crate::policy::file::{
     self,
@@ -133,11 +137,15 @@ struct State {
     /// Bindings of observers.
     observers: Tree,
     running: Invalidations,
+    /// Calls of fallocate() that allocate.
+    allocating: Invalidations,
     clock: Clock,
     flags: Flags,
     /// No page that a consumer could get is in the kernel's direct map.
     hidden: bool,
     claim: Claim,
+    /// There was neither a binding nor an fallocate() that allocates.
+    untouched: bool,
     /// Pages may lie in areas for movable memory.
     in_movable_areas: bool,
     /// How often new pages were allowed to lie there.
@@ -198,6 +206,24 @@ impl State {
         }
     }
 
+    /// The flags of the file once a mapper with these wishes binds `pages`, if it may.
+    fn admit(
+        &self,
+        notifier: Notifier,
+        pages: Range,
+        has_pages: bool,
+        wish: Flags,
+    ) -> Result<Flags, Refusal> {
+        if !self.claim.admits(notifier.context()) {
+            return Err(Refusal::NotPermitted);
+        }
+        let flags = self.flags.joined(self.bound, has_pages, wish)?;
+        if self.exclusive.next(pages, None).is_some() {
+            return Err(Refusal::Exists);
+        }
+        Ok(flags)
+    }
+
     /// Where new pages come from, now that the flags or the bindings have changed.
     ///
     /// An unbound file takes them from unmovable blocks although they may move: usually a binding
@@ -207,9 +233,24 @@ impl State {
         let wanted = self.bound != 0 || store.movable_before_binding();
         let movable = wanted && !self.flags.unmovable();
         store.allocate_movable(movable);
-        if movable {
+        if movable && !self.untouched {
             self.allow_movable_areas();
         }
+    }
+
+    /// Whoever may allocate a page says so first, before the store looks at where it may lie.
+    fn touch(&mut self, store: &AnyStore) {
+        if self.untouched {
+            self.untouched = false;
+            self.place(store);
+        }
+    }
+
+    /// Is anything under way that began before `now` and may leave a page in areas for movable
+    /// memory, as far as the node knows of it?
+    fn busy_before(&self, now: Tick) -> bool {
+        let earlier = |other: Scope| other.seq < now;
+        self.running.any(earlier) || self.allocating.any(earlier)
     }
 
     /// From here on a page may lie there.
@@ -248,10 +289,12 @@ impl Node {
                     bound: 0,
                     observers: Tree::new(),
                     running: Invalidations::new(),
+                    allocating: Invalidations::new(),
                     clock: Clock::default(),
                     flags,
                     hidden: false,
                     claim: Claim::new(one_vm),
+                    untouched: true,
                     in_movable_areas: false,
                     allowances: 0,
                 }, "memfile_node"),
@@ -290,17 +333,31 @@ impl Node {
             self.counters.count(Event::Punch);
             return self.store.fallocate(file, mode, offset, len);
         }
-        let allocation = Allocation::begin();
-        self.store.fallocate(file, mode, offset, len)?;
-        drop(allocation);
-        if let Space::Allocate(Some(pages)) = space {
-            if self.flags().kernel_inaccessible() {
-                // The pages are there. Those that stay in the direct map now leave it one by one when
-                // a consumer gets them, who learns of errors.
-                let _ = self.store.hide(pages);
-            }
+        let Space::Allocate(Some(pages)) = space else {
+            return self.store.fallocate(file, mode, offset, len);
+        };
+        self.allocate(pages, || self.store.fallocate(file, mode, offset, len))?;
+        if self.flags().kernel_inaccessible() {
+            // The pages are there. Those that stay in the direct map now leave it one by one when a
+            // consumer gets them, who learns of errors.
+            let _ = self.store.hide(pages);
         }
         Ok(())
+    }
+
+    /// Does `work`, which allocates `pages`; [`Self::bind`] waits for that if the pages must not lie
+    /// in areas for movable memory. Sleeps.
+    fn allocate<R>(&self, pages: Range, work: impl FnOnce() -> R) -> R {
+        Invalidation::with(self, |record| {
+            let mut state = self.state.lock();
+            state.touch(&self.store);
+            let seq = state.clock.tick();
+            state.allocating.push(record, seq, pages);
+            drop(state);
+            let result = work();
+            self.finish(|state| state.allocating.remove(record));
+            result
+        })
     }
 
     /// Binds `notifier` to the pages of `file` that it names (rules 6 to 8). Sleeps, and may
@@ -321,15 +378,19 @@ impl Node {
             if wish.kernel_inaccessible() && !self.store.can_hide() {
                 return Err(EINVAL);
             }
+            let mut cleared = false;
             let flags = loop {
-                if !state.claim.admits(notifier.context()) {
-                    return Err(Refusal::NotPermitted.into());
-                }
                 let has_pages = self.inode.has_pages();
-                let flags = state.flags.joined(state.bound, has_pages, wish)?;
-                if state.exclusive.next(pages, None).is_some() {
-                    return Err(Refusal::Exists.into());
-                }
+                let flags = match state.admit(notifier, pages, has_pages, wish) {
+                    Ok(flags) => flags,
+                    Err(refusal) => {
+                        if cleared {
+                            // Another one came first: pages come from where they came from before.
+                            state.place(&self.store);
+                        }
+                        return Err(refusal.into());
+                    }
+                };
                 if !flags.unmovable() || !state.in_movable_areas {
                     break flags;
                 }
@@ -338,9 +399,10 @@ impl Node {
                 // those that nobody finds yet: they were allocated there, or are on their way
                 // there. The lock is released for that and the state may change, so check again.
                 self.store.allocate_movable(false);
+                cleared = true;
                 let allowances = state.allowances;
                 let now = state.clock.tick();
-                while state.running.any(|other| other.seq < now) {
+                while state.busy_before(now) {
                     self.ended.wait(&mut state);
                 }
                 drop(state);
@@ -356,11 +418,14 @@ impl Node {
                 }
             };
             state.bound += 1;
+            state.untouched = false;
             state.claim = state.claim.taken(notifier.context());
             state.flags = flags;
             state.hidden &= flags.kernel_inaccessible();
             self.store.set_flags(flags);
             state.place(&self.store);
+        } else {
+            state.touch(&self.store);
         }
         let hide = exclusive && state.flags.kernel_inaccessible() && !state.hidden;
 
@@ -518,8 +583,13 @@ impl Node {
     }
 
     fn end(&self, inv: Invalidation) {
+        self.finish(|state| state.running.remove(inv));
+    }
+
+    /// Lets `remove` take a record off its list, and wakes who waits for that.
+    fn finish(&self, remove: impl FnOnce(&mut State)) {
         let mut state = self.state.lock();
-        state.running.remove(inv);
+        remove(&mut state);
         // Under the lock: a task that waits in order to free the inode cannot go on before this
         // function has finished.
         self.ended.notify_all();

@@ -55,7 +55,7 @@ const MUTANTS: &[(&str, &str, &str)] = &[
     ),
     (
         "exclusive_bindings_may_overlap",
-        "state.exclusive.next(pages, None).is_some()",
+        "self.exclusive.next(pages, None).is_some()",
         "false",
     ),
     (

@@ -63,6 +63,8 @@ pub(crate) mod inode {
     #[derive(Default)]
     pub(crate) struct Body {
         pub(crate) bytes: Cell<u64>,
+        /// Pages of the store lie where they lie.
+        pub(crate) movable_first: Cell<bool>,
         /// The inode has pages.
         pub(crate) has_pages: Cell<bool>,
         /// The last argument of the store's `set_flags()`.

@@ -17,6 +17,8 @@ use stand_in::{new_condvar, new_spinlock, prelude, seq_file, seq_print, sync};
 #[cfg(test)]
 mod abi;
 #[cfg(test)]
+mod allocation;
+#[cfg(test)]
 mod engine;
 #[cfg(test)]
 mod stand_in;

@@ -8,11 +8,15 @@ use crate::abi::inode::Inode;
 use crate::kernel::prelude::*;
 use crate::policy::flags::Flags;
 use crate::policy::range::{Range, PAGE_SIZE};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 thread_local! {
     /// The last call that reached the store.
     pub(crate) static FALLOCATED: Cell<Option<(i32, i64, i64)>> = const { Cell::new(None) };
+
+    /// What happens while that call is at work.
+    pub(crate) static MEANWHILE: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
 }
 
 /// The store of a file.
@@ -22,6 +26,13 @@ pub(crate) struct AnyStore(Inode);
 impl AnyStore {
     pub(crate) fn with_pages(pages: u64) -> Self {
         Self(Inode::with_pages(pages))
+    }
+
+    /// One whose new pages may be in areas for movable memory before it is bound.
+    pub(crate) fn with_pages_where_they_lie(pages: u64) -> Self {
+        let store = Self::with_pages(pages);
+        store.0.movable_first.set(true);
+        store
     }
 
     pub(crate) fn inode(&self) -> Inode {
@@ -37,11 +48,14 @@ impl AnyStore {
     }
 
     pub(crate) fn movable_before_binding(&self) -> bool {
-        false
+        self.0.movable_first.get()
     }
 
     pub(crate) fn fallocate(&self, _file: File, mode: i32, offset: i64, len: i64) -> Result {
         FALLOCATED.set(Some((mode, offset, len)));
+        if let Some(work) = MEANWHILE.with_borrow(Option::clone) {
+            work();
+        }
         Ok(())
     }
 
