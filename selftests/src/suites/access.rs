@@ -45,7 +45,8 @@ conformance!(
         userfaultfd_has_nothing_to_register,
         seek_tells_only_what_is_allocated,
         sync_works_and_shows_nothing,
-    ]
+    ],
+    huge: all,
 );
 
 const EPERM: &[Errno] = &[Errno::EPERM];

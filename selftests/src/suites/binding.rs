@@ -36,7 +36,8 @@ conformance!(
         overlap_in_guest_memory_is_eexist,
     ],
     converting: [vm_without_private_memory_refuses],
-    memfile: [file_without_size_is_refused, refused_binding_leaves_nothing_behind]
+    memfile: [file_without_size_is_refused, refused_binding_leaves_nothing_behind],
+    huge: all,
 );
 
 /// A VM, a file of 1 MiB or a page, and memory for the shared side.
@@ -151,10 +152,10 @@ fn range_past_the_end_is_refused(on: &'static Backend) -> CaseResult {
 
 fn file_without_size_is_refused(on: &'static Backend) -> CaseResult {
     let b = Bench::new(on)?;
-    let empty = memfile_unsized()?;
+    let empty = on.new_file()?;
     let request = region(1, GIB, &b.view, Some((on.kind, empty.as_fd(), 0)));
     b.refused("file without a size", request, Errno::EINVAL)?;
-    ftruncate(&empty, MIB)?;
+    ftruncate(&empty, b.size)?;
     b.vm.raw_set_region(&request).context("once it has one")
 }
 
@@ -196,7 +197,7 @@ fn log_dirty_readonly_and_guest_memfd_exclude_private(on: &'static Backend) -> C
         return b.still_works();
     }
     // With a file that would be right for the other flag, too.
-    let gmem = b.vm.guest_memfd(MIB)?;
+    let gmem = b.vm.guest_memfd(b.size)?;
     let mut request = region(1, GIB, &b.view, Some((Private::GuestMemfd, gmem.as_fd(), 0)));
     request.flags |= KVM_MEM_PRIVATE;
     let result = b.vm.raw_set_region(&request);
@@ -366,7 +367,7 @@ fn range_is_free_again_after_the_vm_is_gone(on: &'static Backend) -> CaseResult 
 fn refused_binding_leaves_nothing_behind(on: &'static Backend) -> CaseResult {
     let module = Module::memfile()?;
     let b = Bench::new(on)?;
-    let taken = small_pages(MIB)?;
+    let taken = small_pages(b.size)?;
     b.vm.raw_set_region(&region(2, 2 * GIB, &taken, None))?;
     let collides = kvm_userspace_memory_region2 { guest_phys_addr: 2 * GIB, ..b.request() };
     for _ in 0..20 {

@@ -32,7 +32,9 @@ conformance!(
         fatal_signal_ends_the_conversion_of_a_huge_range,
         huge_range_with_little_in_it_is_cleared,
     ],
-    memfile: [page_of_a_huge_private_one_converts_alone, vm_without_private_memory_has_no_regions]
+    memfile: [page_of_a_huge_private_one_converts_alone],
+    huge: all,
+    shmem: [vm_without_private_memory_has_no_regions],
 );
 
 /// A private slot of which both sides are filled; SKIP where there is no memfile.

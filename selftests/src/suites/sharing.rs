@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
-use crate::support::backend::{Backend, MEMFILE};
+use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, Setup};
 use crate::sys::*;
 use crate::vm::{Slot, Vm};
@@ -23,16 +23,23 @@ conformance!(
         slot_deleted_while_another_thread_punches,
         many_slots_on_one_file: 120,
     ],
-    memfile: [vms_see_their_own_part, hole_across_two_vms_hits_both, content_passes_from_one_vm_to_the_next, vm_destroyed_while_another_thread_punches, file_closed_first_then_vm]
+    memfile: [
+        vms_see_their_own_part,
+        hole_across_two_vms_hits_both,
+        content_passes_from_one_vm_to_the_next,
+        vm_destroyed_while_another_thread_punches,
+        file_closed_first_then_vm,
+    ],
+    huge: all,
 );
 
 const PART: u64 = MIB;
 
 /// A VM whose slots 1, 2, … are the given parts of a file, in that order from 1 GiB on, 2 GiB
 /// apart, all private.
-fn vm_on(fd: &OwnedFd, parts: &[u64]) -> Result<(Vm, Vec<Slot>)> {
-    let vm = Vm::protected()?;
-    let slots = add_parts(&MEMFILE, &vm, fd, parts)?;
+fn vm_on(on: &Backend, fd: &OwnedFd, parts: &[u64]) -> Result<(Vm, Vec<Slot>)> {
+    let vm = on.vm()?;
+    let slots = add_parts(on, &vm, fd, parts)?;
     Ok((vm, slots))
 }
 
@@ -74,10 +81,10 @@ fn slots_of_one_vm_see_their_own_part(on: &'static Backend) -> CaseResult {
     Ok(())
 }
 
-fn vms_see_their_own_part(_: &'static Backend) -> CaseResult {
-    let fd = memfile(2 * PART)?;
-    let (a, slots) = vm_on(&fd, &[1])?;
-    let (b, _other) = vm_on(&fd, &[0])?;
+fn vms_see_their_own_part(on: &'static Backend) -> CaseResult {
+    let fd = on.file(2 * PART)?;
+    let (a, slots) = vm_on(on, &fd, &[1])?;
+    let (b, _other) = vm_on(on, &fd, &[0])?;
     let gpa = slots[0].gpa;
     let (mut a, mut b) = (a.vcpu(0)?, b.vcpu(0)?);
     a.fill(gpa, PART, Pattern::Generation(1))?;
@@ -101,10 +108,10 @@ fn hole_across_two_slots_hits_both(on: &'static Backend) -> CaseResult {
     vcpu.verify(late + 2 * PAGE, PART - 2 * PAGE, GUEST)
 }
 
-fn hole_across_two_vms_hits_both(_: &'static Backend) -> CaseResult {
-    let fd = memfile(2 * PART)?;
-    let (vm_a, slots) = vm_on(&fd, &[0])?;
-    let (vm_b, _slots_b) = vm_on(&fd, &[1])?;
+fn hole_across_two_vms_hits_both(on: &'static Backend) -> CaseResult {
+    let fd = on.file(2 * PART)?;
+    let (vm_a, slots) = vm_on(on, &fd, &[0])?;
+    let (vm_b, _slots_b) = vm_on(on, &fd, &[1])?;
     let gpa = slots[0].gpa;
     let (mut a, mut b) = (vm_a.vcpu(0)?, vm_b.vcpu(0)?);
     a.fill(gpa, PART, GUEST)?;
@@ -137,13 +144,13 @@ fn slots_may_be_deleted_in_any_order(on: &'static Backend) -> CaseResult {
     Ok(())
 }
 
-fn content_passes_from_one_vm_to_the_next(_: &'static Backend) -> CaseResult {
-    let fd = memfile(PART)?;
-    let (vm, slots) = vm_on(&fd, &[0])?;
+fn content_passes_from_one_vm_to_the_next(on: &'static Backend) -> CaseResult {
+    let fd = on.file(PART)?;
+    let (vm, slots) = vm_on(on, &fd, &[0])?;
     let gpa = slots[0].gpa;
     vm.vcpu(0)?.fill(gpa, PART, GUEST)?;
     drop((vm, slots));
-    let (vm, _slots) = vm_on(&fd, &[0])?;
+    let (vm, _slots) = vm_on(on, &fd, &[0])?;
     vm.vcpu(0)?.verify(gpa, PART, GUEST)
 }
 
@@ -170,10 +177,10 @@ fn while_punching<R>(fd: &OwnedFd, work: impl FnOnce() -> Result<R>) -> Result<R
 }
 
 fn vm_destroyed_while_another_thread_punches(on: &'static Backend) -> CaseResult {
-    let fd = memfile(2 * PART)?;
+    let fd = on.file(2 * PART)?;
     while_punching(&fd, || {
         for _ in 0..20 {
-            let (vm, slots) = vm_on(&fd, &[0, 1])?;
+            let (vm, slots) = vm_on(on, &fd, &[0, 1])?;
             let mut vcpu = vm.vcpu(0)?;
             vcpu.fill_pages(slots[0].gpa, 16 * PAGE, GUEST)?;
             vcpu.fill_pages(slots[1].gpa, 16 * PAGE, GUEST)?;
@@ -199,7 +206,7 @@ fn slot_deleted_while_another_thread_punches(on: &'static Backend) -> CaseResult
         }
         Ok(())
     })?;
-    punch(&fd, 0, PART)?;
+    punch(&fd, 0, file_size(&fd)?)?;
     on.expect_allocated(&fd, 0, "in the end")
 }
 

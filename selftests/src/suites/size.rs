@@ -29,7 +29,8 @@ conformance!(
         read_only_descriptor_cannot_allocate_or_punch,
         huge_size_costs_nothing,
     ],
-    memfile: [refused_size_leaves_the_choice_open, allocation_needs_a_size_first]
+    memfile: [refused_size_leaves_the_choice_open, allocation_needs_a_size_first],
+    huge: all,
 );
 
 /// Pages of most files.
@@ -63,7 +64,7 @@ fn must_be_whole_pages(on: &'static Backend) -> CaseResult {
 }
 
 fn refused_size_leaves_the_choice_open(on: &'static Backend) -> CaseResult {
-    let fd = memfile_unsized()?;
+    let fd = on.new_file()?;
     on.errno("unaligned size", ftruncate(&fd, on.page + 1), &[Errno::EINVAL])?;
     expect_size(&fd, 0)?;
     ftruncate(&fd, PAGES * on.page).context("then an aligned one")?;
@@ -132,7 +133,7 @@ fn allocation_past_the_end_is_refused(on: &'static Backend) -> CaseResult {
 }
 
 fn allocation_needs_a_size_first(on: &'static Backend) -> CaseResult {
-    let fd = memfile_unsized()?;
+    let fd = on.new_file()?;
     for mode in [0, libc::FALLOC_FL_KEEP_SIZE] {
         on.errno("fallocate without a size", fallocate(&fd, mode, 0, PAGE), &[Errno::EINVAL])?;
     }

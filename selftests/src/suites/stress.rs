@@ -19,8 +19,6 @@ use crate::{PAGE, conformance};
 conformance!(
     "stress",
     [
-        wrong_word_is_noticed,
-        lost_own_word_is_noticed,
         access_against_punch,
         access_against_slot_replacement,
     ],
@@ -31,14 +29,9 @@ conformance!(
         access_against_everything_unaligned,
     ],
     memfile: [access_while_consumers_and_vms_come_and_go],
-    huge: [
-        access_against_punch,
-        access_against_slot_replacement,
-        access_against_conversion_one_vcpu,
-        access_against_conversion_several_vcpus,
-        access_against_everything,
-        access_against_everything_unaligned,
-    ],
+    huge: all,
+    // These test the test.
+    small: [wrong_word_is_noticed, lost_own_word_is_noticed],
     hidden: [
         access_against_punch,
         access_against_slot_replacement,

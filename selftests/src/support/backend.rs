@@ -171,7 +171,7 @@ impl Backend {
     }
 
     /// A memfile without a size; SKIP where the kernel has none.
-    fn new_file(&self) -> Result<OwnedFd> {
+    pub fn new_file(&self) -> Result<OwnedFd> {
         match self.raw_unsized() {
             Ok(fd) => Ok(fd),
             Err(Errno::EINVAL) => missing_memfile("the kernel does not know MFD_INACCESSIBLE"),
@@ -270,15 +270,19 @@ fn note(what: &str, does: &str) {
 /// shared, on all that have both; those of the third list on a memfile only. Those of the last list
 /// run on a memfile of huge pages as well, which must do exactly as it does on small ones: not those
 /// that count small pages, for which there is the suite `hugetlb`. With `huge: all` it is those of the
-/// first two lists; `small` are then further ones for all kinds but huge pages. `hidden` is the same
-/// for a memfile that is not in the kernel's direct map.
+/// first three lists; `small` are then further ones for all kinds but huge pages, and `shmem` further
+/// ones for a memfile of small pages only. `hidden` is the same as `huge` for a memfile that is not in
+/// the kernel's direct map.
 #[macro_export]
 macro_rules! conformance {
     (
         $name:literal,
         [$($all:ident $(: $all_limit:literal)?),* $(,)?]
         $(, converting: [$($both:ident $(: $both_limit:literal)?),* $(,)?])?
-        , huge: all $(, small: [$($small:ident $(: $small_limit:literal)?),* $(,)?])? $(,)?
+        $(, memfile: [$($own:ident $(: $own_limit:literal)?),* $(,)?])?
+        , huge: all $(, small: [$($small:ident $(: $small_limit:literal)?),* $(,)?])?
+        $(, shmem: [$($shmem:ident $(: $shmem_limit:literal)?),* $(,)?])?
+        $(, hidden: [$($out:ident $(: $out_limit:literal)?),* $(,)?])? $(,)?
     ) => {
         $crate::conformance!(
             $name,
@@ -287,10 +291,16 @@ macro_rules! conformance {
                 $($($small $(: $small_limit)?,)*)?
             ]
             $(, converting: [$($both $(: $both_limit)?,)*])?
+            , memfile: [
+                $($($own $(: $own_limit)?,)*)?
+                $($($shmem $(: $shmem_limit)?,)*)?
+            ]
             , huge: [
                 $($all $(: $all_limit)?,)*
                 $($($both $(: $both_limit)?,)*)?
+                $($($own $(: $own_limit)?,)*)?
             ]
+            $(, hidden: [$($out $(: $out_limit)?,)*])?
         );
     };
     (
