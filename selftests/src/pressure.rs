@@ -32,7 +32,7 @@ use crate::{HUGE, PAGE, mem};
 pub use crate::knobs::{Setting, read, read_number, write};
 pub use area::{Area, Taken};
 pub use blocks::{Block, MovableZone, SmallMachine};
-pub use cgroup::Cgroup;
+pub use cgroup::{Cgroup, ROOT as CGROUPS};
 pub use disk::Disk;
 pub use idle::Idle;
 pub use image::Image;

@@ -94,6 +94,25 @@ fn owned(fd: i64) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd as c_int) }
 }
 
+/// Mount what is at `place` again, with these options and no others.
+pub fn remount(place: &str, options: &str) -> SysResult<()> {
+    let string = |text: &str| std::ffi::CString::new(text).map_err(|_| Errno::EINVAL);
+    let (place, options) = (string(place)?, string(options)?);
+    let (nothing, flags) = (std::ptr::null(), libc::MS_REMOUNT);
+    // SAFETY: The strings outlive the call.
+    let ret =
+        unsafe { libc::mount(nothing, place.as_ptr(), nothing, flags, options.as_ptr().cast()) };
+    check(ret).map(drop)
+}
+
+/// The policy by which this thread gets memory: `MPOL_…`, and the nodes as bits.
+pub fn set_mempolicy(mode: i32, nodes: u64) -> SysResult<()> {
+    // As many bits as the kernel looks at, and one more.
+    // SAFETY: The mask outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, &raw const nodes, 64u64) })
+        .map(drop)
+}
+
 /// `memfd_create(2)` with any flags.
 pub fn memfd_create(flags: u32) -> SysResult<OwnedFd> {
     // SAFETY: The name is a C string.

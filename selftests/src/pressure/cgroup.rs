@@ -10,7 +10,8 @@ use super::{Setting, drop_caches, raw_write, read, read_number, write};
 use crate::skip::skip;
 use crate::sys::{Errno, SysResult, require_root};
 
-const ROOT: &str = "/sys/fs/cgroup";
+/// Where cgroups are mounted.
+pub const ROOT: &str = "/sys/fs/cgroup";
 
 /// A cgroup that the calling process is in, until it is dropped.
 pub struct Cgroup {
@@ -32,11 +33,18 @@ impl Cgroup {
 
     /// Make one with this controller, without a process.
     pub fn with(controller: &str) -> Result<Cgroup> {
+        Cgroup::with_all(&[controller])
+    }
+
+    /// Make one with these controllers, without a process.
+    pub fn with_all(controllers: &[&str]) -> Result<Cgroup> {
         require_root()?;
-        if !read(format!("{ROOT}/cgroup.controllers"))?.contains(controller) {
-            return skip(format!("cgroup v2 has no {controller} controller here"));
+        for controller in controllers {
+            if !read(format!("{ROOT}/cgroup.controllers"))?.contains(controller) {
+                return skip(format!("cgroup v2 has no {controller} controller here"));
+            }
+            write(format!("{ROOT}/cgroup.subtree_control"), &format!("+{controller}"))?;
         }
-        write(format!("{ROOT}/cgroup.subtree_control"), &format!("+{controller}"))?;
         let pid = std::process::id();
         // A case may need several, and a case that was killed leaves its own behind.
         let path = (0..)

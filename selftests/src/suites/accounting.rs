@@ -6,38 +6,59 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
-use crate::pressure::{self, Cgroup};
+use crate::mem;
+use crate::pressure::{self, Cgroup, Pool};
 use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, Setup};
 use crate::sys::*;
-use crate::vm::{Slot, Vcpu, Vm};
-use crate::{MIB, conformance, mem};
+use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
+use crate::vm::{Exit, Slot, Vcpu, Vm};
+use crate::{MIB, PAGE, conformance};
 
-/// The kinds of private memory whose pages the kernel counts one by one.
 pub static SUITES: &[Suite] = &[
-    conformance!(@suite MEMFILE, "accounting", [
-        every_order_of_ends_gives_all_pages_back,
-        cgroup_is_charged_for_what_is_there,
-        charge_is_the_allocators_until_the_page_goes,
-        many_lives_leave_nothing_behind,
-    ]),
-    conformance!(@suite HIDDEN, "accounting_hidden", [
-        every_order_of_ends_gives_all_pages_back,
-        cgroup_is_charged_for_what_is_there,
-        many_lives_leave_nothing_behind,
-    ]),
+    conformance!(
+        @suite MEMFILE, "accounting",
+        [
+            every_order_of_ends_gives_all_pages_back,
+            cgroup_is_charged_for_what_is_there,
+            charge_is_the_allocators_until_the_page_goes,
+            many_lives_leave_nothing_behind,
+        ]
+    ),
+    conformance!(
+        @suite HUGE, "accounting_huge",
+        [
+            every_order_of_ends_gives_all_pages_back,
+            cgroup_is_charged_for_what_is_there,
+            charge_is_the_allocators_until_the_page_goes,
+            many_lives_leave_nothing_behind,
+            memory_limit_is_enospc_and_leaves_nothing_behind,
+        ]
+    ),
+    conformance!(
+        @suite HIDDEN, "accounting_hidden",
+        [
+            every_order_of_ends_gives_all_pages_back,
+            cgroup_is_charged_for_what_is_there,
+            many_lives_leave_nothing_behind,
+        ]
+    ),
 ];
 
-/// Half of it is allocated by fallocate, half by the guest's touch.
-const SIZE: u64 = MIB;
+/// Bytes of a guest. Half of it is allocated by fallocate, half by the guest's touch.
+fn size_of(on: &Backend) -> u64 {
+    MIB.max(4 * on.page)
+}
 
 /// A memfile and a guest, whose parts end one after the other.
 struct Life {
     fd: Option<OwnedFd>,
     slot: Option<Slot>,
     vm: Option<(Vcpu, Vm)>,
-    /// Bytes that the file holds.
+    /// Bytes of the guest, and those that the file holds.
+    size: u64,
     held: u64,
 }
 
@@ -61,10 +82,11 @@ fn orders() -> impl Iterator<Item = [End; 4]> {
 impl Life {
     /// Half is allocated, then the guest touches the other half.
     fn begin(on: &'static Backend) -> Result<Life> {
-        let Setup { vm, mut vcpu, fd, slot, .. } = Setup::new(on, SIZE)?;
-        allocate(&fd, 0, SIZE / 2).context("fallocate")?;
-        vcpu.fill_pages(slot.gpa + SIZE / 2, SIZE / 2, GUEST)?;
-        Ok(Life { fd: Some(fd), slot: Some(slot), vm: Some((vcpu, vm)), held: SIZE })
+        let size = size_of(on);
+        let Setup { vm, mut vcpu, fd, slot, .. } = Setup::new(on, size)?;
+        allocate(&fd, 0, size / 2).context("fallocate")?;
+        vcpu.fill_pages(slot.gpa + size / 2, size / 2, GUEST)?;
+        Ok(Life { fd: Some(fd), slot: Some(slot), vm: Some((vcpu, vm)), size, held: size })
     }
 
     /// Do one operation, if it is still possible.
@@ -73,8 +95,8 @@ impl Life {
             End::Punch => {
                 if let Some(fd) = &self.fd {
                     // A bit of either half.
-                    punch(fd, SIZE / 4, SIZE / 2).context("punch")?;
-                    self.held -= SIZE / 2;
+                    punch(fd, self.size / 4, self.size / 2).context("punch")?;
+                    self.held -= self.size / 2;
                 }
             }
             End::CloseFile => drop(self.fd.take()),
@@ -96,42 +118,56 @@ impl Life {
 /// The kernel's exact counters of the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Counted {
-    shmem: u64,
+    /// Bytes in files: of shmem, or of pages that are not in the pool.
+    held: u64,
     unevictable: u64,
+    /// Huge pages that are in the pool, or promised to somebody.
+    pool: u64,
+    reserved: u64,
 }
 
 impl Counted {
-    fn now() -> Result<Counted> {
+    fn now(on: &Backend) -> Result<Counted> {
+        if on.page != PAGE {
+            let usage = Pool::of(on.page)?.usage()?;
+            let held = (usage.total - usage.free) * on.page;
+            let pool = usage.total - usage.surplus;
+            return Ok(Counted { held, unevictable: 0, pool, reserved: usage.reserved });
+        }
         // Pages wait in lists of each CPU before they are counted. 1 empties these, 4 prints
         // nothing.
         for value in ["4", "1"] {
             pressure::write("/proc/sys/vm/drop_caches", value)?;
         }
         mem::refresh_counters();
-        Ok(Counted { shmem: mem::meminfo("Shmem")?, unevictable: mem::meminfo("Unevictable")? })
+        let (held, unevictable) = (mem::meminfo("Shmem")?, mem::meminfo("Unevictable")?);
+        Ok(Counted { held, unevictable, pool: 0, reserved: 0 })
     }
 }
 
 fn every_order_of_ends_gives_all_pages_back(on: &'static Backend) -> CaseResult {
     let _pages = pressure::base_pages()?;
     drop(Life::begin(on)?);
+    let size = size_of(on);
     for order in orders() {
-        let before = Counted::now()?;
+        let before = Counted::now(on)?;
         let mut life = Life::begin(on)?;
-        let during = Counted::now()?;
-        ensure!(during.shmem - before.shmem == SIZE, "{during:?}, {before:?} before");
+        let during = Counted::now(on)?;
+        ensure!(during.held - before.held == size, "{during:?}, {before:?} before");
+        ensure!(during.reserved == before.reserved, "{during:?}, {before:?} before");
         let unevictable = during.unevictable - before.unevictable;
-        ensure!((SIZE / 2..=SIZE).contains(&unevictable), "{during:?}, {before:?} before");
+        let wanted = if on.page == PAGE { size / 2..=size } else { 0..=0 };
+        ensure!(wanted.contains(&unevictable), "{during:?}, {before:?} before");
         for (n, end) in order.into_iter().enumerate() {
             life.end(end)?;
-            let held = Counted::now()?.shmem - before.shmem;
+            let held = Counted::now(on)?.held - before.held;
             let when = || format!("after {:?}", &order[..=n]);
             ensure!(held == life.held, "{} KiB are counted {}", held >> 10, when());
             if let Some(fd) = &life.fd {
                 expect_allocated(fd, life.held, &when())?;
             }
         }
-        let after = Counted::now()?;
+        let after = Counted::now(on)?;
         ensure!(after == before, "{after:?} after {order:?}, {before:?} before");
     }
     Ok(())
@@ -140,10 +176,58 @@ fn every_order_of_ends_gives_all_pages_back(on: &'static Backend) -> CaseResult 
 /// Statistics of a cgroup lag behind by a batch for each CPU; the pages of a test are many more.
 const LAG: u64 = MIB;
 
-/// The cgroup has this many bytes of shmem.
-fn expect_charged(cgroup: &Cgroup, wanted: u64, when: &str) -> Result<()> {
-    let shmem = cgroup.line("memory.stat", "shmem")?;
-    ensure!(shmem.abs_diff(wanted) < LAG, "{when}: charged for {shmem} bytes, wanted {wanted}");
+/// cgroups are charged for huge pages with the rest of their memory, until this is dropped.
+struct ChargedForHuge(String);
+
+impl ChargedForHuge {
+    fn set(on: &Backend) -> Result<Option<ChargedForHuge>> {
+        if on.page == PAGE {
+            return Ok(None);
+        }
+        require_root()?;
+        let mounts = std::fs::read_to_string("/proc/mounts").context("/proc/mounts")?;
+        let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let mut ours = fields.filter(|field| field.get(1) == Some(&pressure::CGROUPS));
+        let before = ours.next().and_then(|field| field.get(3).map(|s| (*s).to_owned()));
+        let before = before.context("cgroups are not mounted")?;
+        let only = ["nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot"];
+        let kept: Vec<_> = before.split(',').filter(|option| only.contains(option)).collect();
+        let this = ChargedForHuge(kept.join(","));
+        let with = [&kept[..], &["memory_hugetlb_accounting"]].concat().join(",");
+        remount(pressure::CGROUPS, &with).context("memory_hugetlb_accounting")?;
+        Ok(Some(this))
+    }
+}
+
+impl Drop for ChargedForHuge {
+    fn drop(&mut self) {
+        if let Err(e) = remount(pressure::CGROUPS, &self.0) {
+            println!("cgroups stay charged for huge pages: {e}");
+        }
+    }
+}
+
+/// A cgroup for the backend's pages.
+fn new_cgroup(on: &Backend) -> Result<Cgroup> {
+    if on.page == PAGE { Cgroup::new() } else { Cgroup::with_all(&["memory", "hugetlb"]) }
+}
+
+/// The same, and the process is in it.
+fn enter_cgroup(on: &Backend) -> Result<Cgroup> {
+    let cgroup = new_cgroup(on)?;
+    cgroup.join()?;
+    Ok(cgroup)
+}
+
+/// The cgroup has this many bytes in files.
+fn expect_charged(on: &Backend, cgroup: &Cgroup, wanted: u64, when: &str) -> Result<()> {
+    let kind = if on.page == PAGE { "shmem" } else { "hugetlb" };
+    let held = cgroup.line("memory.stat", kind)?;
+    ensure!(held.abs_diff(wanted) < LAG, "{when}: charged for {held} bytes, wanted {wanted}");
+    if on.page != PAGE {
+        let pages = cgroup.get("hugetlb.2MB.current")?;
+        ensure!(pages == wanted, "{when}: {pages} bytes of huge pages are charged, not {wanted}");
+    }
     ensure!(cgroup.current()? + LAG > wanted, "{when}: memory.current is too small");
     Ok(())
 }
@@ -164,31 +248,33 @@ fn expect_uncharged(cgroup: &Cgroup, before: u64) -> Result<()> {
 
 fn cgroup_is_charged_for_what_is_there(on: &'static Backend) -> CaseResult {
     drop(memfile_unsized()?);
+    let _charged = ChargedForHuge::set(on)?;
     let size = 16 * MIB;
-    let cgroup = Cgroup::enter()?;
+    let cgroup = enter_cgroup(on)?;
     drop(Life::begin(on)?);
     let before = cgroup.current()?;
     let mut s = Setup::new(on, size)?;
-    expect_charged(&cgroup, 0, "nothing yet")?;
+    expect_charged(on, &cgroup, 0, "nothing yet")?;
     allocate(&s.fd, 0, size / 2).context("fallocate")?;
-    expect_charged(&cgroup, size / 2, "half allocated")?;
+    expect_charged(on, &cgroup, size / 2, "half allocated")?;
     s.vcpu.fill_pages(s.slot.gpa, size, GUEST)?;
-    expect_charged(&cgroup, size, "all touched")?;
+    expect_charged(on, &cgroup, size, "all touched")?;
     punch(&s.fd, size / 4, size / 2).context("punch")?;
-    expect_charged(&cgroup, size / 2, "half punched")?;
+    expect_charged(on, &cgroup, size / 2, "half punched")?;
     drop((s.vcpu, s.vm));
-    expect_charged(&cgroup, size / 2, "without the VM")?;
+    expect_charged(on, &cgroup, size / 2, "without the VM")?;
     drop(s.fd);
     drop(s.slot);
-    expect_charged(&cgroup, 0, "all gone")?;
+    expect_charged(on, &cgroup, 0, "all gone")?;
     expect_uncharged(&cgroup, before)
 }
 
 /// v5 charged the current task at the allocation, and uncharged the current task at the punch.
-fn charge_is_the_allocators_until_the_page_goes(_: &'static Backend) -> CaseResult {
+fn charge_is_the_allocators_until_the_page_goes(on: &'static Backend) -> CaseResult {
     let size = 16 * MIB;
-    let fd = memfile(size)?;
-    let (ours, theirs) = (Cgroup::enter()?, Cgroup::new()?);
+    let fd = on.file(size)?;
+    let _charged = ChargedForHuge::set(on)?;
+    let (ours, theirs) = (enter_cgroup(on)?, new_cgroup(on)?);
     // SAFETY: The child makes system calls and exits.
     let pid = check(unsafe { libc::fork() })? as libc::pid_t;
     if pid == 0 {
@@ -200,25 +286,26 @@ fn charge_is_the_allocators_until_the_page_goes(_: &'static Backend) -> CaseResu
     // SAFETY: The status outlives the call.
     check(unsafe { libc::waitpid(pid, &mut status, 0) })?;
     ensure!(status == 0, "the child ended with {status:#x}");
-    expect_charged(&theirs, size, "theirs, allocated")?;
-    expect_charged(&ours, 0, "ours, allocated by them")?;
+    expect_charged(on, &theirs, size, "theirs, allocated")?;
+    expect_charged(on, &ours, 0, "ours, allocated by them")?;
     punch(&fd, 0, size).context("punch")?;
-    expect_charged(&theirs, 0, "theirs, punched by us")?;
-    expect_charged(&ours, 0, "ours, in the end")
+    expect_charged(on, &theirs, 0, "theirs, punched by us")?;
+    expect_charged(on, &ours, 0, "ours, in the end")
 }
 
 /// Memory that one cycle leaves in the kernel shows after many.
 fn many_lives_leave_nothing_behind(on: &'static Backend) -> CaseResult {
     drop(memfile_unsized()?);
-    let cgroup = Cgroup::enter()?;
+    let _charged = ChargedForHuge::set(on)?;
+    let cgroup = enter_cgroup(on)?;
     for order in orders().take(4) {
         live(on, order)?;
     }
-    let (before, counted) = (cgroup.current()?, Counted::now()?);
+    let (before, counted) = (cgroup.current()?, Counted::now(on)?);
     for order in orders() {
         live(on, order)?;
     }
-    let after = Counted::now()?;
+    let after = Counted::now(on)?;
     ensure!(after == counted, "{after:?}, {counted:?} before");
     expect_uncharged(&cgroup, before)
 }
@@ -226,4 +313,38 @@ fn many_lives_leave_nothing_behind(on: &'static Backend) -> CaseResult {
 fn live(on: &'static Backend, order: [End; 4]) -> Result<()> {
     let mut life = Life::begin(on)?;
     order.into_iter().try_for_each(|end| life.end(end))
+}
+
+/// The limit of all memory, where it counts huge pages: who allocates is told, no page and no
+/// reservation is taken, and both go on when there is room.
+fn memory_limit_is_enospc_and_leaves_nothing_behind(on: &'static Backend) -> CaseResult {
+    drop(memfile_unsized()?);
+    let _charged = ChargedForHuge::set(on)?;
+    let before = Counted::now(on)?;
+    let cgroup = enter_cgroup(on)?;
+    let mut s = Setup::new(on, 4 * on.page)?;
+    s.vcpu.fill_pages(s.slot.gpa, 2 * on.page, GUEST)?;
+    // Less than a huge page more.
+    cgroup.set("memory.max", cgroup.current()? + on.page / 2)?;
+    let gpa = s.slot.gpa + 2 * on.page;
+    let exit = s.vcpu.start(Command::Store, &[gpa, 7])?;
+    let flags = KVM_MEMORY_EXIT_FLAG_PRIVATE;
+    let full = Exit::MemoryFault { errno: Errno::ENOSPC, gpa, size: PAGE, flags };
+    ensure!(exit == full, "at the limit: {exit:x?}, not {full:x?}");
+    for _ in 0..3 {
+        expect_errno("fallocate", allocate(&s.fd, 2 * on.page, on.page), &[Errno::ENOSPC])?;
+        let now = Counted::now(on)?;
+        let wanted = Counted { held: before.held + 2 * on.page, ..before };
+        ensure!(now == wanted, "{now:?}, wanted {wanted:?}");
+        expect_charged(on, &cgroup, 2 * on.page, "at the limit")?;
+    }
+    cgroup.unlimit("memory.max")?;
+    ensure!(s.vcpu.run()? == Exit::Done, "there is room again");
+    s.vcpu.verify_pages(s.slot.gpa, 2 * on.page, GUEST)?;
+    allocate(&s.fd, 0, 4 * on.page)?;
+    drop(s);
+    expect_charged(on, &cgroup, 0, "all gone")?;
+    let after = Counted::now(on)?;
+    ensure!(after == before, "{after:?}, {before:?} before");
+    Ok(())
 }

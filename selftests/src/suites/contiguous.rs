@@ -14,10 +14,10 @@ use anyhow::{Context, Result, ensure};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{
-    self, Accounts, Area, Cgroup, Counts, Failing, Frame, MOVED, Setting, Trace, Victim, frames,
-    moved, shmem_huge,
+    self, Accounts, Area, Cgroup, Counts, Failing, Frame, MOVED, Pool, Setting, Trace, Victim,
+    frames, moved, shmem_huge,
 };
-use crate::support::backend::MEMFILE;
+use crate::support::backend::{self, MEMFILE};
 use crate::support::setup::{
     BOTH, GUEST, LAYOUTS, Layout, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup, vm_with_flags,
 };
@@ -43,6 +43,8 @@ pub static SUITE: Suite = suite!(
         pinning_without_room_elsewhere_is_refused,
         allocation_without_room_elsewhere_loses_nothing,
         allocation_that_fails_halfway_loses_nothing,
+        movable_pages_of_hugetlbfs_leave_the_area,
+        pinned_pages_of_hugetlbfs_are_never_in_the_area,
     ]
 );
 
@@ -397,4 +399,48 @@ fn allocation_that_fails_halfway_loses_nothing() -> CaseResult {
         accounts.expect_back(MIB).context("after the guest")?;
     }
     Ok(())
+}
+
+/// Pages of the pool that lie in the area, and as many more that may be taken from free memory.
+fn pool_inside(area: &Area) -> Result<[Setting; 2]> {
+    empty(area)?;
+    let pool = Pool::of(HUGE)?;
+    Ok([pool.fill(4)?, pool.overcommit(8)?])
+}
+
+/// Somebody wants the memory in which pages of the pool lie, and guests use these.
+fn movable_pages_of_hugetlbfs_leave_the_area() -> CaseResult {
+    let area = Area::find()?;
+    for flags in [MOVABLE, BOTH] {
+        let _pool = pool_inside(&area)?;
+        let size = 4 * HUGE;
+        let mut s = Setup::with_flags_on(&backend::HUGE, flags, size)?;
+        s.vcpu.fill_pages(s.slot.gpa, size, GUEST)?;
+        let before = frames(&s.vcpu, &s.slot, &s.fd)?;
+        println!("{} of {} pages are in the area", inside(&area, &before), before.len());
+        ensure!(inside(&area, &before) != 0, "no page of the guest is in the area");
+        let counts = Counts::now()?;
+        let taken = area.take()?;
+        counts.expect_grown(&["memfile.migrate"], 1)?;
+        let after = frames(&s.vcpu, &s.slot, &s.fd)?;
+        ensure!(inside(&area, &after) == 0, "pages are still in the area");
+        s.vcpu.verify_pages(s.slot.gpa, size, GUEST)?;
+        expect_allocated(&s.fd, size, "without the area")?;
+        drop(taken);
+        s.vcpu.verify_pages(s.slot.gpa, size, GUEST)?;
+    }
+    Ok(())
+}
+
+fn pinned_pages_of_hugetlbfs_are_never_in_the_area() -> CaseResult {
+    let area = Area::find()?;
+    let _pool = pool_inside(&area)?;
+    let size = 4 * HUGE;
+    let mut s = Setup::with_flags_on(&backend::HUGE, PINNED, size)?;
+    s.vcpu.fill_pages(s.slot.gpa, size, GUEST)?;
+    let before = frames(&s.vcpu, &s.slot, &s.fd)?;
+    ensure!(inside(&area, &before) == 0, "a pinned page is in the area");
+    drop(area.take()?);
+    ensure!(frames(&s.vcpu, &s.slot, &s.fd)? == before, "a pinned page has moved");
+    s.vcpu.verify_pages(s.slot.gpa, size, GUEST)
 }

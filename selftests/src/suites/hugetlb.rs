@@ -66,6 +66,7 @@ suites! {
         allocation_before_binding_takes_what_the_pool_has,
         offset_in_the_middle_of_a_page_is_bound_as_well,
         other_consumers_get_whole_pages,
+        pinning_waits_for_no_allocation_of_another_file,
     ]
     [SUITE_1G, "hugetlb_1g", GIB]: [
         size_is_set_once_to_whole_huge_pages,
@@ -925,4 +926,32 @@ fn other_consumers_get_whole_pages(page: u64) -> CaseResult {
     consumer.expect_heard(&[(3, 4)])?;
     let taken = Consumer::new()?.bind(&fd, MAPPER, Span::same(1, 1));
     expect_errno("bind it twice", taken, &[Errno::EEXIST])
+}
+
+/// Pinning waits until the pages that are being allocated are there, those of the file.
+fn pinning_waits_for_no_allocation_of_another_file(page: u64) -> CaseResult {
+    let (_pool, _filled) = pool(page, 2)?;
+    let size = 512 * MIB;
+    for allocate_first in [false, true] {
+        let other = memfile(size)?;
+        let fd = file(page, 2)?;
+        if allocate_first {
+            allocate(&fd, 0, page)?;
+        }
+        let vm = vm_with_flags(PINNED)?;
+        thread::scope(|scope| -> CaseResult {
+            let allocation = scope.spawn(|| allocate(&other, 0, size));
+            while allocated(&other)? == 0 && !allocation.is_finished() {
+                thread::yield_now();
+            }
+            let slot = vm.add_private(SLOT, 4 * GIB, 2 * page, Private::Memfile, &fd, 0);
+            let ended = allocation.is_finished();
+            allocation.join().map_err(|_| anyhow!("the thread panicked"))??;
+            slot.context("bind")?;
+            ensure!(!ended, "the binding came after the other file was allocated");
+            Ok(())
+        })
+        .with_context(|| format!("allocated first: {allocate_first}"))?;
+    }
+    Ok(())
 }

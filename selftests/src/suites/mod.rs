@@ -24,6 +24,7 @@ mod fdinfo;
 mod guest;
 mod huge;
 mod hugetlb;
+mod hugetlb_numa;
 mod idle;
 mod infra;
 mod kvmaccess;
@@ -103,10 +104,12 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&aging::SUITE),
     one(&idle::SUITE),
     one(&motion::SUITE),
+    one(&motion::SUITE_HUGE),
     one(&contiguous::SUITE),
     one(&huge::SUITE),
     one(&hugetlb::SUITE),
     one(&hugetlb::SUITE_1G),
+    one(&hugetlb_numa::SUITE),
     one(&directmap::SUITE),
     one(&directmap_huge::SUITE),
     one(&directmap_huge::SUITE_1G),

@@ -5,16 +5,23 @@
 //! [`crate::support::stress`] describes how a wrong word is found; its controls test these cases as
 //! well.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, Result, ensure};
 
+use crate::guest::Command;
 use crate::ktap::{Case, CaseResult, Suite};
-use crate::pressure::{self, Cgroup, Counts, MovableZone, Swap};
-use crate::support::setup::{BOTH, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, Setup};
-use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
-use crate::sys::lock_own_memory;
-use crate::{MIB, PAGE};
+use crate::pattern::Rng;
+use crate::pressure::{self, Cgroup, Counts, MovableZone, Pool, Swap, frames};
+use crate::support::backend;
+use crate::support::setup::{
+    BOTH, GUEST, LAYOUTS, Layout, MOVABLE, PINNED, RECLAIMABLE, Setup, vm_with_flags,
+};
+use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, Other, PAGES};
+use crate::sys::*;
+use crate::vm::Exit;
+use crate::{GIB, HUGE, MIB, PAGE, suite};
 
 /// How long each lasts.
 const DURATION: Duration = Duration::from_millis(1500);
@@ -82,4 +89,86 @@ cases! {
     both_4k_several_vcpus: BOTH "never" 3,
     both_huge_one_vcpu: BOTH "always" 1,
     both_huge_several_vcpus: BOTH "always" 3,
+}
+
+/// The same on hugetlbfs, whose pages break as well.
+pub static SUITE_HUGE: Suite = suite!(
+    "motion_huge",
+    [pinned_pages_break_and_stay: 120, movable_pages_break_and_move: 120]
+);
+
+fn pinned_pages_break_and_stay() -> CaseResult {
+    checked_huge(PINNED)
+}
+
+fn movable_pages_break_and_move() -> CaseResult {
+    checked_huge(BOTH)
+}
+
+/// Pages of hugetlbfs, of which the host takes the memory away or tries to. In the last huge page
+/// of the file is another VM, whose pages break one after the other.
+fn checked_huge(flags: u64) -> CaseResult {
+    lock_own_memory()?;
+    let zone = MovableZone::make(2)?;
+    let pool = Pool::of(HUGE)?;
+    let _pool = [pool.fill(8)?, pool.overcommit(8)?];
+    // Nothing moves between the look at a page's place and the error there.
+    let moving = Arc::new(Mutex::new(()));
+    let guard = moving.clone();
+    let take = move || -> CaseResult {
+        let _moving = guard.lock();
+        for block in &zone.blocks {
+            // A block with a broken page stays until its file gives the page up.
+            if block.raw_offline().is_ok() {
+                block.give_back("online_movable")?;
+            }
+        }
+        Ok(())
+    };
+    let host = Host { cgroup: Cgroup::enter()?, take: Box::new(take) };
+    let s = Setup::with_flags_on(&backend::HUGE, flags, PAGES * PAGE)?;
+    let breaking = breaking(&s, flags, moving)?;
+    let counts = Counts::now()?;
+    let bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(2 * DURATION))?;
+    let actions = [&[Action::Compact, Action::Take][..], &EVERYTHING].concat();
+    bench.run_beside(2, &actions, vec![breaking])?;
+    match flags {
+        PINNED => counts.expect_same(&["memfile.migrate"])?,
+        _ => counts.expect_grown(&["memfile.migrate"], 1)?,
+    }
+    counts.expect_grown(&["memfile.punch", "memfile.get_pfn", "memfile.poison"], 1)
+}
+
+/// Repeats the life of a VM on the huge page behind those of `s`: one of its small pages breaks,
+/// the others are as they were, and it gets another huge page for it.
+fn breaking(s: &Setup, flags: u64, moving: Arc<Mutex<()>>) -> Result<Other> {
+    let fd = s.fd.try_clone().context("dup")?;
+    let layout = Layout { gpa: 8 * GIB, offset: (PAGES * PAGE).next_multiple_of(HUGE) };
+    let mut rng = Rng::new(crate::pattern::seed());
+    Ok(Box::new(move || {
+        let vm = vm_with_flags(flags)?;
+        let twin = fd.try_clone().context("dup")?;
+        let mut s = Setup::on_file(vm, &backend::HUGE, twin, HUGE, layout)?;
+        let gpa = s.slot.gpa;
+        s.vcpu.fill_pages(gpa, HUGE, GUEST)?;
+        let at = PAGE * (1 + rng.below(HUGE / PAGE - 2));
+        let staying = moving.lock();
+        let places = frames(&s.vcpu, &s.slot, &s.fd)?;
+        let place = places.get(&(layout.offset + at)).context("the page has no frame")?.pfn;
+        pressure::poison(place)?;
+        drop(staying);
+        let exit = s.vcpu.start(Command::Load, &[gpa + at])?;
+        let broken = matches!(exit, Exit::MemoryFault { errno: Errno::EHWPOISON, .. });
+        ensure!(broken, "the broken page can be read: {exit:x?}");
+        s.vcpu.restart()?;
+        s.vcpu.verify_pages(gpa, at, GUEST)?;
+        s.vcpu.verify_pages(gpa + at + PAGE, HUGE - at - PAGE, GUEST)?;
+        punch(&s.fd, layout.offset, HUGE).context("give the page up")?;
+        s.vcpu.verify_pages(gpa, HUGE, crate::pattern::Pattern::ZERO)?;
+        punch(&s.fd, layout.offset, HUGE).context("give the new page up")?;
+        // The pool keeps a broken huge page as a whole, and gives an additional one back in parts.
+        let _ = pressure::unpoison(place & !(HUGE / PAGE - 1));
+        let _ = pressure::unpoison(place);
+        Ok(())
+    }))
 }

@@ -75,7 +75,12 @@ impl Setup {
 
     /// The same as [`Setup::new`], with a memfile and the flags that the VM chooses for it.
     pub fn with_flags(flags: u64, size: u64) -> Result<Setup> {
-        Setup::in_vm(vm_with_flags(flags)?, &MEMFILE, size, LAYOUTS[0])
+        Setup::with_flags_on(&MEMFILE, flags, size)
+    }
+
+    /// The same with another kind of memfile.
+    pub fn with_flags_on(on: &'static Backend, flags: u64, size: u64) -> Result<Setup> {
+        Setup::in_vm(vm_with_flags(flags)?, on, size, LAYOUTS[0])
     }
 
     /// The same, in a VM whose private memory KVM itself may use if `access` is set. The shared

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Pages of the pool come from the nodes that the policy of the task names, whether a guest touches
+//! them or fallocate() takes them, and go back to where they came from.
+//!
+//! `scripts/check` boots a machine with two nodes for this suite.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+
+use crate::guest::Command;
+use crate::ktap::{CaseResult, Suite, skip};
+use crate::pressure::{self, Setting, frames};
+use crate::support::backend;
+use crate::support::setup::{BOTH, GUEST, PINNED, Setup};
+use crate::sys::*;
+use crate::vm::Exit;
+use crate::{HUGE, suite};
+
+pub static SUITE: Suite = suite!(
+    "hugetlb_numa",
+    [
+        pages_come_from_the_node_that_the_task_names,
+        pages_of_other_nodes_are_no_substitute_for_a_strict_policy,
+        interleaved_pages_lie_on_all_nodes,
+        pages_that_move_for_pinning_stay_on_their_node,
+    ]
+);
+
+const NODES: [usize; 2] = [0, 1];
+/// Pages in the pool of each node.
+const EACH: u64 = 6;
+const MPOL_DEFAULT: i32 = 0;
+const MPOL_BIND: i32 = 2;
+const MPOL_INTERLEAVE: i32 = 3;
+
+fn node(node: usize) -> PathBuf {
+    PathBuf::from(format!("/sys/devices/system/node/node{node}"))
+}
+
+/// A file of the pool of a node.
+fn figure(of: usize, name: &str) -> Result<u64> {
+    pressure::read_number(node(of).join("hugepages/hugepages-2048kB").join(name))
+}
+
+/// [`EACH`] pages on each node, until this is dropped. SKIP on a machine with fewer nodes.
+fn pools() -> Result<Vec<Setting>> {
+    require_root()?;
+    drop(memfile_unsized()?);
+    if NODES.iter().any(|&n| !node(n).exists()) {
+        return skip("the machine has no two nodes");
+    }
+    let file = |n: usize| node(n).join("hugepages/hugepages-2048kB/nr_hugepages");
+    NODES.iter().map(|&n| Setting::set(file(n), &EACH.to_string())).collect()
+}
+
+/// How many pages of each node are in use.
+fn used() -> Result<[u64; 2]> {
+    let mut used = [0; 2];
+    for n in NODES {
+        used[n] = figure(n, "nr_hugepages")? - figure(n, "free_hugepages")?;
+        ensure!(figure(n, "surplus_hugepages")? == 0, "pages came from elsewhere");
+    }
+    Ok(used)
+}
+
+fn expect_used(wanted: [u64; 2], when: &str) -> CaseResult {
+    let used = used()?;
+    ensure!(used == wanted, "{when}: {used:?} pages of the nodes are in use, wanted {wanted:?}");
+    Ok(())
+}
+
+/// The policy of this thread, until it is dropped.
+struct Policy;
+
+impl Policy {
+    fn set(mode: i32, nodes: u64) -> Result<Policy> {
+        match set_mempolicy(mode, nodes) {
+            Ok(()) => Ok(Policy),
+            Err(Errno::ENOSYS) => skip("the kernel has no memory policies"),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        if let Err(errno) = set_mempolicy(MPOL_DEFAULT, 0) {
+            println!("the policy stays: {errno}");
+        }
+    }
+}
+
+fn pages_come_from_the_node_that_the_task_names() -> CaseResult {
+    let _pools = pools()?;
+    for (flags, n) in [(PINNED, 0), (PINNED, 1), (BOTH, 1), (BOTH, 0)] {
+        let mut s = Setup::with_flags_on(&backend::HUGE, flags, 4 * HUGE)?;
+        let share = |count| if n == 0 { [count, 0] } else { [0, count] };
+        expect_used([0, 0], "nothing is touched")?;
+        {
+            let _policy = Policy::set(MPOL_BIND, 1 << n)?;
+            allocate(&s.fd, 0, 2 * HUGE)?;
+            expect_used(share(2), "after fallocate")?;
+            s.vcpu.fill_pages(s.slot.gpa, 4 * HUGE, GUEST)?;
+        }
+        expect_used(share(4), "after the guest's touch")?;
+        punch(&s.fd, HUGE, 2 * HUGE)?;
+        expect_used(share(2), "after a hole")?;
+        // Others take them from where they like.
+        {
+            let _policy = Policy::set(MPOL_BIND, 2 >> n)?;
+            s.vcpu.fill_pages(s.slot.gpa + HUGE, HUGE, GUEST)?;
+        }
+        expect_used(if n == 0 { [2, 1] } else { [1, 2] }, "of the other node")?;
+        drop(s);
+        expect_used([0, 0], "the guest is gone")?;
+    }
+    Ok(())
+}
+
+fn pages_of_other_nodes_are_no_substitute_for_a_strict_policy() -> CaseResult {
+    let _pools = pools()?;
+    let mut s = Setup::with_flags_on(&backend::HUGE, PINNED, 8 * HUGE)?;
+    let policy = Policy::set(MPOL_BIND, 2)?;
+    allocate(&s.fd, 0, EACH * HUGE)?;
+    expect_used([0, EACH], "all of the node")?;
+    let gpa = s.slot.gpa + EACH * HUGE;
+    expect_errno("fallocate", allocate(&s.fd, EACH * HUGE, HUGE), &[Errno::ENOSPC])?;
+    let exit = s.vcpu.start(Command::Store, &[gpa, 7])?;
+    let empty =
+        matches!(exit, Exit::MemoryFault { errno: Errno::ENOSPC, gpa: at, .. } if at == gpa);
+    ensure!(empty, "the node is empty: {exit:x?}");
+    expect_used([0, EACH], "after refusals")?;
+    drop(policy);
+    ensure!(s.vcpu.run()? == Exit::Done, "another node has pages");
+    expect_used([1, EACH], "without the policy")?;
+    drop(s);
+    expect_used([0, 0], "the guest is gone")
+}
+
+fn interleaved_pages_lie_on_all_nodes() -> CaseResult {
+    let _pools = pools()?;
+    let mut s = Setup::with_flags_on(&backend::HUGE, PINNED, 8 * HUGE)?;
+    {
+        let _policy = Policy::set(MPOL_INTERLEAVE, 3)?;
+        allocate(&s.fd, 0, 4 * HUGE)?;
+        expect_used([2, 2], "after fallocate")?;
+        s.vcpu.fill_pages(s.slot.gpa, 8 * HUGE, GUEST)?;
+    }
+    expect_used([4, 4], "after the guest's touch")?;
+    drop(s);
+    expect_used([0, 0], "the guest is gone")
+}
+
+/// A binding that pins the file, by a task without a policy, takes no page away from its node.
+fn pages_that_move_for_pinning_stay_on_their_node() -> CaseResult {
+    let _pools = pools()?;
+    let mut s = Setup::with_flags_on(&backend::HUGE, BOTH, 4 * HUGE)?;
+    {
+        let _policy = Policy::set(MPOL_BIND, 2)?;
+        s.vcpu.fill_pages(s.slot.gpa, 4 * HUGE, GUEST)?;
+    }
+    expect_used([0, 4], "after the guest's touch")?;
+    let mut s = s.pass_on(PINNED)?;
+    expect_used([0, 4], "pinned")?;
+    s.vcpu.verify_pages(s.slot.gpa, 4 * HUGE, GUEST)?;
+    ensure!(frames(&s.vcpu, &s.slot, &s.fd)?.len() as u64 == 4 * HUGE / crate::PAGE);
+    Ok(())
+}
