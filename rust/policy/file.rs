@@ -49,7 +49,7 @@ pub(crate) fn fallocate(mode: u32, offset: u64, len: u64, size: u64) -> Result<S
         Some(end) if end <= size => {
             let end = end.checked_add(PAGE_SIZE - 1).ok_or(Refusal::Invalid)?;
             let pages = Range::new(offset >> PAGE_SHIFT, end >> PAGE_SHIFT);
-            Ok(Space::Allocate(pages))
+            Ok(Space::Allocate(pages.filter(|_| len != 0)))
         }
         _ => Err(Refusal::Invalid),
     }
@@ -89,6 +89,7 @@ mod tests {
             assert_eq!(fallocate(mode, 0, 8192, 8192), allocates(0, 2));
             assert_eq!(fallocate(mode, 4097, 4094, 8192), allocates(1, 2));
             assert_eq!(fallocate(mode, 4095, 2, 8192), allocates(0, 2));
+            assert_eq!(fallocate(mode, 4095, 0, 8192), Ok(Space::Allocate(None)));
             assert_eq!(fallocate(mode, 4096, 8192, 8192), Err(Refusal::Invalid));
             assert_eq!(fallocate(mode, 8192, 1, 8192), Err(Refusal::Invalid));
             assert_eq!(fallocate(mode, u64::MAX, 2, 8192), Err(Refusal::Invalid));
