@@ -4,10 +4,13 @@
 
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import unittest
 from pathlib import Path
+
+import paths
 
 SCRIPTS = Path(__file__).resolve().parent
 PATCHES = SCRIPTS.parent / "patches/qemu-10.0"
@@ -37,6 +40,73 @@ class BuildQemu(unittest.TestCase):
         (tree / "VERSION").write_text("10.0.13\n")
         (tree / "accel/kvm/kvm-all.c").write_text("another QEMU\n")
         return tree
+
+    def own_tree(self) -> Path:
+        """The part of the source that the series touches, in a folder of the user's."""
+        release = re.search(r"^RELEASE=(\S+)", (PATCHES / "BASE").read_text(), re.M)
+        base = paths.CACHE / f"src/qemu-base-{release[1] if release else ''}"
+        if not (base / "VERSION").exists():
+            self.skipTest(f"the source is not in {base} yet; scripts/fetch-qemu gets it")
+        names = {"VERSION"}
+        for patch in self.patches():
+            names.update(re.findall(r"^(?:--- a|\+\+\+ b)/(\S+)", patch.read_text(), re.M))
+        tree = self.folder / "own"
+        for name in names:
+            if (base / name).exists():
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(base / name, tree / name)
+        return tree
+
+    @staticmethod
+    def content(tree: Path) -> dict[Path, bytes]:
+        return {p.relative_to(tree): p.read_bytes() for p in tree.rglob("*") if p.is_file()}
+
+    def test_own_tree_gets_the_series_once_and_can_lose_it(self) -> None:
+        tree = self.own_tree()
+        first, count = self.content(tree), len(self.patches())
+        done = run("apply-patches", str(tree), **self.cache)
+        self.assertEqual((done.returncode, done.stdout), (0, f"{tree}: {count} patches applied\n"), done.stderr)
+        patched = self.content(tree)
+        self.assertNotEqual(first, patched)
+        done = run("apply-patches", str(tree), **self.cache)
+        self.assertEqual((done.returncode, done.stdout), (0, f"{tree}: {count} patches already applied\n"), done.stderr)
+        self.assertEqual(patched, self.content(tree))
+        done = run("apply-patches", "--reverse", str(tree), **self.cache)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(first, self.content(tree))
+
+    def test_own_tree_that_only_the_last_patch_does_not_fit_is_left_as_it_was(self) -> None:
+        tree = self.own_tree()
+        last = self.patches()[-1]
+        earlier = "".join(patch.read_text() for patch in self.patches()[:-1])
+        # A line that it takes away, in a file that only it changes there.
+        for name, line in re.findall(r"^--- a/(\S+)\n(?:.*\n)*?-(.*)\n", last.read_text(), re.M):
+            text = (tree / name).read_text()
+            if text.count(line) == 1 and line not in earlier:
+                (tree / name).write_text(text.replace(line, line + " /* of our own */"))
+                break
+        else:
+            self.fail("the last patch takes nothing away")
+        before = self.content(tree)
+        done = run("build-qemu", QEMU_SRC=str(tree), **self.cache)
+        self.assertEqual((done.returncode, len(done.stderr.splitlines())), (2, 1), done.stderr)
+        self.assertIn(last.name, done.stderr)
+        self.assertIn("is left as it was", done.stderr)
+        self.assertEqual(before, self.content(tree))
+
+    def test_what_is_no_source_of_qemu_is_refused_with_one_sentence(self) -> None:
+        kernel = self.folder / "linux"
+        (kernel / "mm").mkdir(parents=True)
+        for name in ("Kbuild", "mm/shmem.c"):
+            (kernel / name).write_text("")
+        for tree in (kernel, self.folder, self.folder / "nothing", Path(__file__)):
+            done = run("build-qemu", QEMU_SRC=str(tree), **self.cache)
+            self.assertEqual((done.returncode, len(done.stderr.splitlines())), (2, 1), done.stderr)
+            self.assertIn(f"{tree} is not a source tree of QEMU", done.stderr)
+        spaced = self.folder / "of mine"
+        done = run("build-qemu", QEMU_SRC=str(spaced), **self.cache)
+        self.assertEqual((done.returncode, len(done.stderr.splitlines())), (2, 1), done.stderr)
+        self.assertIn('has a " " in it', done.stderr)
 
     def test_help_names_both_flavours(self) -> None:
         for script in ("build-qemu", "fetch-qemu"):
