@@ -11,6 +11,7 @@ mod initramfs;
 mod lines;
 mod memory;
 mod qmp;
+mod tracer;
 
 use std::fmt;
 use std::fs;
@@ -33,7 +34,7 @@ use crate::pressure::Cgroup;
 use crate::sys::{self, Errno, check};
 
 pub use guest::Guest;
-pub use host::{Memfd, memfds};
+pub use host::{Memfd, kvm_figure, memfds};
 pub use memory::{Kind, Layout, Memory};
 
 use initramfs::Archive;
@@ -115,6 +116,8 @@ pub struct Config {
     pub busybox: bool,
     /// The cgroup that QEMU's memory is charged to.
     pub cgroup: Option<PathBuf>,
+    /// QEMU waits before its first instruction for [`Machine::fail_fallocate`].
+    pub traced: bool,
 }
 
 impl Config {
@@ -126,6 +129,7 @@ impl Config {
             terminal: None,
             busybox: false,
             cgroup: None,
+            traced: false,
         }
     }
 
@@ -231,6 +235,7 @@ impl Machine {
         command.stderr(fs::File::create(folder.0.join("said"))?);
         let procs = config.cgroup.as_ref().map(|cgroup| cgroup.join("cgroup.procs"));
         let procs = procs.map(|path| fs::File::options().write(true).open(path)).transpose()?;
+        let traced = config.traced;
         // SAFETY: System calls on descriptors that are open; nothing is allocated.
         unsafe {
             command.pre_exec(move || {
@@ -242,6 +247,9 @@ impl Machine {
                 if let Some(procs) = &procs {
                     let fd = procs.as_raw_fd();
                     check(libc::write(fd, c"0".as_ptr().cast(), 1) as i64).map_err(errno)?;
+                }
+                if traced {
+                    tracer::wait_for_tracer().map_err(errno)?;
                 }
                 Ok(())
             });
@@ -393,6 +401,21 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Let a QEMU go on that was launched to be traced, and let each fallocate() of its main thread
+    /// fail `times` times with `errno` before it is carried out. Ends when QEMU has ended, or when
+    /// it is `enough` after such a call. Returns how many failed.
+    pub fn fail_fallocate(
+        &mut self,
+        errno: Errno,
+        times: u32,
+        enough: impl Fn(&Machine) -> Result<bool>,
+    ) -> Result<u32> {
+        let (failed, ended) =
+            tracer::fail_fallocate(self.pid() as i32, errno, times, || enough(self))?;
+        self.ended = ended;
+        Ok(failed)
     }
 
     /// Wait until QEMU has ended by itself.

@@ -138,12 +138,19 @@ impl Agent {
             ("release", [name]) => {
                 self.areas.remove(*name).map(|_| none).with_context(|| format!("no area {name}"))
             }
-            ("fork", [count, bytes, seed]) => {
+            ("fork", [kind, count, bytes, seed]) => {
                 let (count, seed): (u64, u64) = (count.parse()?, seed.parse()?);
                 for n in 0..count {
-                    self.workers.push(Worker::start(bytes.parse()?, seed + n)?);
+                    self.workers.push(Worker::start(kind, bytes.parse()?, seed + n)?);
                 }
                 Ok(none)
+            }
+            ("process", ["frames"]) => {
+                self.workers.last_mut().context("there is no process")?.frames()
+            }
+            ("process", ["dies"]) => {
+                let signal = self.workers.pop().context("there is no process")?.die()?;
+                Ok(vec![signal.to_string()])
             }
             ("check", []) => self.workers.iter_mut().try_for_each(Worker::verify).map(|()| none),
             ("join", []) => self.workers.drain(..).try_for_each(Worker::end).map(|()| none),

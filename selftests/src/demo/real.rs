@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::story::{Course, Meter, Step, Story};
 use super::unless_missing;
-use crate::pressure::{self, Cgroup, Swap};
+use crate::pressure::{self, Cgroup, Pool, Swap};
 use crate::qemu::{Config, Kind, Lab, Layout, Machine, Memory};
 use crate::sys::{self, Mapping, lock_own_memory};
-use crate::{MIB, PAGE, mem};
+use crate::{HUGE, MIB, PAGE, mem};
 
 /// Bytes of the memory in question, and of ordinary memory for the guest's kernel.
 const SIZE: u64 = 512 * MIB;
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const RAGGED: u64 = 128 * MIB;
 
 /// Name, kind, and whether all of it is allocated before the guest runs.
-const KINDS: [(&str, Kind, bool); 8] = [
+const KINDS: [(&str, Kind, bool); 9] = [
     ("anonymous memory", Kind::Anonymous, false),
     ("shared memfd", Kind::SharedMemfd, false),
     ("private, prealloc", Kind::PINNED, true),
@@ -41,6 +41,7 @@ const KINDS: [(&str, Kind, bool); 8] = [
     ("private, movable", Kind::MOVABLE, false),
     ("private, reclaimable", Kind::RECLAIMABLE, false),
     ("private, movable + reclaimable", Kind::BOTH, false),
+    ("private, huge pages", Kind::Huge, false),
     ("guest_memfd", Kind::GuestMemfd, false),
 ];
 
@@ -85,15 +86,17 @@ pub fn tell(lab: &Lab, progress: &mut dyn FnMut(&str)) -> Result<Real> {
 fn course(lab: &Lab, name: &str, memory: Memory, release: &mut String) -> Result<Course> {
     pressure::drop_caches()?;
     pressure::compact()?;
-    let mut meter = Meter::of(Cgroup::new()?)?;
+    let pool = match memory.kind {
+        Kind::Huge => Some(Pool::of(HUGE)?),
+        _ => None,
+    };
+    let _filled = pool.as_ref().map(|pool| pool.fill(SIZE / pool.page)).transpose()?;
+    let mut meter = Meter::of(Cgroup::new()?, pool)?;
     let config = Config::new(memory).with_balloon(true).within(meter.cgroup());
     let mut machine = Machine::start(lab, &config)?;
     let read = |meter: &mut Meter, machine: &Machine, step| {
-        let allocated = match memory.kind {
-            Kind::Private { .. } => Some(machine.private()?.0),
-            _ => None,
-        };
-        meter.sample(step, allocated)
+        let allocated = memory.kind.is_memfile().then(|| machine.private()).transpose()?;
+        meter.sample(step, allocated.map(|(bytes, _)| bytes))
     };
     read(&mut meter, &machine, Step::Created)?;
     machine.boot()?;
@@ -103,7 +106,7 @@ fn course(lab: &Lab, name: &str, memory: Memory, release: &mut String) -> Result
     let guest = machine.guest();
     guest.hold("memory", "kept", KEPT, 1)?;
     guest.hold("file", "files", FILES, 2)?;
-    guest.fork(PROCESSES, PROCESS, 3)?;
+    guest.fork("memory", PROCESSES, PROCESS, 3)?;
     let mut own_data = guest.verify("files", 2).is_ok() && guest.check_processes().is_ok();
     let worked = read(&mut meter, &machine, Step::Worked)?;
 

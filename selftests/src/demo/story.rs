@@ -13,7 +13,7 @@ use super::missing::{Missing, unless_missing};
 use crate::guest::MAX_VCPUS;
 use crate::mem;
 use crate::pattern::Pattern;
-use crate::pressure::{self, Cgroup, Counts, Setting, Swap};
+use crate::pressure::{self, Cgroup, Counts, Pool, Setting, Swap};
 use crate::skip::missing_memfile;
 use crate::sys::Errno;
 use crate::uapi::{KVM_CAP_MEMFILE, MEMFILE_F_ALL, MEMFILE_F_UNMOVABLE, MEMFILE_F_UNRECLAIMABLE};
@@ -108,7 +108,7 @@ pub struct Sample {
     /// In memory or in swap: `st_blocks` of the file, or `Rss` and `Swap` of the mapping in smaps.
     /// None if the kernel has no figure.
     pub allocated: Option<u64>,
-    /// `anon` and `file` in the cgroup's `memory.stat`.
+    /// `anon` and `file` in the cgroup's `memory.stat`, and what is in use of a pool of huge pages.
     pub resident: u64,
     /// The cgroup's `memory.swap.current`.
     pub swapped: u64,
@@ -189,6 +189,8 @@ pub fn tell(progress: &mut dyn FnMut(&str)) -> Result<Story> {
 /// Reads the figures.
 pub(super) struct Meter {
     cgroup: Cgroup,
+    /// The pool that the guest's memory comes from: it is charged to no cgroup.
+    pool: Option<Pool>,
     migrated: u64,
     counts: Option<Counts>,
     samples: Vec<Sample>,
@@ -197,13 +199,14 @@ pub(super) struct Meter {
 impl Meter {
     /// Charges from now on are the guest's memory.
     fn start() -> Result<Meter> {
-        Meter::of(Cgroup::enter()?)
+        Meter::of(Cgroup::enter()?, None)
     }
 
-    /// Charges of this cgroup are the guest's memory.
-    pub(super) fn of(cgroup: Cgroup) -> Result<Meter> {
+    /// Charges of this cgroup are the guest's memory, and pages in use of this pool.
+    pub(super) fn of(cgroup: Cgroup, pool: Option<Pool>) -> Result<Meter> {
         Ok(Meter {
             cgroup,
+            pool,
             migrated: mem::vmstat("pgmigrate_success")?,
             counts: Counts::now().ok(),
             samples: Vec::new(),
@@ -221,7 +224,14 @@ impl Meter {
 
     pub(super) fn resident(&self) -> Result<u64> {
         let of = |key| self.cgroup.line("memory.stat", key);
-        Ok(of("anon")? + of("file")?)
+        let huge = match &self.pool {
+            Some(pool) => {
+                let usage = pool.usage()?;
+                (usage.total - usage.free) * pool.page
+            }
+            None => 0,
+        };
+        Ok(of("anon")? + of("file")? + huge)
     }
 
     pub(super) fn samples(self) -> Vec<Sample> {

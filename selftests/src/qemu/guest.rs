@@ -114,9 +114,21 @@ impl Guest {
         words.iter().map(|word| word.parse().context("a page frame")).collect()
     }
 
-    /// Start that many processes, each with memory that it writes.
-    pub fn fork(&mut self, count: u64, bytes: u64, seed: u64) -> Result<()> {
-        self.tell(&["fork", &count.to_string(), &bytes.to_string(), &seed.to_string()])
+    /// Start that many processes, each with memory of `kind` that it writes.
+    pub fn fork(&mut self, kind: &str, count: u64, bytes: u64, seed: u64) -> Result<()> {
+        self.tell(&["fork", kind, &count.to_string(), &bytes.to_string(), &seed.to_string()])
+    }
+
+    /// Where the memory of the last process lies in the guest.
+    pub fn last_process_frames(&mut self) -> Result<Vec<u64>> {
+        let words = self.ask(&["process", "frames"], &mut |_| {})?;
+        words.iter().map(|word| word.parse().context("a page frame")).collect()
+    }
+
+    /// Let the last process read its memory, which it must not survive: the signal that ended it.
+    pub fn last_process_dies(&mut self) -> Result<i32> {
+        let words = self.ask(&["process", "dies"], &mut |_| {})?;
+        words.first().and_then(|signal| signal.parse().ok()).context("no signal")
     }
 
     /// Each of the processes reads its memory.

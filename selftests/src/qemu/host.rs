@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// A memfd that a process has open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,19 @@ fn memfd(pid: u32, fd: &str) -> Result<Option<Memfd>> {
     let memfile = number("memfile-pages").zip(number("memfile-bindings"));
     let (size, allocated) = (data.size(), data.blocks() * 512);
     Ok(Some(Memfd { fd: fd.parse()?, size, allocated, memfile }))
+}
+
+/// A figure that KVM keeps of the VM of a process.
+pub fn kvm_figure(pid: u32, name: &str) -> Result<u64> {
+    const FOLDER: &str = "/sys/kernel/debug/kvm";
+    for entry in fs::read_dir(FOLDER).context(FOLDER)? {
+        let entry = entry?;
+        // PID-FD
+        if entry.file_name().to_string_lossy().split('-').next() == Some(&pid.to_string()) {
+            return crate::knobs::read_number(entry.path().join(name));
+        }
+    }
+    bail!("KVM has no VM of process {pid}")
 }
 
 fn fdinfo<'a>(text: &'a str, key: &str) -> Option<&'a str> {

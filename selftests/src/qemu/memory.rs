@@ -13,6 +13,8 @@ pub enum Kind {
         movable: bool,
         reclaimable: bool,
     },
+    /// The same, pinned, of huge pages of 2 MiB from their pool.
+    Huge,
     GuestMemfd,
 }
 
@@ -23,13 +25,14 @@ impl Kind {
     pub const BOTH: Kind = Kind::Private { movable: true, reclaimable: true };
 
     /// Every kind, by the name that a user gives.
-    pub const NAMES: [(&str, Kind); 7] = [
+    pub const NAMES: [(&str, Kind); 8] = [
         ("anonymous", Kind::Anonymous),
         ("shared", Kind::SharedMemfd),
         ("pinned", Kind::PINNED),
         ("movable", Kind::MOVABLE),
         ("reclaimable", Kind::RECLAIMABLE),
         ("both", Kind::BOTH),
+        ("huge", Kind::Huge),
         ("guest_memfd", Kind::GuestMemfd),
     ];
 
@@ -46,13 +49,27 @@ impl Kind {
             Kind::MOVABLE => "private, movable",
             Kind::RECLAIMABLE => "private, reclaimable",
             Kind::Private { .. } => "private, movable + reclaimable",
+            Kind::Huge => "private, huge pages",
             Kind::GuestMemfd => "guest_memfd",
         }
     }
 
     /// Does the VM have private memory?
     pub fn is_private(self) -> bool {
-        matches!(self, Kind::Private { .. } | Kind::GuestMemfd)
+        self.is_memfile() || self == Kind::GuestMemfd
+    }
+
+    /// Is its private side a memfile?
+    pub fn is_memfile(self) -> bool {
+        matches!(self, Kind::Private { .. } | Kind::Huge)
+    }
+
+    /// What the VM may choose for its pages: movable, reclaimable.
+    fn choice(self) -> (bool, bool) {
+        match self {
+            Kind::Private { movable, reclaimable } => (movable, reclaimable),
+            _ => (false, false),
+        }
     }
 }
 
@@ -102,27 +119,29 @@ impl Memory {
         let mut add = |option: &str, value: String| line.extend([option.to_owned(), value]);
         let all = self.layout == Layout::All;
         let on = |yes| if yes { "on" } else { "off" };
-        match self.kind {
-            Kind::Private { movable, reclaimable } => {
-                let (movable, reclaimable) = (on(movable), on(reclaimable));
-                let mut object =
-                    format!("sw-protected-vm,id=vm,movable={movable},reclaimable={reclaimable}");
-                if all {
-                    object += ",kvm-access=on";
-                }
-                add("-object", object);
+        if self.kind.is_memfile() {
+            let (movable, reclaimable) = self.kind.choice();
+            let (movable, reclaimable) = (on(movable), on(reclaimable));
+            let mut object =
+                format!("sw-protected-vm,id=vm,movable={movable},reclaimable={reclaimable}");
+            if all {
+                object += ",kvm-access=on";
             }
-            Kind::GuestMemfd => add("-object", "sw-protected-vm,id=vm".into()),
-            Kind::Anonymous | Kind::SharedMemfd => {}
+            add("-object", object);
+        } else if self.kind.is_private() {
+            add("-object", "sw-protected-vm,id=vm".into());
         }
         let backend = match self.kind {
             Kind::Anonymous => "memory-backend-ram",
             Kind::SharedMemfd | Kind::GuestMemfd => "memory-backend-memfd",
-            Kind::Private { .. } => "memory-backend-memfd-private",
+            Kind::Private { .. } | Kind::Huge => "memory-backend-memfd-private",
         };
         let mut object = format!("{backend},id=ram,size={}", self.size);
         if self.kind == Kind::GuestMemfd {
             object += ",guest-memfd=on";
+        }
+        if self.kind == Kind::Huge {
+            object += &format!(",hugetlb=on,hugetlbsize={}", crate::HUGE);
         }
         if self.prealloc {
             object += ",prealloc=on";
@@ -177,6 +196,8 @@ mod tests {
             line(all),
             ",memory-backend=ram -object memory-backend-ram,id=ram,size=1048576,prealloc=on -m 1M"
         );
-        assert_eq!(Kind::NAMES.map(|(name, kind)| kind.name() == name), [true; 7]);
+        assert_eq!(Kind::NAMES.map(|(name, kind)| kind.name() == name), [true; 8]);
+        let huge = line(Memory::dimm(Kind::Huge, 1024 * MIB));
+        assert!(huge.contains(",hugetlb=on,hugetlbsize=2097152 "), "{huge}");
     }
 }

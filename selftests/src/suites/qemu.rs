@@ -16,11 +16,11 @@ use serde_json::json;
 use crate::demo::ragged_memory;
 use crate::ktap::{CaseResult, Suite};
 use crate::module::Module;
-use crate::pressure::{self, Accounts, Cgroup, Counts, Setting, SmallMachine, Swap};
-use crate::qemu::{Config, Kind, Lab, Layout, Machine, Memory, memfds};
-use crate::sys::{self, lock_own_memory};
+use crate::pressure::{self, Accounts, Cgroup, Counts, Pool, Setting, SmallMachine, Swap, Trace};
+use crate::qemu::{Config, Kind, Lab, Layout, Machine, Memory, kvm_figure, memfds};
+use crate::sys::{self, Errno, lock_own_memory};
 use crate::uapi::KVM_MAP_GPA_RANGE_ENCRYPTED;
-use crate::{MIB, PAGE, mem, suite};
+use crate::{HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
     "qemu",
@@ -41,8 +41,16 @@ pub static SUITE: Suite = suite!(
         killed_qemu_leaves_no_memory_behind: 300,
         free_pages_that_the_guest_reports_are_given_back: 300,
         prealloc_is_complete_whatever_signals_come: 120,
+        prealloc_goes_on_after_every_interrupted_call: 120,
+        prealloc_of_a_guest_memfd_goes_on_after_signals: 120,
+        prealloc_that_fails_ends_qemu_with_a_sentence: 120,
         prealloc_without_memory_refuses_to_start_and_leaves_nothing: 120,
         qemu_killed_while_it_starts_leaves_no_memory_behind: 120,
+        guest_boots_on_huge_pages_and_the_pool_gets_them_back: 300,
+        guest_boots_with_all_its_memory_in_huge_pages: 600,
+        prealloc_of_huge_pages_takes_exactly_those_of_the_guest: 300,
+        prealloc_beyond_the_pool_refuses_to_start_with_a_sentence: 120,
+        poison_ends_one_process_of_the_guest_and_no_other: 300,
         guest_boots_with_all_its_memory_private: 600,
         stock_kernel_boots_and_virtio_mem_gives_memory_back: 600,
     ],
@@ -158,7 +166,7 @@ fn fill(machine: &mut Machine, seed: u64) -> CaseResult {
     for (kind, name, size) in PARTS {
         guest.hold(kind, name, size, seed)?;
     }
-    guest.fork(PROCESSES, PROCESS, seed + 1)
+    guest.fork("memory", PROCESSES, PROCESS, seed + 1)
 }
 
 fn verify(machine: &mut Machine, seed: u64) -> CaseResult {
@@ -426,22 +434,32 @@ fn pages_of(machine: &Machine) -> Result<u64> {
     Ok(memfds.iter().filter_map(|memfd| memfd.memfile).map(|(pages, _)| pages).sum())
 }
 
+/// Stop QEMU and let it go on again and again until so many `pages` are allocated. Returns how often
+/// some were and others not.
+fn stop_and_go(
+    machine: &mut Machine,
+    enough: u64,
+    pages: impl Fn(&Machine) -> Result<u64>,
+) -> Result<u32> {
+    let mut halfway = 0;
+    while pages(machine)? < enough {
+        machine.signal(libc::SIGSTOP)?;
+        machine.wait_stopped()?;
+        let now = pages(machine)?;
+        halfway += u32::from(now > 0 && now < enough);
+        machine.signal(libc::SIGCONT)?;
+    }
+    Ok(halfway)
+}
+
 fn prealloc_is_complete_whatever_signals_come() -> CaseResult {
     give_up(&mut *slot()?)?;
     let lab = lab()?;
-    let (mut stops, mut halfway) = (0, 0);
+    let mut halfway = 0;
     // A fast QEMU is stopped a few times only: as often as it takes.
     while halfway <= 10 {
         let mut machine = Machine::launch(&lab, &Config::new(preallocated(SIZE)))?;
-        // As many signals as possible, about one per page.
-        while pages_of(&machine)? < SIZE / PAGE {
-            machine.signal(libc::SIGSTOP)?;
-            machine.wait_stopped()?;
-            let pages = pages_of(&machine)?;
-            stops += 1;
-            halfway += u32::from(pages > 0 && pages < SIZE / PAGE);
-            machine.signal(libc::SIGCONT)?;
-        }
+        halfway += stop_and_go(&mut machine, SIZE / PAGE, pages_of)?;
         machine.connect()?;
         let (allocated, resident) = machine.private()?;
         ensure!(
@@ -450,8 +468,200 @@ fn prealloc_is_complete_whatever_signals_come() -> CaseResult {
         );
         machine.kill()?;
     }
-    println!("{stops} stops, {halfway} of them while memory was allocated");
+    println!("{halfway} stops while memory was allocated");
     Ok(())
+}
+
+/// A memfile lets no signal end fallocate(), so a tracer does it: QEMU's own repetition.
+fn prealloc_goes_on_after_every_interrupted_call() -> CaseResult {
+    const TIMES: u32 = 5;
+    give_up(&mut *slot()?)?;
+    let config = Config { traced: true, ..Config::new(preallocated(SIZE)) };
+    let mut machine = Machine::launch(&lab()?, &config)?;
+    let whole = |machine: &Machine| Ok(pages_of(machine)? == SIZE / PAGE);
+    let failed = machine.fail_fallocate(Errno::EINTR, TIMES, whole)?;
+    println!("{failed} calls were interrupted");
+    ensure!(failed >= TIMES && failed % TIMES == 0, "{failed} calls: {}", machine.said());
+    machine.connect()?;
+    let (allocated, resident) = machine.private()?;
+    ensure!(allocated == SIZE && resident == SIZE / PAGE, "{allocated} bytes, {resident} pages");
+    machine.kill()
+}
+
+/// A guest_memfd gives fallocate() up at any signal: there the storm is real.
+fn prealloc_of_a_guest_memfd_goes_on_after_signals() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let mut halfway = 0;
+    while halfway <= 10 {
+        let cgroup = Cgroup::new()?;
+        let memory = Memory { prealloc: true, ..Memory::dimm(Kind::GuestMemfd, SMALL) };
+        let config = Config::new(memory).within(&cgroup);
+        let mut machine = Machine::launch(&lab, &config)?;
+        let pages = |_: &Machine| Ok(cgroup.line("memory.stat", "file")? / PAGE);
+        // The kernel's figure may lag behind by what a CPU has not told yet.
+        halfway += stop_and_go(&mut machine, (SMALL - 4 * MIB) / PAGE, pages)?;
+        machine.connect()?;
+        let file = cgroup.line("memory.stat", "file")?;
+        ensure!(file + 4 * MIB > SMALL, "{} MiB are allocated", file / MIB);
+        machine.kill()?;
+    }
+    println!("{halfway} stops while memory was allocated");
+    Ok(())
+}
+
+fn prealloc_that_fails_ends_qemu_with_a_sentence() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let (lab, before) = (lab()?, Accounts::now()?);
+    for (errno, words) in
+        [(Errno::ENOMEM, "Cannot allocate memory"), (Errno::EIO, "Input/output error")]
+    {
+        let config = Config { traced: true, ..Config::new(preallocated(SIZE)) };
+        let mut machine = Machine::launch(&lab, &config)?;
+        let failed = machine.fail_fallocate(errno, 1, |_| Ok(false))?;
+        expect_refused(&mut machine, words)?;
+        ensure!(failed == 1, "{failed} calls failed with {errno}, and QEMU went on");
+    }
+    Module::memfile()?.expect_unused()?;
+    before.expect_back(2 * MIB).context("after QEMU")
+}
+
+/// QEMU has ended, or does, and says in one sentence that it cannot preallocate and why.
+fn expect_refused(machine: &mut Machine, why: &str) -> CaseResult {
+    let status = machine.wait()?;
+    let said = machine.said();
+    println!("{said}");
+    ensure!(!status.success(), "QEMU ends with {status}");
+    ensure!(said.lines().count() == 1, "QEMU says more than a sentence: {said}");
+    ensure!(said.contains("cannot preallocate") && said.contains(why), "QEMU says: {said}");
+    Ok(())
+}
+
+/// The pool of huge pages, and that many in it. SKIP if there is no room for them.
+fn pool_of(pages: u64) -> Result<(Pool, Setting)> {
+    let pool = Pool::of(HUGE)?;
+    pressure::drop_caches()?;
+    pressure::compact()?;
+    let filled = pool.fill(pages)?;
+    Ok((pool, filled))
+}
+
+fn guest_boots_on_huge_pages_and_the_pool_gets_them_back() -> CaseResult {
+    const MORE: u64 = 64 * MIB;
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let (pool, _filled) = pool_of(SMALL / HUGE)?;
+    let before = Accounts::now()?;
+    let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::Huge, SMALL)))?;
+    pool.expect_used(0, "before the guest runs")?;
+    machine.boot()?;
+    let booted = expect_of_the_pool(&machine, &pool)?;
+    machine.guest().hold("locked", "more", MORE, 30)?;
+    let more = expect_of_the_pool(&machine, &pool)?;
+    println!("{booted} huge pages when it is up, {more} with {} MiB", MORE / MIB);
+    ensure!(more >= MORE / HUGE, "{more} huge pages");
+    // Each is mapped as what it is; what has been converted or split is not.
+    let mapped = kvm_figure(machine.pid(), "pages_2m")?;
+    println!("KVM maps {mapped} huge pages");
+    ensure!(mapped >= MORE / HUGE / 2, "KVM maps {mapped} huge pages");
+    machine.guest().verify("more", 30)?;
+    fill(&mut machine, 31)?;
+    verify(&mut machine, 31)?;
+    release(&mut machine)?;
+    machine.shut_down()?;
+    pool.expect_used(0, "after the guest")?;
+    before.expect_back(2 * MIB).context("after QEMU")
+}
+
+/// What the guest's memory takes is what the pool has given. Returns the number of huge pages.
+fn expect_of_the_pool(machine: &Machine, pool: &Pool) -> Result<u64> {
+    let (allocated, resident) = machine.private()?;
+    ensure!(allocated == resident * PAGE, "{allocated} bytes, {resident} pages");
+    pool.expect_used(allocated / pool.page, "in the guest")?;
+    Ok(allocated / pool.page)
+}
+
+fn guest_boots_with_all_its_memory_in_huge_pages() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let (pool, _filled) = pool_of(SMALL / HUGE)?;
+    let before = Accounts::now()?;
+    let mut machine = Machine::start(&lab, &Config::new(all(Kind::Huge, SMALL)))?;
+    let took = machine.boot()?;
+    let pages = expect_of_the_pool(&machine, &pool)?;
+    println!("{pages} huge pages when it was up after {:.1} s", took.as_secs_f64());
+    fill(&mut machine, 32)?;
+    verify(&mut machine, 32)?;
+    release(&mut machine)?;
+    machine.shut_down()?;
+    pool.expect_used(0, "after the guest")?;
+    before.expect_back(2 * MIB).context("after QEMU")
+}
+
+fn prealloc_of_huge_pages_takes_exactly_those_of_the_guest() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let (pool, _filled) = pool_of(SMALL / HUGE + 4)?;
+    let memory = Memory { prealloc: true, ..Memory::dimm(Kind::Huge, SMALL) };
+    let machine = Machine::start(&lab, &Config::new(memory))?;
+    pool.expect_used(SMALL / HUGE, "before the guest runs")?;
+    machine.kill()?;
+    pool.expect_used(0, "after the guest")
+}
+
+fn prealloc_beyond_the_pool_refuses_to_start_with_a_sentence() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let before = Accounts::now()?;
+    let (pool, _filled) = pool_of(SMALL / HUGE - 1)?;
+    let memory = Memory { prealloc: true, ..Memory::dimm(Kind::Huge, SMALL) };
+    let mut machine = Machine::launch(&lab, &Config::new(memory))?;
+    expect_refused(&mut machine, "No space left on device")?;
+    pool.expect_used(0, "after QEMU")?;
+    Module::memfile()?.expect_unused()?;
+    before.expect_back(2 * MIB).context("after QEMU")
+}
+
+fn poison_ends_one_process_of_the_guest_and_no_other() -> CaseResult {
+    /// The page of the process that gets the error.
+    const BROKEN: usize = 77;
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::BOTH, SIZE)))?;
+    machine.boot()?;
+    let devices = machine.execute("query-memory-devices", json!({}))?;
+    let base = devices.pointer("/0/data/addr").and_then(serde_json::Value::as_u64);
+    let base = base.context("the guest has no DIMM")? / PAGE;
+    fill(&mut machine, 40)?;
+    // The last process: its pages are new to the host, which tells where they are.
+    let trace = Trace::start(&["memfile:memfile_get_pfn"])?;
+    machine.guest().fork("locked", 1, PROCESS, 50)?;
+    let events = trace.events()?;
+    drop(trace);
+    let frames = machine.guest().last_process_frames()?;
+    // As good as any, if it was not there before.
+    let mut places = frames.iter().skip(BROKEN).filter_map(|frame| {
+        let index = frame.checked_sub(base)?;
+        let event = events.iter().rfind(|event| event.number("index") == Some(index))?;
+        event.hex("pfn").map(|pfn| (*frame, pfn))
+    });
+    let (frame, pfn) = places.next().context("none of its pages is new to the host")?;
+    let counts = Counts::now()?;
+    pressure::poison(pfn)?;
+    counts.expect_grown(&["memfile.poison"], 1)?;
+    println!("frame {frame:#x} of the guest is frame {pfn:#x} of the host");
+    let signal = machine.guest().last_process_dies()?;
+    ensure!(signal == libc::SIGBUS, "the process ended with signal {signal}");
+    println!("{}", machine.said());
+    // The guest knows which page it was, and all else is as it was.
+    let lost = machine.guest().meminfo("HardwareCorrupted")?;
+    ensure!(lost == PAGE, "the guest has lost {lost} bytes");
+    verify(&mut machine, 40)?;
+    release(&mut machine)?;
+    machine.guest().hold("memory", "again", 32 * MIB, 41)?;
+    machine.guest().verify("again", 41)?;
+    machine.shut_down()?;
+    pressure::unpoison(pfn)
 }
 
 fn prealloc_without_memory_refuses_to_start_and_leaves_nothing() -> CaseResult {

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Makes system calls of another process fail that would succeed.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::ptr;
+
+use anyhow::{Context, Result, bail};
+
+use crate::sys::{Errno, SysResult, check};
+
+/// What waitpid() says of a stop at a system call, with `PTRACE_O_TRACESYSGOOD`.
+const AT_CALL: i32 = libc::SIGTRAP | 0x80;
+
+fn trace(request: libc::c_uint, pid: i32, data: u64) -> SysResult {
+    // SAFETY: These requests take a number and no pointer.
+    check(unsafe { libc::ptrace(request, pid, ptr::null_mut::<libc::c_void>(), data) })
+}
+
+fn registers(pid: i32) -> Result<libc::user_regs_struct> {
+    // SAFETY: All zero is a valid value, and the kernel writes no more than that.
+    unsafe {
+        let mut registers: libc::user_regs_struct = std::mem::zeroed();
+        let at = &raw mut registers;
+        check(libc::ptrace(libc::PTRACE_GETREGS, pid, ptr::null_mut::<libc::c_void>(), at))
+            .context("read registers")?;
+        Ok(registers)
+    }
+}
+
+fn set_registers(pid: i32, registers: &libc::user_regs_struct) -> Result<()> {
+    let at = &raw const *registers;
+    // SAFETY: The kernel reads the registers during the call.
+    check(unsafe { libc::ptrace(libc::PTRACE_SETREGS, pid, ptr::null_mut::<libc::c_void>(), at) })
+        .map(drop)
+        .context("write registers")
+}
+
+/// To be called in a new process before it executes a program: it then stops at its first
+/// instruction, until [`fail_fallocate`].
+pub fn wait_for_tracer() -> SysResult {
+    // SAFETY: Takes no pointer.
+    check(unsafe { libc::ptrace(libc::PTRACE_TRACEME) })
+}
+
+/// Let a process go on that has waited for its tracer, and let each fallocate() of its main thread
+/// fail `times` times with `errno`, and do nothing, before it is carried out. Ends when the process
+/// has ended, and returns its status, or when it is `enough` after a call that was carried out.
+/// Also returns how many calls failed.
+pub fn fail_fallocate(
+    pid: i32,
+    errno: Errno,
+    times: u32,
+    mut enough: impl FnMut() -> Result<bool>,
+) -> Result<(u32, Option<ExitStatus>)> {
+    let (mut failed, mut tries) = (0, 0);
+    // Within a call, and whether that is a fallocate() and is to fail.
+    let (mut inside, mut ours, mut fails) = (false, false, false);
+    loop {
+        let mut status = 0;
+        // SAFETY: The child is ours and was not waited for; the status outlives the call.
+        check(unsafe { libc::waitpid(pid, &mut status, 0) }).context("waitpid")?;
+        if !libc::WIFSTOPPED(status) {
+            return Ok((failed, Some(ExitStatus::from_raw(status))));
+        }
+        let mut signal = 0;
+        match libc::WSTOPSIG(status) {
+            AT_CALL if !inside => {
+                inside = true;
+                let mut registers = registers(pid)?;
+                ours = registers.orig_rax == libc::SYS_fallocate as u64;
+                fails = ours && tries < times;
+                if fails {
+                    // There is no such call.
+                    registers.orig_rax = u64::MAX;
+                    set_registers(pid, &registers)?;
+                }
+            }
+            AT_CALL => {
+                inside = false;
+                if fails {
+                    let mut registers = registers(pid)?;
+                    registers.rax = i64::from(-errno.0) as u64;
+                    set_registers(pid, &registers)?;
+                    (failed, tries) = (failed + 1, tries + 1);
+                } else if ours {
+                    tries = 0;
+                    if enough()? {
+                        trace(libc::PTRACE_DETACH, pid, 0).context("let the process go")?;
+                        return Ok((failed, None));
+                    }
+                }
+            }
+            // It has begun.
+            libc::SIGTRAP => {
+                let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+                trace(libc::PTRACE_SETOPTIONS, pid, options as u64).context("trace the process")?;
+            }
+            other => signal = other,
+        }
+        match trace(libc::PTRACE_SYSCALL, pid, signal as u64) {
+            // It was killed meanwhile.
+            Ok(_) | Err(Errno::ESRCH) => {}
+            Err(e) => bail!("the process cannot go on: {e}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn calls_fail_as_often_as_wanted_and_then_work() {
+        let file = std::env::temp_dir().join(format!("memfile-tracer-{}", std::process::id()));
+        let run = |errno, times, enough: bool| {
+            let mut command = Command::new("fallocate");
+            command.args(["-l", "8192"]).arg(&file).stderr(Stdio::null());
+            // SAFETY: A system call.
+            unsafe {
+                command.pre_exec(|| {
+                    wait_for_tracer().map(drop).map_err(|e| std::io::Error::from_raw_os_error(e.0))
+                });
+            }
+            let mut child = command.spawn().ok()?;
+            let result = fail_fallocate(child.id() as i32, errno, times, || Ok(enough)).unwrap();
+            let status = result.1.or_else(|| child.wait().ok()).unwrap();
+            let size = std::fs::metadata(&file).map_or(0, |data| data.len());
+            let _ = std::fs::remove_file(&file);
+            Some((result.0, result.1.is_some(), status.success(), size))
+        };
+        // None without that program.
+        let Some(untouched) = run(Errno::EIO, 0, false) else { return };
+        assert_eq!(untouched, (0, true, true, 8192));
+        assert_eq!(run(Errno::EIO, 0, true), Some((0, false, true, 8192)));
+        assert_eq!(run(Errno::EIO, 1, false), Some((1, true, false, 0)));
+    }
+}
