@@ -23,11 +23,13 @@ use crate::pressure::{
 };
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::{Injector, SHORTAGES};
-use crate::support::setup::{BOTH, GUEST, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT};
+use crate::support::setup::{
+    BOTH, GUEST, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, vm_with_flags,
+};
 use crate::support::storm::in_a_storm;
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{DOORS, Exit, Vcpu};
+use crate::vm::{DOORS, Exit, Private, Vcpu};
 use crate::{GIB, HUGE, MIB, PAGE, mem};
 
 suites! {
