@@ -5,9 +5,9 @@
 # can be written, else ~/.cache/memfile.
 
 KERNEL ?= plain
-export KERNEL_SRC RUSTC LLVM BINDGEN QEMU QEMU_SRC MEMFILE_CACHE KDIR
+export BASE KERNEL_SRC RUSTC LLVM BINDGEN QEMU QEMU_SRC MEMFILE_CACHE KDIR
 # An empty variable in the environment would hide a script's default.
-$(foreach v,KERNEL_SRC RUSTC LLVM BINDGEN QEMU QEMU_SRC MEMFILE_CACHE KDIR,$(if $($v),,$(eval unexport $v)))
+$(foreach v,BASE KERNEL_SRC RUSTC LLVM BINDGEN QEMU QEMU_SRC MEMFILE_CACHE KDIR,$(if $($v),,$(eval unexport $v)))
 
 SHELL := /bin/bash
 # As the scripts are run: nothing of bash's own from the environment.
@@ -16,7 +16,7 @@ SHELL := /bin/bash
 .PHONY: help setup lint ci docs demo demo-guest check regress guest guest-shell bench trace proof mutants shell kernel module selftests clippy patches clean distclean
 
 help:		## print this list
-	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan|cfi|gcc] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
+	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan|cfi|gcc] [BASE=7.3|7.2] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: all	## print what real guests on each kind of memory cost, also under pressure; write a page
@@ -89,7 +89,7 @@ docs:		## make one HTML page of all documents
 clippy:		## check the module with clippy, warnings are errors
 	@scripts/build-module --clippy $(KERNEL)
 
-patches:	## write patches/7.3 anew from the work tree (scripts/work-tree)
+patches:	## write the patches of the base anew from its work tree (scripts/work-tree)
 	@scripts/refresh-patches
 
 clean:		## remove what kbuild or cargo left in the checkout

@@ -52,7 +52,6 @@ SRC=$CACHE/src
 BUILD=$CACHE/build
 LOGS=$CACHE/logs
 TOOLS=$CACHE/tools
-PATCHES=$ROOT/patches/7.3
 
 # Exit status of every script: 0 ok, 1 a test failed, 2 usage, tool or build. What
 # else a script may end with is in its help.
@@ -86,6 +85,16 @@ plain_paths() {
 	[ -z "${QEMU_SRC:-}" ] || plain_path "QEMU_SRC" "$(realpath -m -- "$QEMU_SRC")" "move it"
 }
 
+# The kernel that everything is made for: BASE, or else what patches/DEFAULT names. What is
+# built of another than that has its name: build/plain, but build/plain-7.2. paths.py does
+# the same.
+DEFAULT_BASE=$(sed '/^#/d' "$ROOT/patches/DEFAULT")
+BASE=${BASE:-$DEFAULT_BASE}
+PATCHES=$ROOT/patches/$BASE
+if [[ ! $BASE =~ ^[0-9]+\.[0-9]+$ || ! -f $PATCHES/BASE ]]; then
+	die "there are no patches for BASE=$BASE, but for: $(cd "$ROOT/patches" && echo [0-9]*)"
+fi
+if [ "$BASE" = "$DEFAULT_BASE" ]; then OF_BASE=''; else OF_BASE=-$BASE; fi
 # The pinned source: PACKAGE VERSION KERNEL POOL SHA256 [TARBALL_SHA256]
 # shellcheck source=../patches/7.3/BASE
 . "$PATCHES/BASE"
@@ -94,7 +103,7 @@ PATCHED_TREE=$SRC/memfile-$KERNEL
 SOURCE="Linux $KERNEL"
 FETCH=fetch-kernel
 # The files that scripts/mutants writes, and the tree that contains those of the kernel.
-MUTANTS=$CACHE/mutants
+MUTANTS=$CACHE/mutants$OF_BASE
 MUTANTS_TREE=$MUTANTS/tree
 
 # use_qemu: from here on source and series are those of QEMU.
@@ -149,11 +158,13 @@ toolchain_id() {
 }
 
 # flavour_name FLAVOUR [SRC]: the build tree of a flavour; a tree of one's own
-# (KERNEL_SRC, or else SRC) has build trees of its own.
+# (KERNEL_SRC, or else SRC) has build trees of its own, and so has each base.
 flavour_name() {
 	local src=${2-${KERNEL_SRC:-}}
 	if [ -n "$src" ]; then
 		printf '%s-%s' "$1" "$(realpath -- "$src" | tr -d '\n' | sha256sum | cut -c1-8)"
+	elif [ $# = 1 ]; then
+		printf '%s' "$1$OF_BASE"
 	else
 		printf '%s' "$1"
 	fi

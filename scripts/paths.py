@@ -11,25 +11,40 @@ import hashlib
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import environment
 
 ROOT = environment.ROOT
 SCRIPTS = ROOT / "scripts"
-PATCHES = ROOT / "patches/7.3"
 
 CACHE = environment.clean()
+
+
+def _base() -> tuple[str, str]:
+    """The kernel that everything is made for, and what the names of its builds end with; as in lib.sh."""
+    default = re.sub(r"^#.*\n", "", (ROOT / "patches/DEFAULT").read_text(), flags=re.M).strip()
+    base = os.environ.get("BASE", default)
+    if not re.fullmatch(r"[0-9]+\.[0-9]+", base) or not (ROOT / "patches" / base / "BASE").exists():
+        known = " ".join(sorted(path.parent.name for path in (ROOT / "patches").glob("[0-9]*/BASE")))
+        print(f"{Path(sys.argv[0]).name}: there are no patches for BASE={base}, but for: {known}", file=sys.stderr)
+        sys.exit(2)
+    return base, "" if base == default else f"-{base}"
+
+
+BASE, OF_BASE = _base()
+PATCHES = ROOT / "patches" / BASE
 BUILD = CACHE / "build"
 LOGS = CACHE / "logs"
 # The guest's programs, the kernel's own selftests, and what cargo builds for the host.
 PROGRAMS = BUILD / "selftests/bin"
 TESTS = PROGRAMS / "memfile-tests"
 PLOT = BUILD / "selftests/memfile-plot"
-UPSTREAM = BUILD / "upstream/bin"
+UPSTREAM = BUILD / f"upstream{OF_BASE}/bin"
 CARGO = BUILD / "cargo"
 # The files that scripts/mutants writes.
-MUTANTS = CACHE / "mutants"
+MUTANTS = CACHE / f"mutants{OF_BASE}"
 # The answer of the last look whether /dev/kvm is of use.
 KVM_PROBE = CACHE / "kvm-probe"
 
@@ -58,7 +73,7 @@ def tree_hash(tree: str | Path) -> str:
 def build_tree(flavour: str) -> Path:
     """Where scripts/build-kernel builds a flavour."""
     source = os.environ.get("KERNEL_SRC")
-    return BUILD / (f"{flavour}-{tree_hash(source)}" if source else flavour)
+    return BUILD / (f"{flavour}-{tree_hash(source)}" if source else f"{flavour}{OF_BASE}")
 
 
 def module(tree: Path) -> Path:

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Tests of what knows the base, the kernel that the patches are made for: python3 scripts/test_bases.py
+
+Nothing is built: tools of the same names say what they were called with.
+"""
+
+import re
+import sys
+import unittest
+from pathlib import Path
+
+# The checkout stays clean.
+sys.dont_write_bytecode = True
+
+from test_environment import ROOT, Surroundings
+
+BASES = sorted(path.parent.name for path in (ROOT / "patches").glob("[0-9]*/BASE"))
+DEFAULT = re.sub(r"^#.*\n", "", (ROOT / "patches/DEFAULT").read_text(), flags=re.M).strip()
+
+# What lib.sh and paths.py each call the same thing.
+IN_SHELL = """#!/bin/bash -p
+. "$(dirname "$0")/lib.sh"
+printf '%s\\n' "$PATCHES" "$BUILD/$(flavour_name plain)" "$PATCHED_TREE" "$MUTANTS" "$BUILD/upstream$OF_BASE/bin" "$KERNEL"
+"""
+IN_PYTHON = """import sys
+sys.path.insert(0, "scripts")
+import paths
+print(*[paths.PATCHES, paths.build_tree("plain"), paths.patched_tree(), paths.MUTANTS, paths.UPSTREAM,
+        paths.kernel_version()], sep="\\n")
+"""
+
+
+class Bases(Surroundings):
+    def setUp(self) -> None:
+        super().setUp()
+        self.copy = self.copy_of_checkout("checkout")
+        (self.copy / "scripts/show").write_text(IN_SHELL)
+        (self.copy / "scripts/show").chmod(0o755)
+
+    def names(self, base: str, *command: str) -> list[str]:
+        env = {**self.settings, **({"BASE": base} if base else {})}
+        run = self.run_it(*(command or ("scripts/show",)), env=env, cwd=self.copy)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        return run.stdout.splitlines()
+
+    def test_shell_and_python_agree_on_the_base_and_its_paths(self) -> None:
+        for base in ("", *BASES):
+            with self.subTest(base):
+                self.assertEqual(self.names(base), self.names(base, sys.executable, "-ESc", IN_PYTHON))
+
+    def test_no_two_bases_share_what_is_built(self) -> None:
+        all_names = [self.names(base) for base in BASES]
+        for names in zip(*all_names):
+            self.assertEqual(len(set(names)), len(BASES), names)
+
+    def test_default_base_is_as_none(self) -> None:
+        self.assertEqual(self.names(""), self.names(DEFAULT))
+
+    def test_base_without_patches_is_refused(self) -> None:
+        for base in ("9.9", "qemu-10.0", "../patches/7.3", "7"):
+            for command in (("scripts/fetch-kernel",), ("scripts/build-kernel",), ("scripts/boot", "true")):
+                with self.subTest(base=base, command=command):
+                    run = self.run_it(*command, env={**self.settings, "BASE": base})
+                    self.assert_refuses(run, f"no patches for BASE={base}", *BASES)
+
+    def test_each_base_has_all_patches_of_the_default(self) -> None:
+        def subjects(base: str) -> list[str]:
+            lines = (ROOT / f"patches/{base}/series").read_text().splitlines()
+            return [line.split("#")[0].strip() for line in lines if line and not line.startswith("#")]
+
+        for base in BASES:
+            with self.subTest(base):
+                self.assertEqual(subjects(base), subjects(DEFAULT))
+
+    def test_kernel_is_built_from_the_source_of_its_base(self) -> None:
+        for base in BASES:
+            version = self.run_it("bash", "-c", f". patches/{base}/BASE; echo $KERNEL").stdout.strip()
+            (self.cache / f"src/base-{version}").mkdir(parents=True)
+            (self.cache / f"src/base-{version}/Makefile").touch()
+            run = self.run_it("scripts/build-kernel", "base", env={**self.settings, "BASE": base})
+            self.assertEqual(run.returncode, 0, run.stderr)
+            argv = self.calls("make")[-1]["argv"]
+            self.assertIn(f"{self.cache}/src/base-{version}", argv)
+            out = Path(next(word[2:] for word in argv if word.startswith("O=")))
+            self.assertEqual(out.name, "base" if base == DEFAULT else f"base-{base}")
+            self.assertEqual(out.resolve().parent.name, f"base-{version}")
+
+    def test_build_folder_of_an_older_source_is_not_used_again(self) -> None:
+        version = self.run_it("bash", "-c", f". patches/{DEFAULT}/BASE; echo $KERNEL").stdout.strip()
+        for name in (version, "7.0.1"):
+            (self.cache / f"src/base-{name}/build-base").mkdir(parents=True)
+            (self.cache / f"src/base-{name}/Makefile").touch()
+        (self.cache / "build").mkdir()
+        (self.cache / "build/base").symlink_to(self.cache / "src/base-7.0.1/build-base")
+        run = self.run_it("scripts/build-kernel", "base")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertEqual((self.cache / "build/base").resolve().parent.name, f"base-{version}")
+
+
+if __name__ == "__main__":
+    unittest.main()
