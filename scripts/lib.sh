@@ -256,12 +256,12 @@ mirrors() {
 # all, and git, which here must not know of any repository around the folder,
 # cannot skip files in silence.
 
-# copy_source FROM TO: a source tree without what was built in it, as a whole or
-# not at all.
+# copy_source FROM TO [OPTION...]: a source tree without what was built in it, as a
+# whole or not at all; with options of tar.
 copy_source() {
 	rm -rf "$2.new"
 	mkdir -p "$2.new"
-	tar -C "$1" --exclude='./build-*' -cf - . | tar -C "$2.new" -xf -
+	tar -C "$1" --exclude='./build-*' "${@:3}" -cf - . | tar -C "$2.new" -xf -
 	mv "$2.new" "$2"
 }
 
@@ -361,11 +361,13 @@ patched_tree() (
 	touched_files >"$PATCHED_TREE/.memfile-files"
 )
 
-# git_tree DIR [PATHSPEC...]: makes DIR, which holds base files, a repository
-# with the tag "base" and one commit per patch. It tracks the files the series
-# touches and those the pathspecs name.
+# git_tree [--without-patches] DIR [PATHSPEC...]: makes DIR, which holds base files, a
+# repository with the tag "base" and one commit per patch. It tracks the files the
+# series touches and those the pathspecs name.
 git_tree() {
-	local p dir=$1 repo=(git -C "$1" -c user.name=memfile -c user.email=memfile@localhost
+	local p only=''
+	[ "$1" != --without-patches ] || { only=base; shift; }
+	local dir=$1 repo=(git -C "$1" -c user.name=memfile -c user.email=memfile@localhost
 		-c core.compression=1 -c core.autocrlf=false -c core.hooksPath=/dev/null
 		-c commit.gpgSign=false -c gc.auto=0)
 	shift
@@ -379,6 +381,7 @@ git_tree() {
 	GIT_COMMITTER_DATE='2026-01-01T00:00:00Z' GIT_AUTHOR_DATE='2026-01-01T00:00:00Z' \
 		"${repo[@]}" commit -q --allow-empty -m "$SOURCE, the part the series may touch"
 	"${repo[@]}" tag base
+	[ -z "$only" ] || return 0
 	while read -r p; do
 		"${repo[@]}" am -q --whitespace=nowarn --committer-date-is-author-date "$PATCHES/$p" >/dev/null ||
 			die "git am cannot apply $p in $dir"
