@@ -4,6 +4,7 @@
 //!
 //! C header: `rust/store.h`, which documents the duties of a store and its guarantees.
 
+use super::base::eopnotsupp;
 use super::file::{
     AnyFile,
     File, //
@@ -154,7 +155,7 @@ impl ForeignInode {
     /// store has none. Sleeps.
     pub(crate) fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
         file.expect_inode(self.inode)?;
-        let fallocate = self.store.ops().fallocate.ok_or(EOPNOTSUPP)?;
+        let fallocate = self.store.ops().fallocate.ok_or_else(eopnotsupp)?;
         // SAFETY: The file is valid by its type invariant, and one of the store's.
         let err = unsafe { fallocate(file.as_ptr(), mode, offset, len) };
         // CAST: An errno.

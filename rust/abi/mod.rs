@@ -7,6 +7,7 @@
 //! objects.
 
 pub(crate) mod allocation;
+pub(crate) mod base;
 mod cfi;
 pub(crate) mod debugfs;
 pub(crate) mod file;
@@ -34,7 +35,7 @@ impl From<Refusal> for Error {
             Refusal::Invalid => EINVAL,
             Refusal::NotPermitted => EPERM,
             Refusal::Exists => EEXIST,
-            Refusal::NotSupported => EOPNOTSUPP,
+            Refusal::NotSupported => base::eopnotsupp(),
         }
     }
 }

@@ -6,6 +6,10 @@
 use super::node::Node;
 use super::stats::Event;
 use crate::abi::allocation::Allocation;
+use crate::abi::base::{
+    ehwpoison,
+    eopnotsupp, //
+};
 use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
@@ -52,7 +56,7 @@ pub(crate) fn get_pfn<S: Store>(
     let order = if !page.poisoned() {
         page.order().min(store.max_order())
     } else if page.page_poisoned(index) {
-        return Err(EHWPOISON);
+        return Err(ehwpoison());
     } else {
         // A huge mapping would give access to the poisoned neighbour.
         0
@@ -98,7 +102,7 @@ pub(crate) fn announce_migration(
     pages: Range,
     migrate: impl FnOnce() -> Result,
 ) -> Result {
-    let result = node.migrate(pages, migrate).ok_or(EOPNOTSUPP)?;
+    let result = node.migrate(pages, migrate).ok_or_else(eopnotsupp)?;
     result
         .inspect(|()| {
             node.counters.count(Event::Migrate);

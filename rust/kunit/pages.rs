@@ -4,6 +4,7 @@
 
 #[kernel::macros::kunit_tests(memfile_shmem)]
 mod tests {
+    use crate::abi::base::eopnotsupp;
     use crate::abi::invalidation::Invalidation;
     use crate::abi::shmem::ShmemInode;
     use crate::engine::pages::{
@@ -71,7 +72,7 @@ mod tests {
                 moved = true;
                 Ok(())
             });
-            assert_eq!(result, Err(EOPNOTSUPP));
+            assert_eq!(result, Err(eopnotsupp()));
             assert!(!moved);
             assert!(journal.take(&[]));
             a.unbind();

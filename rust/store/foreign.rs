@@ -8,6 +8,7 @@ use super::{
     Store,
     ORDER_2M, //
 };
+use crate::abi::base::ehwpoison;
 use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
@@ -64,7 +65,7 @@ impl Store for ForeignInode {
     fn find(self, _file: File, index: u64) -> Result<Found<Referenced>> {
         match self.page(index) {
             Ok(page) => Ok(Found::There(page)),
-            Err(err) if [ENOMEM, ENOSPC, EHWPOISON].contains(&err) => Err(err),
+            Err(err) if [ENOMEM, ENOSPC, ehwpoison()].contains(&err) => Err(err),
             Err(_) => Err(EIO),
         }
     }

@@ -7,6 +7,8 @@
 
 #[path = "guest/abi.rs"]
 mod abi;
+#[path = "../abi/base.rs"]
+mod base;
 
 use kernel::prelude::*;
 

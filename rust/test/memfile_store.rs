@@ -7,6 +7,8 @@
 
 #[path = "store/abi.rs"]
 mod abi;
+#[path = "../abi/base.rs"]
+mod base;
 #[path = "../bindings.rs"]
 mod bindings;
 #[path = "store/memory.rs"]

@@ -2,6 +2,7 @@
 
 //! KVM's hypercalls, seen from inside of a guest.
 
+use crate::base::enosys;
 use kernel::error::to_result;
 use kernel::prelude::*;
 
@@ -30,7 +31,7 @@ pub(crate) fn map_gpa_range(frame: u64, pages: u64, attributes: u64) -> Result {
     }
     // KVM's errors are the kernel's, but for ENOSYS, which is 1000.
     to_result(match i32::try_from(result as isize) {
-        Ok(-1000) => ENOSYS.to_errno(),
+        Ok(-1000) => enosys().to_errno(),
         Ok(result) => result,
         Err(_) => EIO.to_errno(),
     })

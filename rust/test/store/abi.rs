@@ -7,6 +7,7 @@
 //! The memory management does not know the pages. Userspace asks with an ioctl of the file for what
 //! it would do with pages of a page cache: a page migrates, goes to swap, or gets a memory error.
 
+use crate::base::eopnotsupp;
 use crate::bindings;
 use crate::memory::Memory;
 use core::ops::Range;
@@ -491,7 +492,7 @@ unsafe extern "C" fn punch(
 ) -> c_long {
     from_result(|| {
         if mode != PUNCH {
-            return Err(EOPNOTSUPP);
+            return Err(eopnotsupp());
         }
         // SAFETY: By the safety requirements of this function.
         let body = unsafe { body((*file).f_inode) };

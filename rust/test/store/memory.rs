@@ -2,6 +2,7 @@
 
 //! Plain pages in a tree, and what happens to them.
 
+use crate::base::ehwpoison;
 use core::mem;
 use core::ops::Range;
 use kernel::new_mutex;
@@ -54,7 +55,7 @@ impl Memory {
             account();
         }
         match slots.get(&index).ok_or(ENOMEM)? {
-            Slot { broken: true, .. } => Err(EHWPOISON),
+            Slot { broken: true, .. } => Err(ehwpoison()),
             Slot { page, .. } => Ok(f(page)),
         }
     }

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What differs for the module between the kernels that it is made for: all of it, so that a move
+//! to another kernel begins here. `Documentation/porting.rst` has the way.
+//!
+//! Errors: `kernel::error::code` has these since 7.3. An [`Error`] can be made in a constant only
+//! there, hence functions.
+
+#![allow(dead_code, reason = "each module takes all of this file, and uses some of it")]
+
+use kernel::bindings;
+use kernel::error::Error;
+
+/// A page is lost to a memory error.
+pub(crate) fn ehwpoison() -> Error {
+    error(bindings::EHWPOISON)
+}
+
+/// There is no such call.
+pub(crate) fn enosys() -> Error {
+    error(bindings::ENOSYS)
+}
+
+/// What is asked for is not supported.
+pub(crate) fn eopnotsupp() -> Error {
+    error(bindings::EOPNOTSUPP)
+}
+
+fn error(errno: u32) -> Error {
+    // CAST: It is below `MAX_ERRNO`.
+    Error::from_errno(-(errno as i32))
+}
