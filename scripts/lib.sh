@@ -170,6 +170,12 @@ flavour_name() {
 	fi
 }
 
+# plain_config: the fragments of every configuration of this base, in $fragments.
+plain_config() {
+	fragments=("$ROOT/configs/plain.config")
+	[ ! -f "$ROOT/configs/$BASE.config" ] || fragments+=("$ROOT/configs/$BASE.config")
+}
+
 # Patches in their order: series without comments and blank lines.
 series() {
 	[ -f "$PATCHES/series" ] || return 0

@@ -22,15 +22,17 @@ SCRIPTS = ROOT / "scripts"
 CACHE = environment.clean()
 
 
+DEFAULT_BASE = re.sub(r"^#.*\n", "", (ROOT / "patches/DEFAULT").read_text(), flags=re.M).strip()
+
+
 def _base() -> tuple[str, str]:
     """The kernel that everything is made for, and what the names of its builds end with; as in lib.sh."""
-    default = re.sub(r"^#.*\n", "", (ROOT / "patches/DEFAULT").read_text(), flags=re.M).strip()
-    base = os.environ.get("BASE", default)
+    base = os.environ.get("BASE", DEFAULT_BASE)
     if not re.fullmatch(r"[0-9]+\.[0-9]+", base) or not (ROOT / "patches" / base / "BASE").exists():
         known = " ".join(sorted(path.parent.name for path in (ROOT / "patches").glob("[0-9]*/BASE")))
         print(f"{Path(sys.argv[0]).name}: there are no patches for BASE={base}, but for: {known}", file=sys.stderr)
         sys.exit(2)
-    return base, "" if base == default else f"-{base}"
+    return base, "" if base == DEFAULT_BASE else f"-{base}"
 
 
 BASE, OF_BASE = _base()
@@ -55,9 +57,10 @@ def kernel_version() -> str:
     return found[1] if found else "unknown"
 
 
-def series() -> list[Path]:
+def series(base: str = BASE) -> list[Path]:
     """The patches in their order."""
-    return [PATCHES / name for name in re.findall(r"^([^#\s]\S*)", (PATCHES / "series").read_text(), re.M)]
+    folder = ROOT / "patches" / base
+    return [folder / name for name in re.findall(r"^([^#\s]\S*)", (folder / "series").read_text(), re.M)]
 
 
 def patched_tree() -> Path:

@@ -57,6 +57,19 @@ class TheList(unittest.TestCase):
             with self.subTest(text), self.assertRaisesRegex(upstream.BadList, word):
                 self.read(text)
 
+    def test_another_base_has_other_programs(self) -> None:
+        text = '[bases."7.0"]\nwithout = "mm/d"\nalso = "mm/e"\n[run.d]\nargs = "1"\n'
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+            file.write('limit = 5\n[folders]\nmm = "c d"\n' + text)
+            file.flush()
+            path = Path(file.name)
+            self.assertEqual(upstream.read_list(path, "7.1").built, ["mm/c", "mm/d"])
+            self.assertEqual(upstream.read_list(path, "7.0").built, ["mm/c", "mm/e"])
+            self.assertEqual(set(upstream.read_list(path, "7.0").runs), {"c", "e"})
+            path.write_text(path.read_text().replace("mm/d", "mm/f"))
+            with self.assertRaisesRegex(upstream.BadList, "without mm/f"):
+                upstream.read_list(path, "7.0")
+
     def test_program_that_the_kernel_has_and_the_list_has_not_is_found(self) -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

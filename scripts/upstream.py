@@ -22,6 +22,7 @@ from typing import Any
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
+import paths
 from ktap import FAIL, PASS, SKIP, Case
 
 LIST = Path(__file__).parent / "upstream.toml"
@@ -126,10 +127,16 @@ class Programs:
     expected: list[Expected]
 
 
-def read_list(path: Path = LIST) -> Programs:
+def read_list(path: Path = LIST, base: str = paths.BASE) -> Programs:
     data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    built, added = ([f"{folder}/{name}" for folder, names in data.get(key, {}).items() for name in names.split()]
-                    for key in ("folders", "added"))
+    own = data.get("bases", {}).get(base, {})
+    without = set(own.get("without", "").split())
+    listed, added = ([f"{folder}/{name}" for folder, names in data.get(key, {}).items() for name in names.split()]
+                     for key in ("folders", "added"))
+    if unknown := without - set(listed):
+        raise BadList(f"base {base} is without {min(unknown)}, which no folder has")
+    built = [name for name in [*listed, *own.get("also", "").split()] if name not in without]
+    gone = {run_name(name) for name in without}
     scripts: dict[str, str] = data.get("scripts", {})
     programs = [*built, *added, *scripts]
     files = {run_name(name): run_name(name) + (".sh" if name.endswith(".sh") else "") for name in programs}
@@ -143,11 +150,14 @@ def read_list(path: Path = LIST) -> Programs:
             raise BadList(f"[run.{name}] has a key {min(unknown)!r}")
         settings = dict(table)
         program = settings.pop("program", name)
+        if program in gone:
+            continue
         if program not in files or (name in files and program != name):
             raise BadList(f"[run.{name}] is of no program")
         settings["ignore"] = tuple(settings.get("ignore", ()))
         runs[name] = Program(name, files[program], **{"limit": data["limit"], **settings})
-    expected = [Expected(one["program"], tuple(one["lines"]), one["cause"]) for one in data.get("difference", [])]
+    expected = [Expected(one["program"], tuple(one["lines"]), one["cause"]) for one in data.get("difference", [])
+                if one["program"] not in gone]
     for one in expected:
         if one.program not in runs:
             raise BadList(f"a difference of {one.program}, which does not run")
