@@ -82,6 +82,11 @@ class Bases(Surroundings):
                     run = self.run_it(*command, env={**self.settings, "BASE": base})
                     self.assert_refuses(run, f"no patches for BASE={base}", *BASES)
 
+    def test_make_hands_the_base_on(self) -> None:
+        for words, env in ((["BASE=9.9"], {}), ([], {"BASE": "9.9"})):
+            run = self.run_it("/usr/bin/make", "module", *words, env={**self.settings, **env})
+            self.assertIn("no patches for BASE=9.9", run.stderr)
+
     def test_each_base_has_all_patches_of_the_default(self) -> None:
         def subjects(base: str) -> list[str]:
             lines = (ROOT / f"patches/{base}/series").read_text().splitlines()
