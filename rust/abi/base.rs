@@ -4,10 +4,14 @@
 //! to another kernel begins here. `Documentation/porting.rst` has the way.
 //!
 //! Errors: `kernel::error::code` has these since 7.3. An [`Error`] can be made in a constant only
-//! there, hence functions.
+//! there, hence functions. Parameters of modules: their `value()` is the number since 7.3.
 
-#![allow(dead_code, reason = "each module takes all of this file, and uses some of it")]
+#![allow(
+    dead_code,
+    reason = "each module takes all of this file, and uses some of it"
+)]
 
+use core::borrow::Borrow;
 use kernel::bindings;
 use kernel::error::Error;
 
@@ -24,6 +28,11 @@ pub(crate) fn enosys() -> Error {
 /// What is asked for is not supported.
 pub(crate) fn eopnotsupp() -> Error {
     error(bindings::EOPNOTSUPP)
+}
+
+/// A parameter of a module, from what its `value()` gives: before 7.3 a reference.
+pub(crate) fn parameter(value: impl Borrow<u64>) -> u64 {
+    *value.borrow()
 }
 
 fn error(errno: u32) -> Error {

@@ -39,9 +39,9 @@ struct Module;
 impl kernel::Module for Module {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let (frame, pages, attributes) = (
-            module_parameters::frame.value(),
-            module_parameters::pages.value(),
-            module_parameters::attributes.value(),
+            base::parameter(module_parameters::frame.value()),
+            base::parameter(module_parameters::pages.value()),
+            base::parameter(module_parameters::attributes.value()),
         );
         abi::map_gpa_range(frame, pages, attributes)?;
         Ok(Self)
