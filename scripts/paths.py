@@ -43,6 +43,7 @@ LOGS = CACHE / "logs"
 PROGRAMS = BUILD / "selftests/bin"
 TESTS = PROGRAMS / "memfile-tests"
 PLOT = BUILD / "selftests/memfile-plot"
+FUZZER = BUILD / "fuzz/memfile-fuzz"
 UPSTREAM = BUILD / f"upstream{OF_BASE}/bin"
 CARGO = BUILD / "cargo"
 # The files that scripts/mutants writes.

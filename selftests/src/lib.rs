@@ -16,6 +16,7 @@
 //! - [`consumer`]: the second consumer of memfiles, `/dev/memfile-test`.
 //! - [`store`]: the second store of memfiles, `/dev/memfile-store`.
 //! - [`pressure`]: ways to make the kernel move, swap or lose memory, and checks that it did.
+//! - [`script`]: sequences of operations of several threads, as data.
 //! - [`agent`]: process 1 of a real guest.
 //! - [`qemu`]: a real QEMU with a real guest.
 //! - [`demo`]: what each kind of memory costs the host, and when.
@@ -36,6 +37,7 @@ pub mod module;
 pub mod pattern;
 pub mod pressure;
 pub mod qemu;
+pub mod script;
 pub mod skip;
 pub mod store;
 pub mod suites;

@@ -43,6 +43,12 @@ errnos! {
 }
 
 impl Errno {
+    /// Set the calling thread's errno to 0, so that it tells whether a call fails from here on.
+    pub fn clear() {
+        // SAFETY: The errno is the thread's own.
+        unsafe { *libc::__errno_location() = 0 };
+    }
+
     /// The calling thread's errno.
     pub fn last() -> Errno {
         Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
@@ -218,6 +224,39 @@ pub fn allocate(fd: impl AsFd, offset: u64, len: u64) -> SysResult<()> {
 /// Punch a hole.
 pub fn punch(fd: impl AsFd, offset: u64, len: u64) -> SysResult<()> {
     fallocate(fd, libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE, offset, len)
+}
+
+/// `posix_fadvise(2)`.
+pub fn fadvise(fd: impl AsFd, offset: u64, len: u64, advice: c_int) -> SysResult<()> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: Takes no pointer.
+    check(unsafe { libc::syscall(libc::SYS_fadvise64, fd, offset, len, advice) }).map(drop)
+}
+
+/// `cachestat(2)`: pages in the cache, dirty, under writeback, evicted, recently evicted.
+pub fn cachestat(fd: impl AsFd, offset: u64, len: u64) -> SysResult<[u64; 5]> {
+    const SYS_CACHESTAT: c_long = 451;
+    let (range, mut answer) = ([offset, len], [0; 5]);
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: Both structures are of this call and outlive it.
+    check(unsafe { libc::syscall(SYS_CACHESTAT, fd, range.as_ptr(), answer.as_mut_ptr(), 0) })?;
+    Ok(answer)
+}
+
+/// `sendfile(2)` to nowhere.
+pub fn send_to_null(fd: impl AsFd, offset: u64, len: u64) -> SysResult {
+    let to = open("/dev/null", libc::O_WRONLY)?;
+    let (fd, mut at) = (fd.as_fd().as_raw_fd(), offset as i64);
+    // SAFETY: The offset outlives the call.
+    check(unsafe { libc::sendfile(to.as_raw_fd(), fd, &mut at, len as usize) } as i64)
+}
+
+/// `copy_file_range(2)` to the beginning of another file.
+pub fn copy_range(fd: impl AsFd, offset: u64, to: impl AsFd, len: u64) -> SysResult {
+    let (fd, to) = (fd.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    let (mut at, mut start) = (offset as i64, 0);
+    // SAFETY: The offsets outlive the call.
+    check(unsafe { libc::copy_file_range(fd, &mut at, to, &mut start, len as usize, 0) } as i64)
 }
 
 /// `fstat(2)`.

@@ -149,6 +149,21 @@ impl Vcpu {
         }
     }
 
+    /// Whether a command is not finished.
+    pub fn is_busy(&self) -> bool {
+        self.busy
+    }
+
+    /// Drop the command after any exit, so that another can follow.
+    pub fn abandon(&mut self) -> Result<()> {
+        // What the last exit asked for is done at the next entry, and changes the registers: before
+        // they are set.
+        self.fd.get_kvm_run().immediate_exit = 1;
+        let _ = self.enter();
+        self.fd.get_kvm_run().immediate_exit = 0;
+        self.restart()
+    }
+
     fn borrowed(&self) -> BorrowedFd<'_> {
         // SAFETY: The descriptor stays open as long as `self`.
         unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }
