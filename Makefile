@@ -13,7 +13,7 @@ SHELL := /bin/bash
 # As the scripts are run: nothing of bash's own from the environment.
 .SHELLFLAGS := -pc
 .DEFAULT_GOAL := help
-.PHONY: help setup lint ci docs demo demo-guest check regress guest guest-shell bench trace proof mutants shell kernel module selftests clippy patches clean distclean
+.PHONY: help setup lint ci docs demo demo-guest check regress guest guest-shell bench trace proof fuzz pressure mutants shell kernel module selftests clippy patches clean distclean
 
 help:		## print this list
 	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan|cfi|gcc] [BASE=7.3|7.2] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
@@ -38,6 +38,7 @@ guest-shell: all	## the same with a shell in the guest
 
 # These want a QEMU of ours.
 demo-guest check guest guest-shell: SETUP = --qemu
+pressure: SETUP = --pressure
 
 check: setup	## run every test; TESTS='punch.* upstream.*' chooses, ALL=1 all of upstream, V=1 shows the consoles
 	@set -f; scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(ALL)),--all) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
@@ -56,6 +57,13 @@ trace: all	## print the life of one page, from the tracepoints of a small guest
 
 proof:		## test the core on the host, in depth: OPS=1000000 operations, PREEMPTIONS=4, SEED=, SANITIZER=miri|address
 	@scripts/proof
+
+fuzz: setup	## random scripts on a kernel with coverage, kept by the code they reach: TIME=600 seconds, SEED=, USER_ID=
+	@scripts/fuzz --time $(or $(TIME),600) $(if $(SEED),--seed $(SEED)) $(if $(USER_ID),--user $(USER_ID))
+
+pressure: KERNEL = debug
+pressure: setup	## stress-ng and trinity beside running guests, on the debug kernel
+	@scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(V)),--verbose) -- 'pressure_host.*'
 
 mutants: setup	## put known defects back, each must be found by its tests; NAMES='hole-* seal-*'
 	@set -f; scripts/mutants -- $(NAMES)

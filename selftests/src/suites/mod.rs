@@ -14,6 +14,7 @@ mod consumer;
 mod contiguous;
 mod control;
 mod convert;
+mod corpus;
 mod creation;
 mod debugfs;
 mod directmap;
@@ -40,6 +41,7 @@ mod pinned;
 mod poison;
 mod populate;
 mod prefault;
+mod pressure_host;
 mod property;
 mod punch;
 mod qemu;
@@ -118,6 +120,8 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&qemu::SUITE),
     one(&qemu::LONG),
     one(&module::SUITE),
+    one(&corpus::SUITE),
+    one(&pressure_host::SUITE),
     one(&control::SUITE),
     one(&control::TOGETHER),
     one(&control::EMPTY),

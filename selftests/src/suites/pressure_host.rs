@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A guest checks every word it reads while other programs of the machine press on its memory:
+//! those of stress-ng, and trinity as an ordinary user on descriptors of memfiles.
+//!
+//! [`crate::support::stress`] describes how a wrong word is found.
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use std::{env, fs};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::ktap::{CaseResult, Suite, skip};
+use crate::pressure::{self, Cgroup, Pool, Setting, Swap};
+use crate::support::backend::HUGE;
+use crate::support::setup::{BOTH, LAYOUTS, Setup};
+use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
+use crate::sys::{self, lock_own_memory};
+use crate::{MIB, PAGE, suite};
+
+pub static SUITE: Suite = suite!(
+    "pressure_host",
+    [
+        small_pages_beside_memory_that_grows_and_shrinks: 240,
+        small_pages_beside_files_that_come_and_go: 240,
+        small_pages_beside_faults_that_others_answer: 240,
+        small_pages_beside_pages_that_are_merged: 240,
+        huge_pages_of_shmem_beside_everything: 240,
+        pages_of_hugetlbfs_beside_memory_that_grows_and_shrinks: 240,
+        pages_of_hugetlbfs_beside_files_that_come_and_go: 240,
+        calls_of_an_ordinary_user_on_memfiles: 240,
+    ],
+    hidden = true
+);
+
+/// How long each lasts: `MEMFILE_PRESSURE` seconds.
+fn duration() -> Duration {
+    let seconds = env::var("MEMFILE_PRESSURE").ok().and_then(|s| s.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(20))
+}
+
+/// A user without rights.
+const NOBODY: u32 = 65534;
+
+const MEMORY: &[&str] =
+    &["--vm", "1", "--vm-bytes", "60%", "--bigheap", "1", "--madvise", "1", "--mremap", "1"];
+const FILES: &[&str] =
+    &["--memfd", "1", "--fallocate", "1", "--fallocate-bytes", "32m", "--shm", "1"];
+const FAULTS: &[&str] = &["--userfaultfd", "1", "--fault", "1", "--mmap", "1"];
+const MERGED: &[&str] = &["--ksm", "--vm", "2", "--vm-bytes", "25%", "--vm-method", "zero-one"];
+
+/// The path of a program; SKIP without it.
+fn program(name: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    match env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file()) {
+        Some(path) => Ok(path),
+        None => skip(format!("this machine has no {name}: `make pressure` boots one that has")),
+    }
+}
+
+/// stress-ng at work, until it ends or this is dropped.
+struct Pressure(Child);
+
+impl Pressure {
+    fn of(stressors: &[&str], length: Duration) -> Result<Pressure> {
+        let mut command = Command::new(program("stress-ng")?);
+        command.args(stressors).args(["--oomable", "--no-rand-seed", "--temp-path", "/dev/shm"]);
+        command.args(["--timeout", &length.as_secs().to_string()]);
+        Ok(Pressure(command.spawn().context("start stress-ng")?))
+    }
+
+    /// Fail unless it has found nothing wrong. It may have wanted more memory than there is.
+    fn end(mut self) -> Result<()> {
+        const NO_RESOURCE: i32 = 3;
+        let code = self.0.wait().context("stress-ng")?.code();
+        ensure!(matches!(code, Some(0 | NO_RESOURCE)), "stress-ng ended with {code:?}");
+        Ok(())
+    }
+}
+
+impl Drop for Pressure {
+    fn drop(&mut self) {
+        // SAFETY: A child of this process that is not waited for yet, or the call fails.
+        unsafe { libc::kill(self.0.id() as libc::pid_t, libc::SIGINT) };
+        let _ = self.0.wait();
+    }
+}
+
+/// A guest on `s` while `stressors` run and the host compacts and reclaims.
+fn beside(s: Setup, stressors: &[&str]) -> CaseResult {
+    let host = Host { cgroup: Cgroup::enter()?, take: Box::new(pressure::compact) };
+    let bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(duration()))?;
+    let pressure = Pressure::of(stressors, duration())?;
+    let actions = [&[Action::Compact, Action::Reclaim][..], &EVERYTHING].concat();
+    bench.run(2, &actions)?;
+    pressure.end()
+}
+
+/// What guests that others press on need of the machine.
+fn machine(huge: &str) -> Result<(Setting, Swap)> {
+    program("stress-ng")?;
+    lock_own_memory()?;
+    Ok((pressure::shmem_huge(huge)?, Swap::on(256 * MIB)?))
+}
+
+fn small_pages(stressors: &[&str]) -> CaseResult {
+    let _machine = machine("never")?;
+    beside(Setup::with_flags(BOTH, PAGES * PAGE)?, stressors)
+}
+
+fn pages_of_hugetlbfs(stressors: &[&str]) -> CaseResult {
+    let _machine = machine("never")?;
+    let _pool = Pool::of(crate::HUGE)?.fill(8)?;
+    beside(Setup::new(&HUGE, PAGES * PAGE)?, stressors)
+}
+
+fn small_pages_beside_memory_that_grows_and_shrinks() -> CaseResult {
+    small_pages(MEMORY)
+}
+
+fn small_pages_beside_files_that_come_and_go() -> CaseResult {
+    small_pages(FILES)
+}
+
+fn small_pages_beside_faults_that_others_answer() -> CaseResult {
+    small_pages(FAULTS)
+}
+
+fn small_pages_beside_pages_that_are_merged() -> CaseResult {
+    small_pages(MERGED)
+}
+
+fn huge_pages_of_shmem_beside_everything() -> CaseResult {
+    let _machine = machine("always")?;
+    let _huge = pressure::anonymous_huge("always")?;
+    let s = Setup::with_flags(BOTH, PAGES * PAGE)?;
+    beside(s, &[MEMORY, FILES, FAULTS].concat())
+}
+
+fn pages_of_hugetlbfs_beside_memory_that_grows_and_shrinks() -> CaseResult {
+    pages_of_hugetlbfs(MEMORY)
+}
+
+fn pages_of_hugetlbfs_beside_files_that_come_and_go() -> CaseResult {
+    pages_of_hugetlbfs(FILES)
+}
+
+/// Every system call with arguments by chance, on descriptors of a memfile that a guest uses: the
+/// guest's content stays, for no call of another process may change it but one that punches.
+fn calls_of_an_ordinary_user_on_memfiles() -> CaseResult {
+    let trinity = program("trinity")?;
+    let folder = Path::new("/tmp/memfile-trinity");
+    let _ = fs::remove_dir_all(folder);
+    fs::DirBuilder::new().mode(0o777).create(folder).context("a folder")?;
+    fs::set_permissions(folder, PermissionsExt::from_mode(0o777)).context("a folder")?;
+    let mut s = Setup::with_flags(BOTH, PAGES * PAGE)?;
+    // Open for reading only: then no call punches.
+    let reader = sys::reopen(&s.fd, libc::O_RDONLY).context("open the file for reading")?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, crate::support::setup::GUEST)?;
+    let seconds = (duration() * sys::time_factor()).as_secs().to_string();
+    // Its victims are its own descriptors; the first is the memfile.
+    let line =
+        format!("exec timeout -s KILL {seconds} {} -q -C 2 -V /proc/$$/fd", trinity.display());
+    let status = Command::new("sh")
+        .args(["-c", &line])
+        .stdin(Stdio::from(reader))
+        .stdout(Stdio::null())
+        .current_dir(folder)
+        .env("HOME", folder)
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .status()
+        .context("start trinity")?;
+    println!("trinity: {status}");
+    s.vcpu.verify(s.slot.gpa, s.slot.size, crate::support::setup::GUEST)
+}
