@@ -25,6 +25,10 @@ use crate::{HUGE, PAGE};
 
 /// How long one command of a guest may take.
 const COMMAND: Duration = Duration::from_secs(10);
+/// How many exits one command may cause, and how often the same one after itself: a slot may be
+/// missing, or another thread convert all the time.
+const EXITS: u32 = 256;
+const REPEATED: u32 = 4;
 /// How long a consumer holds a page that nobody takes away.
 const HOLD: Duration = Duration::from_millis(50);
 /// How many pages a guest looks at in one operation.
@@ -505,9 +509,10 @@ impl<'a> World<'a> {
                     for word in [0, PAGE - 8] {
                         let addr = start + page * PAGE + word;
                         let since = self.marks.since(vm, number, addr);
-                        if run.command(Command::Load, &[addr])? {
-                            self.marks.judge(number, addr, run.vcpu.result(0), since)?;
+                        if !run.command(Command::Load, &[addr])? {
+                            return Ok(());
                         }
+                        self.marks.judge(number, addr, run.vcpu.result(0), since)?;
                     }
                 }
             }
@@ -546,7 +551,7 @@ impl Run<'_> {
     /// Run a command: whether all of it happened in memory.
     fn command(&mut self, command: Command, args: &[u64]) -> Result<bool> {
         let mut in_memory = true;
-        let mut exits = 0;
+        let (mut exits, mut last, mut repeated) = (0, Exit::Done, 0);
         if self.vcpu.is_busy() && self.vcpu.abandon().is_err() {
             return Ok(false);
         }
@@ -559,9 +564,11 @@ impl Run<'_> {
                 Err(error) if error.is::<Errno>() => return Ok(false),
                 Err(error) => return Err(error),
             };
+            repeated = if exit == last { repeated + 1 } else { 0 };
+            last = exit;
             match exit {
                 Exit::Done => return Ok(in_memory),
-                _ if exits > 2 * PAGES => return Ok(false),
+                _ if exits > EXITS || repeated > REPEATED => return Ok(false),
                 Exit::Mmio { write, .. } => {
                     in_memory = false;
                     if !write {

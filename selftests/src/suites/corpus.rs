@@ -4,23 +4,9 @@
 use crate::ktap::{CaseResult, Suite};
 use crate::{script, suite};
 
-pub static SUITE: Suite = suite!(
-    "fuzz_corpus",
-    [
-        scripts_that_the_fuzzer_begins_with_run_well: 120,
-        scripts_that_reach_more_code_run_well: 120,
-        scripts_that_have_failed_once_run_well: 120,
-    ]
-);
+pub static SUITE: Suite =
+    suite!("fuzz_corpus", [scripts_that_the_fuzzer_begins_with_run_well: 120]);
 
 fn scripts_that_the_fuzzer_begins_with_run_well() -> CaseResult {
     script::run_all(include_str!("../../../fuzz/corpus/seeds"))
-}
-
-fn scripts_that_reach_more_code_run_well() -> CaseResult {
-    script::run_all(include_str!("../../../fuzz/corpus/found"))
-}
-
-fn scripts_that_have_failed_once_run_well() -> CaseResult {
-    script::run_all(include_str!("../../../fuzz/corpus/failed"))
 }
