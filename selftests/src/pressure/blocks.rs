@@ -71,8 +71,7 @@ impl Block {
         self.offline_within(LIMIT)
     }
 
-    /// As [`Block::raw_offline`], with another limit.
-    pub fn offline_within(&self, limit: Duration) -> SysResult<()> {
+    fn offline_within(&self, limit: Duration) -> SysResult<()> {
         let _alarm = Alarm::set(limit).map_err(|_| Errno::EINVAL)?;
         self.raw_set("offline")
     }

@@ -46,7 +46,31 @@ conformance!(
         seek_tells_only_what_is_allocated,
         sync_works_and_shows_nothing,
     ],
-    huge: all,
+    // Not those whose other file is on another file system, nor those that map a page of 4K: the
+    // kernel rounds that up. `hugetlb` has its own.
+    huge: [
+        read_is_refused,
+        write_is_refused,
+        pread_and_pwrite_are_refused,
+        vectored_io_is_refused,
+        append_is_refused,
+        splice_is_refused_both_ways,
+        sendfile_is_refused_both_ways,
+        tee_and_vmsplice_do_not_apply,
+        remap_of_another_mapping_cannot_reach_it,
+        io_uring_is_refused,
+        aio_is_refused,
+        loop_device_gets_nothing,
+        exec_is_refused,
+        module_loading_is_refused,
+        swapon_is_refused,
+        reopening_gives_no_access,
+        open_by_handle_gives_no_access,
+        readahead_and_fadvise_change_nothing,
+        fadvise_drops_no_content,
+        seek_tells_only_what_is_allocated,
+        sync_works_and_shows_nothing,
+    ],
 );
 
 const EPERM: &[Errno] = &[Errno::EPERM];

@@ -6,21 +6,18 @@
 //! (`hugetlb_1g`: `scripts/check` boots it). What memfiles on all stores have in common is tested
 //! by the suites `…_huge`.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{
-    self, Block, Cgroup, Counts, Frame, Isolation, MovableZone, Pool, Setting, Swap,
-};
+use crate::pressure::{self, Cgroup, Counts, Failing, Isolation, MovableZone, Pool, Setting, Swap};
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::{Injector, SHORTAGES};
 use crate::support::setup::{
@@ -674,8 +671,8 @@ fn another_error_in_the_same_page_costs_one_more(page: u64) -> CaseResult {
     Ok(())
 }
 
-/// Memory that is being taken away is isolated first, and then moved page by page. While a page is
-/// isolated the kernel does not handle its errors, but takes note of them: consumers must be told.
+/// Memory that is being taken away is isolated first, and then moved. While a page is isolated the
+/// kernel does not handle its errors, but takes note of them: the guest must lose the page.
 fn error_in_a_page_that_is_about_to_move_is_told(page: u64) -> CaseResult {
     const COUNT: u64 = 8;
     let (zone, _pool, _filled) = movable_pool(COUNT)?;
@@ -683,69 +680,45 @@ fn error_in_a_page_that_is_about_to_move_is_told(page: u64) -> CaseResult {
     let mut guest = Guest::new(MOVABLE, page, COUNT)?;
     guest.vcpu.fill(guest.gpa, guest.size, GUEST)?;
     let frames = frames_of(&guest)?;
-    let (block, pages) = together(&zone, &frames, page)?;
-    let (held, isolated) = pages.split_first().context("no page")?;
-
-    // The first page that moves is held up while consumers are told. The others wait, isolated.
-    let span = |offset: u64, len: u64| Span::same(offset / PAGE, len / PAGE);
-    let holds = Consumer::bound(&guest.fd, Mode::Observer, span(*held, page))?;
-    let hears = isolated
-        .iter()
-        .map(|offset| Consumer::bound(&guest.fd, Mode::Observer, span(*offset, page)))
-        .collect::<Result<Vec<_>>>()?;
-    holds.block(true)?;
-    let counts = Counts::now()?;
-    let taken = thread::scope(|scope| -> Result<SysResult<()>> {
-        // The signal at its end would let the callback go.
-        let taking = scope.spawn(|| block.offline_within(Duration::from_secs(20)));
-        let mut each = || -> CaseResult {
-            holds.wait_until_called()?;
-            for (offset, observer) in isolated.iter().zip(&hears) {
-                let frame = frames.get(&(offset + 37 * PAGE)).context("no frame")?.pfn;
-                lost.push(Broken { page, frames: vec![frame] });
-                ensure!(pressure::poison(frame).is_err(), "+{offset:#x} is not isolated");
-                ensure!(observer.heard()?.ends == 1, "+{offset:#x}: nobody was told");
+    let place = frames.get(&0).context("no frame")?.pfn;
+    let block = zone.blocks.iter().find(|block| block.holds(place).unwrap_or(false));
+    let block = block.context("the guest's first page is not in movable memory")?;
+    let stop = AtomicBool::new(false);
+    let noted = thread::scope(|scope| -> Result<u64> {
+        // Nothing can move: there is no memory for the copies. So the block stays, and its pages
+        // are isolated again and again.
+        let taking = scope.spawn(|| -> CaseResult {
+            while !stop.load(Ordering::Relaxed) {
+                let failing = Failing::pages(100, 1_000_000)?;
+                let result = block.raw_offline();
+                drop(failing);
+                if result.is_ok() {
+                    block.give_back("online_movable")?;
+                }
             }
-            // Nothing has moved yet, so that was why.
-            counts.expect_same(&["memfile.migrate", "memfile.migrate_error"])?;
-            counts.expect_grown(&["memfile.poison"], isolated.len() as u64)
+            Ok(())
+        });
+        let mut noted = 0;
+        let mut each = || -> CaseResult {
+            for n in 0..COUNT {
+                let offset = n * page + 37 * PAGE;
+                let frame = frames.get(&offset).context("no frame")?.pfn;
+                // EBUSY or EIO: noted, and not handled.
+                noted += u64::from(pressure::poison(frame).is_err());
+                lost.push(Broken { page, frames: vec![frame] });
+                expect_broken(&mut guest, offset).with_context(|| format!("page {n}"))?;
+                guest.vcpu.verify(guest.gpa + n * page, PAGE, GUEST)?;
+            }
+            Ok(())
         };
         let result = each();
-        holds.block(false)?;
-        let taken = taking.join().map_err(|_| anyhow!("the thread panicked"))?;
-        result.map(|()| taken)
+        stop.store(true, Ordering::Relaxed);
+        taking.join().map_err(|_| anyhow!("the thread panicked"))??;
+        result.map(|()| noted)
     })?;
-    println!("{} errors hit a page that was isolated; then: {taken:?}", isolated.len());
-    for offset in pages {
-        guest.vcpu.verify(guest.gpa + offset, PAGE, GUEST)?;
-    }
-    if taken.is_ok() {
-        block.give_back("online_movable")?;
-    }
-    hears.iter().chain([&holds]).try_for_each(Consumer::expect_balanced)?;
+    println!("{noted} of {COUNT} errors hit a page that was isolated");
     drop(guest);
     Ok(())
-}
-
-/// A block with at least two huge pages of the guest, and their offsets in the file, in the order in
-/// which they lie there.
-fn together<'a>(
-    zone: &'a MovableZone,
-    frames: &BTreeMap<u64, Frame>,
-    page: u64,
-) -> Result<(&'a Block, Vec<u64>)> {
-    for block in &zone.blocks {
-        let mut there = BTreeMap::new();
-        for (offset, frame) in frames {
-            if offset % page == 0 && block.holds(frame.pfn)? {
-                there.insert(frame.pfn, *offset);
-            }
-        }
-        if there.len() > 1 {
-            return Ok((block, there.into_values().collect()));
-        }
-    }
-    bail!("no two pages of the guest are in one block of movable memory")
 }
 
 fn hole_does_not_touch_a_broken_page(page: u64) -> CaseResult {

@@ -49,7 +49,6 @@ pub static SUITE: Suite = suite!(
         guest_boots_on_huge_pages_and_the_pool_gets_them_back: 300,
         guest_boots_with_all_its_memory_in_huge_pages: 600,
         prealloc_of_huge_pages_takes_exactly_those_of_the_guest: 300,
-        prealloc_beyond_the_pool_refuses_to_start_with_a_sentence: 120,
         poison_ends_one_process_of_the_guest_and_no_other: 300,
         guest_boots_with_all_its_memory_private: 600,
         stock_kernel_boots_and_virtio_mem_gives_memory_back: 600,
@@ -607,19 +606,6 @@ fn prealloc_of_huge_pages_takes_exactly_those_of_the_guest() -> CaseResult {
     pool.expect_used(SMALL / HUGE, "before the guest runs")?;
     machine.kill()?;
     pool.expect_used(0, "after the guest")
-}
-
-fn prealloc_beyond_the_pool_refuses_to_start_with_a_sentence() -> CaseResult {
-    give_up(&mut *slot()?)?;
-    let lab = lab()?;
-    let before = Accounts::now()?;
-    let (pool, _filled) = pool_of(SMALL / HUGE - 1)?;
-    let memory = Memory { prealloc: true, ..Memory::dimm(Kind::Huge, SMALL) };
-    let mut machine = Machine::launch(&lab, &Config::new(memory))?;
-    expect_refused(&mut machine, "No space left on device")?;
-    pool.expect_used(0, "after QEMU")?;
-    Module::memfile()?.expect_unused()?;
-    before.expect_back(2 * MIB).context("after QEMU")
 }
 
 fn poison_ends_one_process_of_the_guest_and_no_other() -> CaseResult {

@@ -49,10 +49,20 @@ conformance!(
         private_shared_access_without_double_allocation,
         part_of_private_memory_is_shared_and_back,
     ],
-    memfile: [all_on_huge_private_pages, all_on_huge_pages],
-    huge: all,
-    // It wants small ones on the private side.
-    shmem: [all_on_huge_shared_pages],
+    memfile: [
+        all_on_huge_shared_pages,
+        all_on_huge_private_pages,
+        all_on_huge_pages,
+    ],
+    huge: [
+        private_memory_shared_access,
+        shared_memory_shared_access,
+        shared_private_access,
+        private_shared_private_access,
+        part_of_private_memory_is_shared_and_back,
+        all_on_huge_private_pages,
+        all_on_huge_pages,
+    ],
     hidden: [
         private_memory_shared_access,
         shared_memory_shared_access,
