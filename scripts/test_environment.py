@@ -65,7 +65,8 @@ elif out:
 """,
     "cargo": """
 for name in (
-    "memfile-tests", "memfile-demo", "memfile-bench", "memfile-trace", "memfile-vm", "memfile-guest", "memfile-plot",
+    "memfile-tests", "memfile-demo", "memfile-bench", "memfile-trace", "memfile-replay", "memfile-vm",
+    "memfile-guest", "memfile-plot",
 ):
     path = pathlib.Path(os.environ["CARGO_TARGET_DIR"], "x86_64-unknown-linux-gnu/release", name)
     path.parent.mkdir(parents=True, exist_ok=True)
