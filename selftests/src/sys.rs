@@ -126,8 +126,12 @@ pub fn memfd_create(flags: u32) -> SysResult<OwnedFd> {
         .map(owned)
 }
 
-/// `memfd_secret(2)`, `size` bytes; SKIP where the kernel has none.
+/// `memfd_secret(2)`, `size` bytes; SKIP where the kernel has none. Its pages count as locked: this
+/// process may lock as many as it likes from then on.
 pub fn memfd_secret(size: u64) -> Result<OwnedFd> {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: The pointer is to a limit of this function's.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) }).context("RLIMIT_MEMLOCK")?;
     // SAFETY: Takes no pointer.
     let fd = match check(unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) }) {
         Ok(fd) => owned(fd),
