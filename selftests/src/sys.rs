@@ -247,20 +247,19 @@ pub fn cachestat(fd: impl AsFd, offset: u64, len: u64) -> SysResult<[u64; 5]> {
     Ok(answer)
 }
 
-/// `sendfile(2)` to nowhere.
-pub fn send_to_null(fd: impl AsFd, offset: u64, len: u64) -> SysResult {
-    let to = open("/dev/null", libc::O_WRONLY)?;
-    let (fd, mut at) = (fd.as_fd().as_raw_fd(), offset as i64);
+/// `sendfile(2)`, from byte `at` on.
+pub fn sendfile(to: impl AsFd, from: impl AsFd, at: u64, len: u64) -> SysResult {
+    let (from, to, mut at) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd(), at as i64);
     // SAFETY: The offset outlives the call.
-    check(unsafe { libc::sendfile(to.as_raw_fd(), fd, &mut at, len as usize) } as i64)
+    check(unsafe { libc::sendfile(to, from, &mut at, len as usize) } as i64)
 }
 
-/// `copy_file_range(2)` to the beginning of another file.
-pub fn copy_range(fd: impl AsFd, offset: u64, to: impl AsFd, len: u64) -> SysResult {
-    let (fd, to) = (fd.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
-    let (mut at, mut start) = (offset as i64, 0);
-    // SAFETY: The offsets outlive the call.
-    check(unsafe { libc::copy_file_range(fd, &mut at, to, &mut start, len as usize, 0) } as i64)
+/// `copy_file_range(2)`, from byte `at` to byte `to_at` on.
+pub fn copy_file_range(from: impl AsFd, at: u64, to: impl AsFd, to_at: u64, len: u64) -> SysResult {
+    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    let (mut at, mut to_at) = (at as i64, to_at as i64);
+    // SAFETY: Both offsets outlive the call.
+    check(unsafe { libc::copy_file_range(from, &mut at, to, &mut to_at, len as usize, 0) } as i64)
 }
 
 /// `fstat(2)`.

@@ -8,7 +8,8 @@
 use anyhow::{Context, Result};
 
 use super::machine::{Bench, GPA};
-use super::measure::{Cost, Report, Subject, count};
+use super::measure::{Cost, Report, count};
+use super::private::{KINDS, subject};
 use crate::consumer::{Consumer, Mode, Span};
 use crate::sys;
 use crate::vm::{Private, Vm};
@@ -35,16 +36,6 @@ const WHOLE: [&str; 2] = [
     "close a file of one page, by its size",
 ];
 const OBSERVED: &str = "punch 1 page, by observers of the file";
-
-const KINDS: [Private; 2] = [Private::Memfile, Private::GuestMemfd];
-
-fn subject(kind: Private) -> Subject {
-    let name = match kind {
-        Private::Memfile => "memfile",
-        Private::GuestMemfd => "guest_memfd",
-    };
-    Subject { name, page: PAGE }
-}
 
 /// All series.
 pub fn growth(report: &mut Report) -> Result<()> {

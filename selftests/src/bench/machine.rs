@@ -33,9 +33,7 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(kind: Private, size: u64, bindings: u64) -> Result<Bench> {
-        let vm = Vm::protected()?;
-        let fd = kind.create(&vm, size)?;
-        Bench::on(vm, kind, fd, PAGE, size, bindings)
+        Bench::partly_bound(kind, size, bindings, bindings)
     }
 
     /// With this file, whose pages have `page` bytes.
@@ -47,20 +45,14 @@ impl Bench {
         size: u64,
         bindings: u64,
     ) -> Result<Bench> {
-        let bench = Bench::unbound(vm, kind, fd, page, size, bindings)?;
-        bench.bind(bindings)?;
-        bench.vm.set_private(GPA, size)?;
-        Ok(bench)
+        Bench::unbound(vm, kind, fd, page, size, bindings)?.bound(bindings, size)
     }
 
     /// Only the first `bound` parts of `parts` have a slot.
     pub fn partly_bound(kind: Private, size: u64, parts: u64, bound: u64) -> Result<Bench> {
         let vm = Vm::protected()?;
         let fd = kind.create(&vm, size)?;
-        let bench = Bench::unbound(vm, kind, fd, PAGE, size, parts)?;
-        bench.bind(bound)?;
-        bench.vm.set_private(GPA, size)?;
-        Ok(bench)
+        Bench::unbound(vm, kind, fd, PAGE, size, parts)?.bound(bound, size)
     }
 
     /// One slot of the first `size` bytes of a file of `file` bytes, the first `private` of them
@@ -68,10 +60,14 @@ impl Bench {
     pub fn sparse(kind: Private, file: u64, size: u64, private: u64) -> Result<Bench> {
         let vm = Vm::protected()?;
         let fd = kind.create(&vm, file)?;
-        let bench = Bench::unbound(vm, kind, fd, PAGE, size, 1)?;
-        bench.bind(1)?;
-        bench.vm.set_private(GPA, private)?;
-        Ok(bench)
+        Bench::unbound(vm, kind, fd, PAGE, size, 1)?.bound(1, private)
+    }
+
+    /// With slots for the first `parts`, and so many private bytes.
+    fn bound(self, parts: u64, private: u64) -> Result<Bench> {
+        self.bind(parts)?;
+        self.vm.set_private(GPA, private)?;
+        Ok(self)
     }
 
     fn unbound(

@@ -11,7 +11,7 @@ use crate::{GIB, HUGE, PAGE};
 /// Pages of a measurement of single pages.
 const PAGES: u64 = 1024;
 /// Both kinds; the reference is the last one.
-const KINDS: [Private; 2] = [Private::Memfile, Private::GuestMemfd];
+pub const KINDS: [Private; 2] = [Private::Memfile, Private::GuestMemfd];
 
 const FAULTS: [&str; 4] = [
     "4K first-touch fault, exit to resume",
@@ -23,7 +23,8 @@ const CONVERSIONS: [&str; 2] =
     ["conversion of 1 page, there and back", "conversion of 512 pages, there and back"];
 const TEARDOWN: [&str; 2] = ["delete the only slot of 1 GiB", "end a VM of 1 GiB, per page"];
 
-fn subject(kind: Private) -> Subject {
+/// Small pages of this kind.
+pub fn subject(kind: Private) -> Subject {
     let name = match kind {
         Private::Memfile => "memfile",
         Private::GuestMemfd => "guest_memfd",

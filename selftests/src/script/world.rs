@@ -344,9 +344,11 @@ impl<'a> World<'a> {
             Way::Read => sys::pread(&f.fd, &mut bytes, at).unwrap_or(0),
             Way::Write => self.taking(file, || sys::pwrite(&f.fd, &bytes, at)).unwrap_or(0),
             Way::Map => Mapping::anywhere(&f.fd, at, len).map_or(0, |_| 1),
-            Way::Send => sys::send_to_null(&f.fd, at, len).unwrap_or(0),
+            Way::Send => sys::open("/dev/null", libc::O_WRONLY)
+                .and_then(|to| sys::sendfile(&to, &f.fd, at, len))
+                .unwrap_or(0),
             Way::Copy => match sys::memfd(len) {
-                Ok(to) => sys::copy_range(&f.fd, at, &to, len).unwrap_or(0),
+                Ok(to) => sys::copy_file_range(&f.fd, at, &to, 0, len).unwrap_or(0),
                 Err(_) => 0,
             },
             Way::Seek => {

@@ -27,10 +27,7 @@ conformance!(
         append_is_refused,
         splice_is_refused_both_ways,
         sendfile_is_refused_both_ways,
-        copy_file_range_is_refused_both_ways,
         tee_and_vmsplice_do_not_apply,
-        clone_is_refused,
-        mmap_is_refused,
         remap_of_another_mapping_cannot_reach_it,
         io_uring_is_refused,
         aio_is_refused,
@@ -42,34 +39,17 @@ conformance!(
         open_by_handle_gives_no_access,
         readahead_and_fadvise_change_nothing,
         fadvise_drops_no_content,
-        userfaultfd_has_nothing_to_register,
         seek_tells_only_what_is_allocated,
         sync_works_and_shows_nothing,
     ],
-    // Not those whose other file is on another file system, nor those that map a page of 4K: the
-    // kernel rounds that up. `hugetlb` has its own.
-    huge: [
-        read_is_refused,
-        write_is_refused,
-        pread_and_pwrite_are_refused,
-        vectored_io_is_refused,
-        append_is_refused,
-        splice_is_refused_both_ways,
-        sendfile_is_refused_both_ways,
-        tee_and_vmsplice_do_not_apply,
-        remap_of_another_mapping_cannot_reach_it,
-        io_uring_is_refused,
-        aio_is_refused,
-        loop_device_gets_nothing,
-        exec_is_refused,
-        module_loading_is_refused,
-        swapon_is_refused,
-        reopening_gives_no_access,
-        open_by_handle_gives_no_access,
-        readahead_and_fadvise_change_nothing,
-        fadvise_drops_no_content,
-        seek_tells_only_what_is_allocated,
-        sync_works_and_shows_nothing,
+    huge: all,
+    // Their other file is on another file system than a file of huge pages, or they map a page of 4K,
+    // which the kernel rounds up there. `hugetlb` has its own.
+    small: [
+        copy_file_range_is_refused_both_ways,
+        clone_is_refused,
+        mmap_is_refused,
+        userfaultfd_has_nothing_to_register,
     ],
 );
 
@@ -202,12 +182,7 @@ fn sendfile_is_refused_both_ways(on: &'static Backend) -> CaseResult {
 
 fn copy_file_range_is_refused_both_ways(on: &'static Backend) -> CaseResult {
     let other = memfd(MIB)?;
-    let copy = |from: &OwnedFd, to: &OwnedFd| {
-        let (mut at, mut to_at) = (0, MIB as i64 / 2);
-        let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
-        // SAFETY: Both offsets outlive the call.
-        check(unsafe { libc::copy_file_range(from, &mut at, to, &mut to_at, 4096, 0) } as i64)
-    };
+    let copy = |from: &OwnedFd, to: &OwnedFd| copy_file_range(from, 0, to, MIB / 2, 4096);
     let second = on.file(MIB)?;
     on_each(on, |fd| {
         on.errno("out of it", copy(fd, &other), EPERM)?;

@@ -11,12 +11,12 @@ use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Counts, Failing, Image, Memory, Swap, frames, word};
-use crate::support::directmap::{Hidden, direct_map, memory};
+use crate::support::directmap::{Hidden, direct_map, memory, populate_hidden};
 use crate::support::inject::Injector;
 use crate::support::setup::{BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, SLOT, Setup};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{Private, Vm, small_pages};
+use crate::vm::{Private, Vm};
 use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
@@ -386,20 +386,7 @@ fn initial_content_does_not_stay() -> CaseResult {
         let fd = memfile(HUGE)?;
         let slot = vm.add_private(SLOT, 4 * GIB, HUGE, Private::Memfile, &fd, 0)?;
         vm.set_private(slot.gpa, HUGE)?;
-        let source = small_pages(HUGE)?;
-        for offset in (0..HUGE).step_by(8) {
-            source.store(offset, GUEST.word(slot.gpa + offset));
-        }
-        // A second time it has content, which has to be looked at.
-        let (result, left) = vm.raw_populate(slot.gpa, HUGE, source.addr());
-        result.with_context(|| format!("{left:#x} bytes left"))?;
-        let again = vm.raw_populate(slot.gpa, PAGE, source.addr()).0;
-        expect_errno("again", again, &[Errno::EEXIST])?;
-        let mut vcpu = vm.vcpu(0)?;
-        vcpu.verify(slot.gpa, HUGE, GUEST)?;
-        for (offset, frame) in frames(&vcpu, &slot, &fd)? {
-            ensure!(!memory.has(frame.pfn)?, "+{offset:#x} is in the direct map");
-        }
+        populate_hidden(&memory, &vm, &slot, &fd, HUGE)?;
     }
     Ok(())
 }

@@ -9,13 +9,13 @@ use anyhow::{Context, Result, ensure};
 use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
-use crate::pressure::{self, frames};
-use crate::support::directmap::{Hidden, direct_map, memory};
+use crate::pressure::{self};
+use crate::support::directmap::{Hidden, direct_map, memory, populate_hidden};
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::Injector;
 use crate::support::setup::{GUEST, HIDDEN, Layout, PINNED, SLOT, vm_with_flags};
 use crate::sys::*;
-use crate::vm::{Private, small_pages};
+use crate::vm::Private;
 use crate::{GIB, HUGE, PAGE, mem};
 
 suites! {
@@ -245,20 +245,7 @@ fn initial_content_does_not_stay(page: u64) -> CaseResult {
     let (vm, fd) = (vm_with_flags(HIDDEN)?, file(page, 1)?);
     let slot = vm.add_private(SLOT, ALL.gpa, page, Private::Memfile, &fd, 0)?;
     vm.set_private(slot.gpa, page)?;
-    let source = small_pages(SPAN)?;
-    for offset in (0..SPAN).step_by(8) {
-        source.store(offset, GUEST.word(slot.gpa + offset));
-    }
-    let (result, left) = vm.raw_populate(slot.gpa, SPAN, source.addr());
-    result.with_context(|| format!("{left:#x} bytes left"))?;
-    let again = vm.raw_populate(slot.gpa, PAGE, source.addr()).0;
-    expect_errno("again", again, &[Errno::EEXIST])?;
-    let mut vcpu = vm.vcpu(0)?;
-    vcpu.verify(slot.gpa, SPAN, GUEST)?;
-    for (offset, frame) in frames(&vcpu, &slot, &fd)?.range(..SPAN) {
-        ensure!(!memory.has(frame.pfn)?, "+{offset:#x} is in the direct map");
-    }
-    Ok(())
+    populate_hidden(&memory, &vm, &slot, &fd, SPAN)
 }
 
 /// Nothing that concerns whole huge pages costs an entry of 2 MiB.

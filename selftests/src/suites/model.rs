@@ -435,21 +435,6 @@ fn splice(
     check(ret as i64)
 }
 
-/// `sendfile(2)`.
-fn sendfile(to: impl AsFd, from: impl AsFd, at: u64, len: u64) -> SysResult {
-    let (from, to, mut at) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd(), at as i64);
-    // SAFETY: The offset outlives the call.
-    check(unsafe { libc::sendfile(to, from, &mut at, len as usize) } as i64)
-}
-
-/// `copy_file_range(2)`.
-fn copy_file_range(from: impl AsFd, at: u64, to: impl AsFd, to_at: u64, len: u64) -> SysResult {
-    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
-    let (mut at, mut to_at) = (at as i64, to_at as i64);
-    // SAFETY: Both offsets outlive the call.
-    check(unsafe { libc::copy_file_range(from, &mut at, to, &mut to_at, len as usize, 0) } as i64)
-}
-
 /// Random operations on `files` files that `make` makes, sized 0.
 fn run(files: u64, make: impl Fn() -> Result<(OwnedFd, u32)>, seal: u32) -> CaseResult {
     let mut dice = Dice(Rng::new(seed()));

@@ -172,12 +172,7 @@ fn write_into_a_hole_is_eperm() -> CaseResult {
 
     let full = memfd(PAGE)?;
     allocate(&full, 0, PAGE)?;
-    let (mut from, mut to) = (0, 0);
-    // SAFETY: The offsets outlive the call.
-    let ret = unsafe {
-        libc::copy_file_range(full.as_raw_fd(), &mut from, fd.as_raw_fd(), &mut to, 4096, 0)
-    };
-    expect_errno("copy_file_range", check(ret as i64), EPERM)?;
+    expect_errno("copy_file_range", copy_file_range(&full, 0, &fd, 0, 4096), EPERM)?;
     if let Ok(mut ring) = uring::Ring::new() {
         let result = ring.transfer(fd.as_raw_fd(), &mut [1; 100], true)?;
         expect_errno("io_uring", result, EPERM)?;

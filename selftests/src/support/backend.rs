@@ -312,15 +312,10 @@ macro_rules! conformance {
     ) => {
         $crate::conformance!(
             $name,
-            [
-                $($all $(: $all_limit)?,)*
-                $($($small $(: $small_limit)?,)*)?
-            ]
+            [$($all $(: $all_limit)?,)*]
             $(, converting: [$($both $(: $both_limit)?,)*])?
-            , huge: [
-                $($all $(: $all_limit)?,)*
-                $($($both $(: $both_limit)?,)*)?
-            ]
+            , huge: all
+            $(, small: [$($small $(: $small_limit)?,)*])?
             , hidden: [
                 $($all $(: $all_limit)?,)*
                 $($($both $(: $both_limit)?,)*)?

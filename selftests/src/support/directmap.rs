@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The kernel's direct map, and what is out of it.
 
-use anyhow::{Result, ensure};
+use std::os::fd::OwnedFd;
 
-use crate::mem;
-use crate::pressure::Memory;
-use crate::sys::memfile_unsized;
+use anyhow::{Context, Result, ensure};
+
+use crate::pressure::{Memory, frames};
+use crate::support::setup::GUEST;
+use crate::sys::{Errno, expect_errno, memfile_unsized};
+use crate::vm::{Slot, Vm, small_pages};
+use crate::{PAGE, mem};
 
 /// The kernel's view of physical memory; SKIP where there are no memfiles.
 pub fn memory() -> Result<Memory> {
@@ -27,6 +31,32 @@ impl Hidden {
         ensure!(now == self.0 + more, "{when}: {} pages were out, {now} are", self.0);
         Ok(())
     }
+}
+
+/// The guest finds the first `len` bytes that it was given as initial content, which can be given
+/// once; none of them are in the direct map.
+pub fn populate_hidden(
+    memory: &Memory,
+    vm: &Vm,
+    slot: &Slot,
+    fd: &OwnedFd,
+    len: u64,
+) -> Result<()> {
+    let source = small_pages(len)?;
+    for offset in (0..len).step_by(8) {
+        source.store(offset, GUEST.word(slot.gpa + offset));
+    }
+    let (result, left) = vm.raw_populate(slot.gpa, len, source.addr());
+    result.with_context(|| format!("{left:#x} bytes left"))?;
+    // A second time it has content, which has to be looked at.
+    let again = vm.raw_populate(slot.gpa, PAGE, source.addr()).0;
+    expect_errno("again", again, &[Errno::EEXIST])?;
+    let mut vcpu = vm.vcpu(0)?;
+    vcpu.verify(slot.gpa, len, GUEST)?;
+    for (offset, frame) in frames(&vcpu, slot, fd)?.range(..len) {
+        ensure!(!memory.has(frame.pfn)?, "+{offset:#x} is in the direct map");
+    }
+    Ok(())
 }
 
 /// How much of it has entries of 4 KiB, 2 MiB and 1 GiB, in bytes.
