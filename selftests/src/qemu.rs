@@ -48,6 +48,8 @@ const REQUEST: Duration = Duration::from_secs(120);
 const BOOT: Duration = Duration::from_secs(150);
 /// Lines of a console that are shown if a guest does not come up.
 const TAIL: usize = 40;
+/// The file of the guest's console.
+const CONSOLE: &str = "console";
 
 /// The paths of QEMU and of the parts of a guest.
 #[derive(Clone, Debug)]
@@ -183,8 +185,48 @@ pub struct Machine {
     socket: Option<UnixStream>,
     qmp: Option<Qmp>,
     guest: Guest,
-    console: PathBuf,
     folder: Folder,
+}
+
+/// Where a QEMU's end is explained.
+struct Records {
+    pid: i32,
+    folder: PathBuf,
+}
+
+impl Records {
+    /// Why QEMU is gone: its exit status, its standard error, and the last lines of the guest's
+    /// console. Leaves it to be waited for.
+    fn end(&self) -> String {
+        // SAFETY: All zero is a valid siginfo_t, which outlives the call; WNOWAIT leaves the child.
+        let (ended, code, status) = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let flags = libc::WEXITED | libc::WNOWAIT;
+            let ret = libc::waitid(libc::P_PID, self.pid as libc::id_t, &mut info, flags);
+            (ret == 0, info.si_code, info.si_status())
+        };
+        let how = match (ended, code) {
+            (true, libc::CLD_EXITED) => format!("exit code {status}"),
+            (true, _) => format!("signal {status}"),
+            (false, _) => "unknown end".to_owned(),
+        };
+        let (said, console) = (said(&self.folder), console_tail(&self.folder, TAIL));
+        format!("{how}\n--- QEMU says\n{said}\n--- the last lines of its console\n{console}\n---")
+    }
+}
+
+/// What a QEMU wrote to its standard error.
+fn said(folder: &Path) -> String {
+    let text = fs::read_to_string(folder.join("said")).unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// The last lines of a guest's console.
+fn console_tail(folder: &Path, lines: usize) -> String {
+    let text = fs::read(folder.join(CONSOLE)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).replace('\r', "");
+    let text: Vec<_> = text.lines().collect();
+    text[text.len().saturating_sub(lines)..].join("\n")
 }
 
 /// A folder that is removed when this is dropped.
@@ -227,7 +269,7 @@ impl Machine {
         let fds = ends.each_ref().map(AsRawFd::as_raw_fd);
         let initrd = folder.0.join("initramfs");
         fs::write(&initrd, initramfs(lab, config)?).context("write the guest's initramfs")?;
-        let console = folder.0.join("console");
+        let console = folder.0.join(CONSOLE);
         let terminal = config.terminal.as_ref().map(|fd| fd.as_raw_fd());
         let mut command = Command::new(&lab.qemu);
         command.args(arguments(lab, config, &initrd, &console, fds));
@@ -256,8 +298,9 @@ impl Machine {
         }
         let child = command.spawn().with_context(|| format!("start {}", lab.qemu.display()))?;
         drop(ends);
-        let guest = Guest::new(port, limit(REQUEST));
-        Ok(Machine { child, ended: None, socket: Some(socket), qmp: None, guest, console, folder })
+        let records = Records { pid: child.id() as i32, folder: folder.0.clone() };
+        let guest = Guest::new(port, limit(REQUEST), records);
+        Ok(Machine { child, ended: None, socket: Some(socket), qmp: None, guest, folder })
     }
 
     /// Wait until QEMU is ready to run its guest.
@@ -284,8 +327,7 @@ impl Machine {
 
     /// QEMU's standard error so far.
     pub fn said(&self) -> String {
-        let text = fs::read_to_string(self.folder.0.join("said")).unwrap_or_default();
-        text.trim().to_owned()
+        said(&self.folder.0)
     }
 
     /// Run the guest until its process 1 answers; returns the seconds.
@@ -321,10 +363,7 @@ impl Machine {
 
     /// The last lines of the guest's console.
     pub fn console_tail(&self, lines: usize) -> String {
-        let text = fs::read(&self.console).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).replace('\r', "");
-        let text: Vec<_> = text.lines().collect();
-        text[text.len().saturating_sub(lines)..].join("\n")
+        console_tail(&self.folder.0, lines)
     }
 
     /// The guest, once it is up.

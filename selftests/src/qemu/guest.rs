@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::lines::Lines;
+use super::Records;
+use super::lines::{Gone, Lines};
 use crate::agent::{Answer, READY, answer, line, words};
 
 /// The port to a guest's process 1.
@@ -16,12 +17,13 @@ pub struct Guest {
     /// The time limit of a request.
     limit: Duration,
     release: String,
+    records: Records,
 }
 
 impl Guest {
-    pub(super) fn new(stream: UnixStream, limit: Duration) -> Guest {
+    pub(super) fn new(stream: UnixStream, limit: Duration, records: Records) -> Guest {
         let lines = Lines::new(stream);
-        Guest { lines, number: 0, limit, release: String::new() }
+        Guest { lines, number: 0, limit, release: String::new(), records }
     }
 
     /// Wait until process 1 is ready.
@@ -55,7 +57,13 @@ impl Guest {
         let number = self.number.to_string();
         self.lines.send(&line([number.as_str()].iter().chain(request)))?;
         loop {
-            let text = self.lines.next(deadline).with_context(|| request.join(" "))?;
+            let text = match self.lines.next(deadline) {
+                Ok(text) => text,
+                Err(e) if e.is::<Gone>() => {
+                    bail!("{}: {e}, {}", request.join(" "), self.records.end())
+                }
+                Err(e) => return Err(e.context(request.join(" "))),
+            };
             match answer(&text) {
                 Some((n, _)) if n != self.number => bail!("the guest answers {n}, not {number}"),
                 Some((_, Answer::Out(text))) => said(&text),

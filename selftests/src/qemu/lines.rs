@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 /// The error if a line did not come in time.
 #[derive(Debug)]
@@ -19,6 +19,18 @@ impl fmt::Display for TimeIsUp {
 }
 
 impl std::error::Error for TimeIsUp {}
+
+/// The error if QEMU has closed its end.
+#[derive(Debug)]
+pub struct Gone;
+
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("QEMU is gone")
+    }
+}
+
+impl std::error::Error for Gone {}
 
 /// Our end of the socket.
 pub struct Lines {
@@ -51,9 +63,9 @@ impl Lines {
             self.stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
             let mut bytes = [0; 4096];
             match self.stream.read(&mut bytes) {
-                Ok(0) => bail!("QEMU is gone"),
+                Ok(0) => return Err(Gone.into()),
                 Ok(count) => self.rest.extend(&bytes[..count]),
-                Err(e) if e.kind() == ErrorKind::ConnectionReset => bail!("QEMU is gone"),
+                Err(e) if e.kind() == ErrorKind::ConnectionReset => return Err(Gone.into()),
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(e) => return Err(e).context("read what QEMU says"),
             }
