@@ -11,14 +11,15 @@ mod real;
 mod story;
 mod table;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::guest::MAX_VCPUS;
+use crate::guest::{Command, MAX_VCPUS};
 use crate::pattern::Pattern;
 use crate::pressure;
 use crate::skip::Skip;
-use crate::sys;
+use crate::sys::{self, Errno};
+use crate::vm::{Exit, Vm, VmType, region};
 use crate::{GIB, MIB, mem};
 
 pub use backing::{Backing, KINDS};
@@ -121,7 +122,11 @@ pub fn run(size: u64, progress: &mut dyn FnMut(&str)) -> Result<Report> {
         progress(plan.name);
         // Freed memory still has what other rows wrote.
         let written = Pattern::Generation(n);
-        rows.extend(unless_missing(make_row(plan, written), plan.name, &mut missing)?);
+        let row = match plan.backing {
+            Backing::Secret => make_row_without_guest(plan, written),
+            _ => make_row(plan, written),
+        };
+        rows.extend(unless_missing(row, plan.name, &mut missing)?);
     }
     let story = story::tell(progress)?;
     Ok(Report { kernel, machine, rows, missing, story })
@@ -215,6 +220,53 @@ fn make_row(plan: Plan, written: Pattern) -> Result<Row> {
         kvm_pages_4k,
         kvm_pages_2m,
     })
+}
+
+/// A row of memory that KVM gives to no guest: this process writes and reads it instead.
+fn make_row_without_guest(plan: Plan, written: Pattern) -> Result<Row> {
+    let scale = Scale::start()?;
+    let fd = sys::memfd_secret(plan.size)?;
+    let memory = sys::Mapping::shared(&fd, 0, plan.size)?;
+    let measure = || scale.read(Some(mem::resident(&memory)?));
+    let after_creation = measure()?;
+
+    for offset in (0..plan.touch).step_by(8) {
+        memory.store(offset, written.word(GPA + offset));
+    }
+    let after_write = measure()?;
+    let kernel_reads_it = kernel_reads(written, GPA, plan.size)?;
+    let own_data_elsewhere =
+        (0..plan.touch).step_by(8).all(|offset| memory.load(offset) == written.word(GPA + offset));
+    expect_no_guest(&memory)?;
+
+    drop((memory, fd));
+    let after_end = scale.read(None)?;
+    Ok(Row {
+        name: plan.name.into(),
+        size: plan.size,
+        touched: plan.touch,
+        source: "smaps".into(),
+        after_creation,
+        after_write,
+        after_punch: None,
+        after_touch_again: None,
+        after_end,
+        hole_reads_zeros: None,
+        own_data_elsewhere,
+        kernel_reads_it,
+        kvm_pages_4k: 0,
+        kvm_pages_2m: 0,
+    })
+}
+
+/// Fail if a guest can use memory of memfd_secret(): then it should have a row like the others.
+fn expect_no_guest(memory: &sys::Mapping) -> Result<()> {
+    let vm = Vm::new(VmType::Default)?;
+    vm.raw_set_region(&region(1, GPA, memory, None)).context("a slot of memfd_secret")?;
+    let mut vcpu = vm.vcpu(0)?;
+    let exit = vcpu.start(Command::Load, &[GPA])?;
+    ensure!(exit == Exit::Error(Errno::EFAULT), "a guest that uses memfd_secret: {exit:x?}");
+    Ok(())
 }
 
 #[cfg(test)]

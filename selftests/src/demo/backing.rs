@@ -29,10 +29,12 @@ pub enum Backing {
     /// On hugetlbfs, from a pool of pages of 2 MiB that is as large as the slot.
     MemfileHuge,
     GuestMemfd,
+    /// Out of the kernel's direct map, but a process has it mapped. KVM refuses to give it to guests.
+    Secret,
 }
 
 /// The rows, in their order.
-pub const KINDS: [(&str, Backing); 7] = [
+pub const KINDS: [(&str, Backing); 8] = [
     ("anonymous memory", Backing::Anonymous),
     ("shared memfd", Backing::SharedMemfd),
     ("memfile, fallocate first", Backing::MemfileFallocate),
@@ -40,12 +42,13 @@ pub const KINDS: [(&str, Backing); 7] = [
     ("memfile, kernel inaccessible", Backing::MemfileHidden),
     ("memfile on hugetlbfs, 2M", Backing::MemfileHuge),
     ("guest_memfd", Backing::GuestMemfd),
+    ("memfd_secret", Backing::Secret),
 ];
 
 impl Backing {
     fn private(self) -> Option<Private> {
         match self {
-            Backing::Anonymous | Backing::SharedMemfd => None,
+            Backing::Anonymous | Backing::SharedMemfd | Backing::Secret => None,
             Backing::MemfileFallocate
             | Backing::MemfileOnDemand
             | Backing::MemfileHidden

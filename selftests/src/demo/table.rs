@@ -81,6 +81,12 @@ pub fn costs(report: &Report) -> Table {
             row.touched / MIB
         ));
     }
+    if report.rows.iter().any(|row| row.after_punch.is_none()) {
+        notes.push(
+            "No guest runs on memfd_secret, KVM refuses that: a process writes instead, and it can have no hole."
+                .into(),
+        );
+    }
     if report.rows.iter().any(|row| row.kernel_reads_it.is_some()) {
         notes.push(
             "\"Kernel can read it\": what the guest wrote is in physical memory, read through the direct map."
