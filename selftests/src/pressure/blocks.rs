@@ -71,6 +71,11 @@ impl Block {
         self.offline_within(LIMIT)
     }
 
+    /// The same, until the calling thread is interrupted.
+    pub fn raw_offline_until_interrupted(&self) -> SysResult<()> {
+        self.raw_set("offline")
+    }
+
     fn offline_within(&self, limit: Duration) -> SysResult<()> {
         let _alarm = Alarm::set(limit).map_err(|_| Errno::EINVAL)?;
         self.raw_set("offline")

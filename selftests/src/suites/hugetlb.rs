@@ -7,8 +7,7 @@
 //! by the suites `…_huge`.
 
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, mpsc};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -17,7 +16,9 @@ use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{self, Cgroup, Counts, Failing, Isolation, MovableZone, Pool, Setting, Swap};
+use crate::pressure::{
+    self, Block, Cgroup, Counts, Failing, Isolation, MovableZone, Pool, Setting, Swap,
+};
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::{Injector, SHORTAGES};
 use crate::support::setup::{
@@ -671,52 +672,85 @@ fn another_error_in_the_same_page_costs_one_more(page: u64) -> CaseResult {
     Ok(())
 }
 
-/// Memory that is being taken away is isolated first, and then moved. While a page is isolated the
-/// kernel does not handle its errors, but takes note of them: the guest must lose the page.
+/// Memory that is being taken away is isolated as a whole, and then moved page by page. While a page
+/// is isolated the kernel does not handle its errors, but takes note of them: its consumers are told
+/// all the same.
 fn error_in_a_page_that_is_about_to_move_is_told(page: u64) -> CaseResult {
     const COUNT: u64 = 8;
-    let (zone, _pool, _filled) = movable_pool(COUNT)?;
-    let mut lost: Vec<Broken> = Vec::new();
+    // More than a block has.
+    let others = Block::size()? / page + 1;
+    let (zone, _pool, _filled) = movable_pool(COUNT + others)?;
+    let mut lost = Broken::none(page);
     let mut guest = Guest::new(MOVABLE, page, COUNT)?;
     guest.vcpu.fill(guest.gpa, guest.size, GUEST)?;
     let frames = frames_of(&guest)?;
-    let place = frames.get(&0).context("no frame")?.pfn;
-    let block = zone.blocks.iter().find(|block| block.holds(place).unwrap_or(false));
-    let block = block.context("the guest's first page is not in movable memory")?;
-    let stop = AtomicBool::new(false);
-    let noted = thread::scope(|scope| -> Result<u64> {
-        // Nothing can move: there is no memory for the copies. So the block stays, and its pages
-        // are isolated again and again.
-        let taking = scope.spawn(|| -> CaseResult {
-            while !stop.load(Ordering::Relaxed) {
-                let failing = Failing::pages(100, 1_000_000)?;
-                let result = block.raw_offline();
-                drop(failing);
-                if result.is_ok() {
-                    block.give_back("online_movable")?;
-                }
-            }
+    let pfn = |offset: u64| -> Result<u64> { Ok(frames.get(&offset).context("no frame")?.pfn) };
+    let mut heads = Vec::new();
+    for n in 0..COUNT {
+        heads.push((pfn(n * page)?, n * page));
+    }
+    heads.sort_unstable();
+    let pair = |block: &Block| {
+        let mut own = heads.iter().filter(|(pfn, _)| block.holds(*pfn).unwrap_or(false));
+        Some((own.next()?.1, own.next()?.1))
+    };
+    let mut pairs = zone.blocks.iter().filter_map(|block| Some((block, pair(block)?)));
+    let (block, (first, second)) = pairs.next().context("no two pages in a movable block")?;
+
+    // Of the free pages all but one are in the block: the guest's first page there can move, its
+    // second finds no place.
+    let rest = memfd_create(memfile_huge_flags(page) & !MFD_INACCESSIBLE)?;
+    ftruncate(&rest, others * page)?;
+    let view = Mapping::shared(&rest, 0, others * page)?;
+    (0..others).for_each(|n| view.store(n * page, 1));
+    let places = pressure::mapped_frames(&view)?;
+    let places = (0..).zip(places.iter().step_by((page / PAGE) as usize));
+    let (inside, elsewhere): (Vec<_>, Vec<_>) =
+        places.partition(|(_, pfn)| block.holds(**pfn).unwrap_or(false));
+    let one = elsewhere.first().context("no page outside of the block")?;
+    for (n, _) in inside.iter().chain([one]) {
+        punch(&rest, n * page, page)?;
+    }
+
+    let span = |offset: u64| Span::same(offset / PAGE, page / PAGE);
+    let delaying = Consumer::bound(&guest.fd, Mode::Observer, span(first))?;
+    let told = Consumer::bound(&guest.fd, Mode::Observer, span(second))?;
+    delaying.block(true)?;
+    let broken = second + 37 * PAGE;
+    let frame = pfn(broken)?;
+    thread::scope(|scope| -> CaseResult {
+        let (sender, receiver) = mpsc::channel();
+        let taking = scope.spawn(move || -> Result<SysResult<()>> {
+            sender.send(Interrupter::of_this_thread())?;
+            let _failing = Failing::pages(100, 1_000_000)?;
+            Ok(block.raw_offline_until_interrupted())
+        });
+        let interrupter = receiver.recv()?;
+        let result = delaying.wait_until_called().and_then(|()| {
+            let noted = pressure::poison(frame);
+            lost.frames.push(frame);
+            ensure!(
+                noted.is_err(),
+                "the second page was not isolated: the kernel handled its error"
+            );
+            let heard = told.heard()?;
+            ensure!(heard.starts != 0 && heard.starts == heard.ends, "told: {heard:?}");
+            ensure!(delaying.heard()?.ends == 0, "the delay has ended already");
             Ok(())
         });
-        let mut noted = 0;
-        let mut each = || -> CaseResult {
-            for n in 0..COUNT {
-                let offset = n * page + 37 * PAGE;
-                let frame = frames.get(&offset).context("no frame")?.pfn;
-                // EBUSY or EIO: noted, and not handled.
-                noted += u64::from(pressure::poison(frame).is_err());
-                lost.push(Broken { page, frames: vec![frame] });
-                expect_broken(&mut guest, offset).with_context(|| format!("page {n}"))?;
-                guest.vcpu.verify(guest.gpa + n * page, PAGE, GUEST)?;
-            }
-            Ok(())
-        };
-        let result = each();
-        stop.store(true, Ordering::Relaxed);
-        taking.join().map_err(|_| anyhow!("the thread panicked"))??;
-        result.map(|()| noted)
+        // This ends the delay as well.
+        while !taking.is_finished() {
+            // It may have just ended.
+            let _ = interrupter.interrupt();
+            thread::yield_now();
+        }
+        let taken = taking.join().map_err(|_| anyhow!("the thread panicked"))??;
+        ensure!(taken.is_err(), "the block is offline with a page in it");
+        result
     })?;
-    println!("{noted} of {COUNT} errors hit a page that was isolated");
+    expect_broken(&mut guest, broken)?;
+    guest.vcpu.verify(guest.gpa + second, 37 * PAGE, GUEST)?;
+    guest.vcpu.verify(guest.gpa + first, page, GUEST)?;
     drop(guest);
     Ok(())
 }
