@@ -9,6 +9,7 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Barrier, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -742,7 +743,7 @@ fn error_in_a_page_that_is_about_to_move_is_told(page: u64) -> CaseResult {
         while !taking.is_finished() {
             // It may have just ended.
             let _ = interrupter.interrupt();
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(10));
         }
         let taken = taking.join().map_err(|_| anyhow!("the thread panicked"))??;
         ensure!(taken.is_err(), "the block is offline with a page in it");
