@@ -34,7 +34,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 PROG=$(basename "$0")
 
 # default_cache SHARED: the folder for all users if this one can write there, else one
-# of this user's own. scripts/environment.py decides in the same way.
+# of this user's own. memfile/environment.py decides in the same way.
 default_cache() {
 	local shared=$1 own=${XDG_CACHE_HOME:-}
 	[[ $own == /* ]] || own=${HOME:-/nonexistent}/.cache
@@ -86,7 +86,7 @@ plain_paths() {
 }
 
 # The kernel that everything is made for: BASE, or else what patches/DEFAULT names. What is
-# built of another than that has its name: build/plain, but build/plain-7.2. paths.py does
+# built of another than that has its name: build/plain, but build/plain-7.2. memfile/paths.py does
 # the same.
 DEFAULT_BASE=$(sed '/^#/d' "$ROOT/patches/DEFAULT")
 BASE=${BASE:-$DEFAULT_BASE}

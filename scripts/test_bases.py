@@ -19,14 +19,14 @@ from test_environment import ROOT, Surroundings
 BASES = sorted(path.parent.name for path in (ROOT / "patches").glob("[0-9]*/BASE"))
 DEFAULT = re.sub(r"^#.*\n", "", (ROOT / "patches/DEFAULT").read_text(), flags=re.M).strip()
 
-# What lib.sh and paths.py each call the same thing.
+# What lib.sh and memfile/paths.py each call the same thing.
 IN_SHELL = """#!/bin/bash -p
 . "$(dirname "$0")/lib.sh"
 printf '%s\\n' "$PATCHES" "$BUILD/$(flavour_name plain)" "$PATCHED_TREE" "$MUTANTS" "$BUILD/upstream$OF_BASE/bin" "$KERNEL"
 """
 IN_PYTHON = """import sys
 sys.path.insert(0, "scripts")
-import paths
+from memfile import paths
 print(*[paths.PATCHES, paths.build_tree("plain"), paths.patched_tree(), paths.MUTANTS, paths.UPSTREAM,
         paths.kernel_version()], sep="\\n")
 """

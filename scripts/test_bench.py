@@ -15,14 +15,9 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-import bench_counts as counts
-import bench_growth as growth
-import bench_page as page
-import bench_profile as profile
-import bench_text as text
-import bench_windows as windows
-from bench_counts import Counts, Figure, Row
-from load import script
+from memfile.bench import counts, growth, page, profile, text, windows
+from memfile.bench.counts import Counts, Figure, Row
+from memfile.load import script
 
 bench = script("bench")
 

@@ -13,7 +13,7 @@ from unittest import mock
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from load import script
+from memfile.load import script
 
 boot = script("boot")
 

@@ -10,7 +10,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-import paths
+from memfile import paths
 
 SCRIPTS = Path(__file__).resolve().parent
 PATCHES = SCRIPTS.parent / "patches/qemu-10.0"

@@ -19,8 +19,8 @@ from xml.etree import ElementTree
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-import reports
-from load import script
+from memfile import reports
+from memfile.load import script
 
 check = script("check")
 

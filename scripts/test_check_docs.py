@@ -13,7 +13,7 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from load import script
+from memfile.load import script
 
 check_docs = script("check-docs")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from load import script
+from memfile.load import script
 
 check_layers = script("check-layers")
 Layer = check_layers.Layer

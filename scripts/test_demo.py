@@ -19,7 +19,7 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from paths import PLOT
+from memfile.paths import PLOT
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MIB = 1 << 20

@@ -14,8 +14,8 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from ktap import parse
-from load import script
+from memfile.ktap import parse
+from memfile.load import script
 
 differences = script("differences")
 

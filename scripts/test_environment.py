@@ -23,7 +23,7 @@ from typing import Any
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-import environment
+from memfile import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file() and os.access(path, os.X_OK))
@@ -240,7 +240,7 @@ class Variables(Surroundings):
     def test_what_scripts_take_is_on_the_list(self) -> None:
         taken: set[str] = set()
         own = {"VERSION_CODENAME"}
-        for path in [*SCRIPTS, ROOT / "scripts/lib.sh"]:
+        for path in [*SCRIPTS, *(ROOT / "scripts").glob("*.sh"), *(ROOT / "scripts/memfile").rglob("*.py")]:
             if path.name.startswith("test_"):
                 continue
             code = re.sub(r"^\s*#.*", "", path.read_text(), flags=re.M)

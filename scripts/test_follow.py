@@ -13,7 +13,7 @@ from unittest import mock
 sys.dont_write_bytecode = True
 
 import test_port
-from load import script
+from memfile.load import script
 
 follow = script("follow")
 

@@ -8,7 +8,7 @@ import unittest
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from ktap import FAIL, PASS, SKIP, parse
+from memfile.ktap import FAIL, PASS, SKIP, parse
 
 
 def results(text: str) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from unittest import mock
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from load import script
+from memfile.load import script
 
 port = script("port")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-import paths
+from memfile import paths
 
 FOLDER = paths.ROOT / "fuzz/syzkaller"
 # Of syzkaller's own files.

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 import upstream
-from load import script
+from memfile.load import script
 from upstream import DIED, KILLED, Expected, Program, Result
 
 check = script("check")

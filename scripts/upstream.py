@@ -22,8 +22,8 @@ from typing import Any
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-import paths
-from ktap import FAIL, PASS, SKIP, Case
+from memfile import paths
+from memfile.ktap import FAIL, PASS, SKIP, Case
 
 LIST = Path(__file__).parent / "upstream.toml"
 

@@ -23,7 +23,7 @@ const NAMES: [&str; 5] = [TOUCH, POPULATE, ALLOCATE, PUNCH, END];
 const SIZE: u64 = 256 * MIB;
 const PAGES: u64 = SIZE / PAGE;
 
-/// The subjects, and whether they are out of the direct map. scripts/bench_counts.py knows the names.
+/// The subjects, and whether they are out of the direct map. scripts/memfile/bench/counts.py knows the names.
 const MEMFILES: [(Subject, bool); 4] = [
     (Subject { name: "memfile", page: PAGE }, false),
     (Subject { name: "memfile, hidden", page: PAGE }, true),

@@ -259,7 +259,7 @@ fn ending<T>(result: &SysResult<T>) -> String {
     }
 }
 
-/// A line that `scripts/ktap.py` reads.
+/// A line that `scripts/memfile/ktap.py` reads.
 fn note(what: &str, does: &str) {
     println!("does: {what} -> {does}");
 }

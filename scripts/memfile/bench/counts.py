@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""For scripts/bench: from the figures of memfile-bench and the plugin's windows to rows with ratios and aims."""
+"""From the figures of memfile-bench and the plugin's windows to rows with ratios and aims."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from bench_windows import LOCK_NAMES, Symbols, Window, lock_of
+from memfile.bench.windows import LOCK_NAMES, Symbols, Window, lock_of
 
 # A report that memfile-bench wrote, or a summary that scripts/bench wrote, parsed from JSON.
 Report = dict[str, Any]

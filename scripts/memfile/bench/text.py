@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0
-"""For scripts/bench: the result as tables of text, and as lines of CSV."""
+"""The result as tables of text, and as lines of CSV."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 
-import bench_growth as growth
-from bench_counts import Change, Counts, Row
-from bench_profile import Profile, differences, split
-from bench_table import Table, number, ratio
-from bench_windows import LOCK_NAMES
+from memfile.bench import growth
+from memfile.bench.counts import Change, Counts, Row
+from memfile.bench.profile import Profile, differences, split
+from memfile.bench.table import Table, number, ratio
+from memfile.bench.windows import LOCK_NAMES
 
 WORDS = {True: "met", False: "MISSED", None: ""}
 GIB = 1 << 30

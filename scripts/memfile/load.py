@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Use one of the scripts from another: their names do not end in .py."""
+"""Use a program of scripts/ from its tests: its name does not end in .py."""
 
 import sys
 from importlib.machinery import SourceFileLoader
@@ -12,8 +12,8 @@ sys.dont_write_bytecode = True
 
 
 def script(name: str) -> ModuleType:
-    """The script of that name in this folder, as a module."""
-    loader = SourceFileLoader(name.replace("-", "_"), str(Path(__file__).resolve().parent / name))
+    """The program of that name in scripts/, as a module."""
+    loader = SourceFileLoader(name.replace("-", "_"), str(Path(__file__).resolve().parents[1] / name))
     spec = spec_from_loader(loader.name, loader)
     assert spec is not None
     module = module_from_spec(spec)

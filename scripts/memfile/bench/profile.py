@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""For scripts/bench: where the instructions of a figure go, by function and by component."""
+"""Where the instructions of a figure go, by function and by component."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import dataclasses
 import re
 from collections import Counter
 
-from bench_counts import Report
-from bench_windows import OUTSIDE, Symbols, Window
+from memfile.bench.counts import Report
+from memfile.bench.windows import OUTSIDE, Symbols, Window
 
 # How many functions to show.
 FUNCTIONS = 16

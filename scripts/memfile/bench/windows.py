@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""For scripts/bench: what scripts/profile.c wrote, and the names of functions and locks."""
+"""What scripts/profile.c wrote, and the names of functions and locks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""For scripts/bench: a table of cells, and numbers in it."""
+"""A table of cells, and numbers in it."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
-"""For scripts/bench: how the cost of an operation grows with the size of what it works in."""
+"""How the cost of an operation grows with the size of what it works in."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
-from bench_counts import Report, counts_of
-from bench_table import Table, number
-from bench_windows import Symbols, Window
+from memfile.bench.counts import Report, counts_of
+from memfile.bench.table import Table, number
+from memfile.bench.windows import Symbols, Window
 
 # Each doubling of the size may add this part to the cost of a unit of work, as the search in a
 # tree does. Work that grew with the size itself would double it.

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0
-"""For scripts/bench: the result as one page for a browser, which loads nothing else."""
+"""The result as one page for a browser, which loads nothing else."""
 
 from __future__ import annotations
 
 import math
 from html import escape
-from pathlib import Path
 
-from bench_counts import Row
-from bench_table import Table, number, ratio
-from bench_text import Result, is_of_sizes, tables
+from memfile.bench.counts import Row
+from memfile.bench.table import Table, number, ratio
+from memfile.bench.text import Result, is_of_sizes, tables
+from memfile.paths import SCRIPTS
 
 # What all pages have, and then what this one has.
-STYLE = (Path(__file__).parent / "page.css").read_text() + """
+STYLE = (SCRIPTS / "page.css").read_text() + """
 @media screen { body { max-width: 84em; } }
 td { white-space: nowrap; }
 .aim { stroke: var(--text); stroke-width: 2; }

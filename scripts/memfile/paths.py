@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import environment
+from memfile import environment
 
 ROOT = environment.ROOT
 SCRIPTS = ROOT / "scripts"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ktap import FAIL, PASS, SKIP, Case
+from memfile.ktap import FAIL, PASS, SKIP, Case
 
 # The version of KCIDB's format that this is.
 KCIDB_VERSION = {"major": 5, "minor": 3}

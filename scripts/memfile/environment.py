@@ -8,14 +8,14 @@ from collections.abc import Mapping, MutableMapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Characters that are special to make, to the shells that it starts, or to QEMU.
 SPECIAL = re.compile(r"""[\s:,;#%$&'"`\\()\[\]{}*?<>|=!]""")
 
 
 def passing() -> list[str]:
     """The names and patterns that come through."""
-    lines = (Path(__file__).parent / "environment").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "scripts/environment").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
