@@ -20,9 +20,11 @@ from xml.etree import ElementTree
 sys.dont_write_bytecode = True
 
 from memfile import reports
+from memfile.check import kernel_log, results, suites
+from memfile.check.session import Check
+from memfile.ktap import FAIL, PASS, SKIP, Case
 from memfile.load import script
-
-check = script("check")
+from memfile.paths import ROOT
 
 LINE = "[    9.9] " + "=" * 66
 
@@ -36,7 +38,7 @@ def report(title: str, *stack: str) -> list[str]:
 
 class Races(unittest.TestCase):
     def test_race_without_our_symbols_is_of_others(self) -> None:
-        lines, others = check.without_races_of_others(["before", *report("a / b", "a", "b"), "after"])
+        lines, others = kernel_log.without_races_of_others(["before", *report("a / b", "a", "b"), "after"])
         self.assertEqual(lines, ["before", LINE, "after"])
         self.assertEqual(others, ["BUG: KCSAN: data-race in a / b"])
 
@@ -44,32 +46,32 @@ class Races(unittest.TestCase):
         for symbol in ("kvm_memfile_flush", "memfile_invalidate_start.cold", "_RNvNtCs7_12memfile_main3abi"):
             with self.subTest(symbol):
                 console = report("a / b", "a", symbol)
-                self.assertEqual(check.without_races_of_others(console), (console, []))
+                self.assertEqual(kernel_log.without_races_of_others(console), (console, []))
 
     def test_race_that_kvm_means_is_of_others(self) -> None:
         title = "kvm_mmu_faultin_pfn / kvm_mmu_invalidate_end"
-        lines, others = check.without_races_of_others(report(title, "kvm_mmu_invalidate_end", "kvm_memfile_end"))
+        lines, others = kernel_log.without_races_of_others(report(title, "kvm_mmu_invalidate_end", "kvm_memfile_end"))
         self.assertEqual((lines, others), ([LINE], [f"BUG: KCSAN: data-race in {title}"]))
         console = report("kvm_mmu_faultin_pfn / kvm_memfile_end", "kvm_memfile_end")
-        self.assertEqual(check.without_races_of_others(console), (console, []))
+        self.assertEqual(kernel_log.without_races_of_others(console), (console, []))
 
     def test_case_that_starts_within_a_report_is_kept(self) -> None:
         console = report("a / b", "a")
         mark = "[    9.9] memfile-tests: punch.hole"
         console.insert(3, mark)
-        self.assertEqual(check.without_races_of_others(console)[0], [LINE, mark])
+        self.assertEqual(kernel_log.without_races_of_others(console)[0], [LINE, mark])
 
     def test_report_that_was_cut_short_is_kept(self) -> None:
         console = report("a / b", "a")[:-1]
-        self.assertEqual(check.without_races_of_others(console), (console, []))
+        self.assertEqual(kernel_log.without_races_of_others(console), (console, []))
 
 
 class Sharing(unittest.TestCase):
     def test_longest_suites_do_not_share_a_machine(self) -> None:
-        suites = sorted(check.SECONDS, key=lambda suite: -check.SECONDS[suite])
-        lists = check.share_out(suites)
-        self.assertEqual(sorted(lists[0] + lists[1]), sorted(suites))
-        self.assertEqual([suites[0] in shard for shard in lists], [suites[1] not in shard for shard in lists])
+        names = sorted(suites.SECONDS, key=lambda suite: -suites.SECONDS[suite])
+        lists = suites.share_out(names)
+        self.assertEqual(sorted(lists[0] + lists[1]), sorted(names))
+        self.assertEqual([names[0] in shard for shard in lists], [names[1] not in shard for shard in lists])
 
 
 class Variants(unittest.TestCase):
@@ -81,9 +83,9 @@ class Variants(unittest.TestCase):
             return [case for case in self.CASES if not patterns or any(
                 every([case, case.split(".")[0]], pattern) for pattern in patterns)]
 
-        variant = check.Variant("some", suites=("punch", "punch_gmem", "contiguous"))
-        with unittest.mock.patch.object(check, "guest_cases", cases):
-            return check.variant_tests("variant_some", variant, list(tests))
+        variant = suites.Variant("some", suites=("punch", "punch_gmem", "contiguous"))
+        with unittest.mock.patch.object(suites, "guest_cases", cases):
+            return suites.variant_tests("variant_some", variant, list(tests))
 
     def test_variant_runs_only_if_a_pattern_begins_with_its_word(self) -> None:
         self.assertEqual(self.chosen(), [])
@@ -99,33 +101,33 @@ class Variants(unittest.TestCase):
         self.assertEqual(self.chosen("variant_*.stress.l*", "variant_some.punch.hole"), ["stress.long", "punch.hole"])
 
     def test_suites_of_variants_exist(self) -> None:
-        files = {path.stem for path in (check.ROOT / "selftests/src/suites").glob("*.rs")}
-        for name, variant in check.VARIANTS.items():
+        files = {path.stem for path in (ROOT / "selftests/src/suites").glob("*.rs")}
+        for name, variant in suites.VARIANTS.items():
             with self.subTest(name):
-                suites = {suite.removesuffix("_gmem") for suite in variant.suites + variant.without}
-                self.assertLessEqual(suites, files)
+                named = {suite.removesuffix("_gmem") for suite in variant.suites + variant.without}
+                self.assertLessEqual(named, files)
 
 
 class Watched(unittest.TestCase):
     def status(self, counters: str) -> str:
-        return check.watched_case("main-0", counters).status
+        return kernel_log.watched_case("main-0", counters).status
 
     def test_detector_that_watches_passes(self) -> None:
-        self.assertEqual(self.status("enabled: 1\nused_watchpoints: 0\nsetup_watchpoints: 123456\n"), check.PASS)
+        self.assertEqual(self.status("enabled: 1\nused_watchpoints: 0\nsetup_watchpoints: 123456\n"), PASS)
 
     def test_detector_that_says_nothing_or_is_absent_fails(self) -> None:
-        self.assertEqual(self.status("enabled: 0\nused_watchpoints: 0\nsetup_watchpoints: 0\n"), check.FAIL)
-        self.assertEqual(self.status(""), check.FAIL)
+        self.assertEqual(self.status("enabled: 0\nused_watchpoints: 0\nsetup_watchpoints: 0\n"), FAIL)
+        self.assertEqual(self.status(""), FAIL)
 
 
 class Reports(unittest.TestCase):
     """What other programs read of a run: JUnit XML, and JSON for KCIDB."""
 
     CASES = (
-        check.Case("punch.hole", check.PASS),
-        check.Case("punch.other", check.FAIL, "a <b>", ["line & \x1b[1m", "more"]),
-        check.Case("host.rust_host.policy::range::tests::a", check.SKIP, "no reason"),
-        check.Case("kunit", check.PASS),
+        Case("punch.hole", PASS),
+        Case("punch.other", FAIL, "a <b>", ["line & \x1b[1m", "more"]),
+        Case("host.rust_host.policy::range::tests::a", SKIP, "no reason"),
+        Case("kunit", PASS),
     )
 
     def run_of(self, code: int = 1, reason: str = "a test failed", cases: tuple[Any, ...] = CASES) -> reports.Run:
@@ -177,7 +179,7 @@ class Reports(unittest.TestCase):
         self.assertEqual(reports.path_of("\u00e4.b"), "memfile._.b")
 
     def test_run_that_passes_but_for_a_splat_fails_in_both(self) -> None:
-        passed = (check.Case("punch.hole", check.PASS),)
+        passed = (Case("punch.hole", PASS),)
         for code, status in ((0, "PASS"), (3, "FAIL"), (255, "FAIL")):
             run = self.run_of(code, "why", passed)
             self.assertEqual(reports.kcidb(run, "me")["tests"][-1]["status"], status)
@@ -188,10 +190,10 @@ class Reports(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         log = Path(folder.name) / "log"
-        run = check.Check(check.parse_args(["--log", str(log), *(text.format(log) for text in options)]))
+        run = Check(script("check").parse_args(["--log", str(log), *(text.format(log) for text in options)]))
         run.outcome.cases = list(self.CASES)
         with contextlib.redirect_stdout(io.StringIO()):
-            self.assertEqual(run.finish(time.monotonic()), 1)
+            self.assertEqual(results.finish(run, time.monotonic()), 1)
         return log
 
     def test_both_are_left_in_the_log_folder(self) -> None:
@@ -207,10 +209,11 @@ class Reports(unittest.TestCase):
         self.assertFalse((log / "junit.xml").exists())
 
     def test_series_has_the_hash_that_kcidb_wants(self) -> None:
-        base, patches = check.series("plain")
+        base, patches = results.series("plain")
         self.assertRegex(base, r"^\d+\.\d+")
+        assert patches is not None
         self.assertRegex(patches, r"^[0-9a-f]{64}$")
-        self.assertEqual(check.series("base"), (base, ""))
+        self.assertEqual(results.series("base"), (base, ""))
         with tempfile.NamedTemporaryFile() as patch:
             patch.write(b"a\n")
             patch.flush()

@@ -15,10 +15,10 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 import upstream
-from memfile.load import script
+from memfile.check.comparison import Comparison, upstream_wanted
+from memfile.check.session import Watch
+from memfile.ktap import FAIL, PASS, SKIP
 from upstream import DIED, KILLED, Expected, Program, Result
-
-check = script("check")
 
 ONE = Program("one", "one")
 TWO = Program("two", "two")
@@ -102,7 +102,7 @@ class Choice(unittest.TestCase):
     QUICK, SLOW = Program("quick", "quick", quick=True), Program("slow", "slow")
 
     def wanted(self, *tests: str, everything: bool = False) -> list[str]:
-        return [one.name for one in (self.QUICK, self.SLOW) if check.upstream_wanted(one, list(tests), everything)]
+        return [one.name for one in (self.QUICK, self.SLOW) if upstream_wanted(one, list(tests), everything)]
 
     def test_quick_ones_unless_all_are_asked_for(self) -> None:
         for tests in ((), ("upstream.*",), ("*",), ("punch.*", "upstream*")):
@@ -248,12 +248,12 @@ class Verdicts(unittest.TestCase):
     def test_case_has_the_status_of_the_comparison(self) -> None:
         skip = result("1..0 # SKIP - no such CPU", code=4)
         case = upstream.judge(ONE, skip, skip).case("upstream.")
-        self.assertEqual((case.name, case.status, case.reason), ("upstream.one", check.SKIP, "on both kernels: no such CPU"))
+        self.assertEqual((case.name, case.status, case.reason), ("upstream.one", SKIP, "on both kernels: no such CPU"))
         failed = result("not ok 1 a", code=1)
-        self.assertEqual(upstream.judge(ONE, failed, failed).case("").status, check.PASS)
+        self.assertEqual(upstream.judge(ONE, failed, failed).case("").status, PASS)
         case = upstream.judge(ONE, failed, result("ok 1 a")).case("")
         self.assertEqual((case.status, case.output[1:]), (
-            check.FAIL, ["-ok 1 a", "-ended: pass", "+not ok 1 a", "+ended: exit code 1"]))
+            FAIL, ["-ok 1 a", "-ended: pass", "+not ok 1 a", "+ended: exit code 1"]))
 
     def test_one_line_sums_up(self) -> None:
         passed, failed, skip = result("ok 1"), result("not ok 1", code=1), result(code=4)
@@ -276,14 +276,14 @@ class Comparing(unittest.TestCase):
 
     def setUp(self) -> None:
         self.told: list[tuple[str, str]] = []
-        self.comparison = check.Comparison(
+        self.comparison = Comparison(
             [ONE, TWO], lambda cases: self.told.extend((case.name, case.status) for case in cases), True, "u.", ())
 
     def test_program_is_told_once_both_kernels_have_run_it(self) -> None:
         self.comparison.add(True, ONE, result("ok 1"))
         self.assertEqual(self.told, [])
         self.comparison.add(False, ONE, result("ok 1"))
-        self.assertEqual(self.told, [("u.one", check.PASS)])
+        self.assertEqual(self.told, [("u.one", PASS)])
 
     def test_difference_is_told_only_after_more_runs(self) -> None:
         self.comparison.add(False, ONE, result("ok 1"))
@@ -292,13 +292,13 @@ class Comparing(unittest.TestCase):
         self.comparison.again(ONE, result("ok 1"))
         self.assertEqual(self.comparison.open(), [ONE])
         self.comparison.again(ONE, result("not ok 1", code=1))
-        self.assertEqual((self.told, self.comparison.open()), ([("u.one", check.PASS)], []))
+        self.assertEqual((self.told, self.comparison.open()), ([("u.one", PASS)], []))
 
     def test_what_did_not_run_on_one_kernel_fails(self) -> None:
         self.comparison.add(True, ONE, result("ok 1"))
         self.assertEqual(self.comparison.open(), [])
         self.comparison.close()
-        self.assertEqual(self.told, [("u.one", check.FAIL), ("u.two", check.FAIL)])
+        self.assertEqual(self.told, [("u.one", FAIL), ("u.two", FAIL)])
 
 
 class Silence(unittest.TestCase):
@@ -306,16 +306,17 @@ class Silence(unittest.TestCase):
 
     def test_silence_is_noticed(self) -> None:
         ended = threading.Event()
-        check.Watch(0.01, ended.set)
+        Watch(0.01, ended.set)
         self.assertTrue(ended.wait(60))
 
     def test_machine_that_ended_is_not_ended_again(self) -> None:
         ended = threading.Event()
-        watch = check.Watch(3600, ended.set)
+        watch = Watch(3600, ended.set)
         watch.again()
         watch.end()
+        assert watch._timer is not None
         self.assertTrue(watch._timer.finished.is_set())
-        self.assertIsNone(check.Watch(0, ended.set)._timer)
+        self.assertIsNone(Watch(0, ended.set)._timer)
         self.assertFalse(ended.is_set())
 
 

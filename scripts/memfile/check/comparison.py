@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Programs on two kernels: the kernel's own selftests, or a user's."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import upstream
+
+from memfile import paths
+from memfile.check.kernel_log import SPLAT
+from memfile.check.outcome import EXIT_TOOL
+from memfile.check.session import Check, Job, read_text
+from memfile.ktap import Case
+
+# Programs of the kernel's own selftests that share a machine.
+UPSTREAM_MACHINE = 24
+# So many of them, and a line says how far it is.
+PROGRESS = 20
+
+# The files that these programs need.
+Files = Callable[[list[upstream.Program]], list[Path]]
+
+
+def upstream_wanted(program: upstream.Program, tests: list[str], everything: bool) -> bool:
+    name = f"upstream.{program.name}"
+    if not tests:
+        return program.quick or everything
+    # A glob that an empty name fits is of all programs.
+    return any(
+        fnmatch.fnmatchcase(name, test) and (program.quick or everything or not fnmatch.fnmatchcase("upstream.", test))
+        for test in tests
+    )
+
+
+class Comparison:
+    """The results of both kernels, as they come; each is told when there are two."""
+
+    def __init__(
+        self, programs: list[upstream.Program], report: Callable[[list[Case]], None], both: bool,
+        prefix: str = "upstream.", expected: Iterable[upstream.Expected] | None = None,
+    ) -> None:
+        self.programs = programs
+        self.both = both
+        self._prefix = prefix
+        self.verdicts: list[upstream.Verdict] = []
+        self._report = report
+        self._lock = threading.Lock()
+        self._expected = list(upstream.read_list().expected if expected is None else expected) if programs else []
+        # By name: the results of the patched kernel, of the other one, and of the latter again.
+        self._patched: dict[str, upstream.Result] = {}
+        self._base: dict[str, upstream.Result] = {}
+        self._repeats: dict[str, list[upstream.Result]] = {}
+        self._told: set[str] = set()
+
+    def add(self, patched: bool, program: upstream.Program, result: upstream.Result) -> None:
+        with self._lock:
+            (self._patched if patched else self._base)[program.name] = result
+            if not self.both:
+                self._told.add(program.name)
+                self._report([upstream.alone(program, result, self._prefix)])
+            elif program.name in self._patched and program.name in self._base:
+                self._tell(program, last=False)
+
+    def again(self, program: upstream.Program, result: upstream.Result) -> None:
+        with self._lock:
+            self._repeats.setdefault(program.name, []).append(result)
+            self._tell(program, last=False)
+
+    def open(self) -> list[upstream.Program]:
+        """Those that ran on both kernels and differ so far."""
+        with self._lock:
+            return [program for program in self.programs
+                    if program.name not in self._told and {program.name} <= self._patched.keys() & self._base.keys()]
+
+    def close(self) -> None:
+        """Tells what is left."""
+        with self._lock:
+            for program in self.programs:
+                if program.name not in self._told:
+                    self._tell(program, last=True)
+
+    def _tell(self, program: upstream.Program, last: bool) -> None:
+        name = program.name
+        verdict = upstream.judge(
+            program, self._patched.get(name), self._base.get(name), self._repeats.get(name, ()), self._expected)
+        if verdict.kind == "differs" and not last:
+            return
+        self._told.add(name)
+        self.verdicts.append(verdict)
+        self._report([verdict.case(self._prefix)])
+        if len(self._told) % PROGRESS == 0:
+            print(f"--- {len(self._told)} of {len(self.programs)} programs are compared", flush=True)
+
+
+class Upstream:
+    """The kernel's own selftests, on the patched and on the unpatched kernel."""
+
+    def __init__(self, check: Check, files: Files | None = None) -> None:
+        self.check = check
+        self.compared = Comparison([], check.report, False)
+        # What programs need in the guest.
+        self.files: Files = files or functools.partial(upstream.files, folder=paths.UPSTREAM)
+
+    def tests(self) -> list[upstream.Program]:
+        """Those that are quick; all with --all, or if a glob says more than upstream.*"""
+        if self.check.flavour == "base":
+            return []
+        try:
+            runs = upstream.read_list().runs.values()
+        except upstream.BadList as error:
+            print(f"check: {upstream.LIST.name}: {error}", file=sys.stderr)
+            sys.exit(EXIT_TOOL)
+        chosen = [program for program in runs if upstream_wanted(program, self.check.args.tests, self.check.args.all)]
+        return [dataclasses.replace(program, limit=program.limit * self.check.slow) for program in chosen]
+
+    def jobs(self) -> list[Job]:
+        """The kernel's selftests on both kernels."""
+        programs = self.tests()
+        self.compared = Comparison(programs, self.check.report, not os.environ.get("KERNEL_SRC"))
+        jobs: list[Job] = []
+        for number, start in enumerate(range(0, len(programs), UPSTREAM_MACHINE)):
+            part = programs[start : start + UPSTREAM_MACHINE]
+            for kernel in [self.check.flavour, "base"] if self.compared.both else [self.check.flavour]:
+                each = functools.partial(self.compared.add, kernel != "base")
+                jobs.append(functools.partial(self.boot, f"upstream-{kernel}-{number}", kernel, part, each))
+        return jobs
+
+    def boot(
+        self, name: str, kernel: str, programs: list[upstream.Program],
+        each: Callable[[upstream.Program, upstream.Result], None],
+    ) -> None:
+        def machine(name: str, programs: list[upstream.Program], script: str, on_line: Callable[[str], None]) -> None:
+            options = ["--kernel", kernel, "--tcg-thread", os.environ.get("TCG_THREAD", "single"), *upstream.MACHINE]
+            for file in self.files(programs):
+                options += ["--add", str(file)]
+            limits = [program.limit // self.check.slow for program in programs]
+            limit, silence = 120 + sum(limits), 120 + 2 * max(limits)
+            result = self.check.boot(name, script, options, limit, on_line, silence)
+            said = read_text(self.check.log / name / "out.log").splitlines()
+            if not any(upstream.BEGIN.match(line) for line in said):
+                self.check.judge_boot(name, result)
+
+        upstream.run_all(name, programs, machine, SPLAT, each)
+
+    def again(self) -> None:
+        """What differs so far runs on the unpatched kernel again: has it several results there, too?"""
+        for number in range(2, upstream.REPEATS + 2):
+            programs = self.compared.open()
+            if programs:
+                self.boot(f"upstream-again-{number}", "base", programs, self.compared.again)
+        self.compared.close()

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The machines that run memfile-tests: the module's KUnit suites, the suites, the variants."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+
+from memfile.check.kernel_log import watched_case
+from memfile.check.outcome import exit_code_case
+from memfile.check.session import Check, Job, read_text
+from memfile.check.suites import (
+    OWN_MACHINE,
+    SECONDS,
+    VARIANT,
+    VARIANTS,
+    WITH_QEMU,
+    guest_cases,
+    seconds,
+    share_out,
+    variant_tests,
+)
+from memfile.ktap import FAIL, Case, Parser, parse
+
+# A machine that has stopped: the end of the name of the second one, and how many seconds it says
+# nothing before it counts as such.
+AGAIN, SILENCE = "-again", 300
+
+LEAK_SCAN = """
+rmmod memfile 2>/dev/null
+if [ -e /sys/kernel/debug/kmemleak ]; then
+    # Objects younger than five seconds are not reported.
+    sleep 6; echo scan >/sys/kernel/debug/kmemleak
+    sleep 1; echo scan >/sys/kernel/debug/kmemleak
+    cat /sys/kernel/debug/kmemleak >/out/kmemleak
+fi
+[ ! -e /sys/kernel/debug/kcsan ] || cat /sys/kernel/debug/kcsan >/out/kcsan
+"""
+
+
+def guest_tests(check: Check) -> list[Job]:
+    """The machines: two that share the suites, and those that some suites want for themselves."""
+    tests = check.args.tests
+    kunit = not tests or any(test.startswith("kunit") for test in tests)
+    suites = chosen_suites(check)
+    jobs: list[Job] = []
+    long: list[Job] = []
+    for suite, options in OWN_MACHINE.items():
+        if suite in suites:
+            job = functools.partial(guest_boot, check, suite, suites.pop(suite), options, False)
+            (long if suite in SECONDS else jobs).append(job)
+    shards = [shard for shard in share_out(suites) if shard] or [[]] * kunit
+    for number, shard in enumerate(shards):
+        names = [name for suite in shard for name in suites[suite]]
+        first = kunit and number == 0
+        jobs.insert(number, functools.partial(guest_boot, check, f"main-{number}", names, [], first))
+    return long + jobs
+
+
+def chosen_suites(check: Check) -> dict[str, list[str]]:
+    """The suites that run, and what the patterns name of each."""
+    tests = check.args.tests
+    suites: dict[str, list[str]] = {}
+    for case in guest_cases(tests):
+        suites.setdefault(case.split(".")[0], []).append(case if tests else case.split(".")[0])
+    # A guest within a guest is slow enough, and its QEMU knows memfiles only.
+    if not tests and check.flavour in ("base", "debug", "kcsan"):
+        suites = {suite: names for suite, names in suites.items() if OWN_MACHINE.get(suite) is not WITH_QEMU}
+    return {suite: list(dict.fromkeys(names)) for suite, names in suites.items()}
+
+
+def variants(check: Check) -> list[Job]:
+    """A machine for each variant that the patterns name, what takes long first."""
+    jobs: list[tuple[int, Job]] = []
+    for name, variant in VARIANTS.items():
+        tests = variant_tests(f"{VARIANT}{name}", variant, check.args.tests)
+        if tests:
+            options = ["--append", variant.append] if variant.append else []
+            job = functools.partial(
+                guest_boot, check, f"{VARIANT}{name}", tests, options, False, f"{VARIANT}{name}.", variant.prepare)
+            jobs.append((seconds({test.split(".")[0] for test in tests}), job))
+    return [job for _, job in sorted(jobs, key=lambda job: -job[0])]
+
+
+def guest_boot(
+    check: Check, name: str, tests: list[str], options: list[str], kunit: bool, prefix: str = "", prepare: str = "true",
+) -> None:
+    """One machine: the module's KUnit suites if asked for, and these tests.
+
+    `prefix` comes before the names of the tests, `prepare` is done before they run.
+    """
+    command = LEAK_SCAN
+    if tests:
+        patterns = " ".join(f"'{test}'" for test in tests)
+        require = "" if check.flavour == "base" else "--require-memfile"
+        command = (
+            f"({prepare}) || {{ echo 'the settings are not in force'; exit 1; }}\n"
+            f"memfile-tests --kmsg --time-factor {check.slow} {require} {patterns}\n"
+            f"rc=$?\n{LEAK_SCAN}exit $rc"
+        )
+    parser = Parser()
+    seen: list[Case] = []
+
+    def note(cases: list[Case]) -> None:
+        cases = [dataclasses.replace(case, name=f"{prefix}{case.name}") for case in cases]
+        seen.extend(cases)
+        check.report(cases)
+
+    def on_line(text: str) -> None:
+        note(parser.feed(text))
+
+    # With its CPUs emulated in parallel (QEMU 7.2) the machine has been seen to hang and to
+    # die in stress tests, cause unknown; in turn it has not. And two machines fill two cores.
+    thread = os.environ.get("TCG_THREAD", "single")
+    machine = ["--kernel", check.flavour, "--tcg-thread", thread, *options] + ["--kunit"] * kunit
+    timeout = max(1500, 4 * seconds({test.split(".")[0] for test in tests}))
+    # An emulated machine with real guests has been seen to stop, with nothing in its log: see
+    # testing.rst. What is left then runs in another one, once, and the output says so.
+    stops = "--emulator" in options and not name.endswith(AGAIN)
+    result = check.boot(name, command, machine, timeout, on_line, SILENCE if stops else 0)
+    if stops and not result.get("finished") and not check.splats(name):
+        done = {case.name for case in seen}
+        left = [test for test in guest_cases(tests) if f"{prefix}{test}" not in done]
+        print(f"--- {name}: the machine has stopped; {len(left)} cases run in a second one")
+        guest_boot(check, name + AGAIN, left, options, kunit, prefix, prepare)
+        return
+    note(parser.finish())
+    check.judge_boot(name, result)
+    if result.get("finished") and check.flavour == "kcsan":
+        check.report([watched_case(name, read_text(check.log / name / "out/kcsan"))])
+    if tests and result.get("finished"):
+        check.report(exit_code_case(f"{prefix}memfile-tests", seen, int(str(result["code"]))))
+        names = {case.name for case in seen}
+        missing = [case for test in guest_cases(tests) if (case := f"{prefix}{test}") not in names]
+        check.report([Case(case, FAIL, "listed, but it did not run") for case in missing])
+    if kunit and check.flavour != "base":
+        console = read_text(check.log / name / "serial.log").splitlines()
+        cases = [case for case in parse(console, "kunit") if check.wanted(case.name)]
+        if not cases:
+            cases = [Case("kunit", FAIL, "no case ran when the module was loaded")]
+        check.report(cases)

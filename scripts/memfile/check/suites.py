@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The suites of memfile-tests: which machines they want, how long they take, and the variants."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+
+from memfile import paths
+from memfile.check.outcome import EXIT_TOOL
+
+# A machine whose guests are a real QEMU's, emulated by a QEMU of the same source: Debian 12's loses
+# the timers of such guests now and then, and so does any that emulates several CPUs in turn.
+WITH_QEMU = [
+    "--emulator", str(paths.BUILD / "qemu-tcg/qemu-system-x86_64"), "--cpus", "1",
+    "--add", str(paths.BUILD / "qemu"), "--add", str(paths.BUILD / "guest"), "--add-kernel",
+]
+# Suites that need a machine of their own: options of scripts/boot.
+OWN_MACHINE = {
+    "qemu": WITH_QEMU,
+    "qemu_long": WITH_QEMU,
+    # An area of contiguous memory that is most of what is free in its zone, and not all.
+    "contiguous": ["--mem", "3840M", "--append", "hugetlb_cma=1G"],
+    # A page of 1 GiB is there from the beginning: later there is hardly room for one.
+    "hugetlb_1g": ["--mem", "4G", "--append", "hugepagesz=1G hugepages=1"],
+    "directmap_1g": ["--mem", "4G", "--append", "hugepagesz=1G hugepages=1"],
+    # Two nodes, each with a socket and half of the memory: CPUs of one socket are in one node.
+    "hugetlb_numa": [
+        "--mem", "2G", "--qemu-arg=-smp", "--qemu-arg=2,sockets=2",
+        "--qemu-arg=-object", "--qemu-arg=memory-backend-ram,id=m0,size=1G",
+        "--qemu-arg=-object", "--qemu-arg=memory-backend-ram,id=m1,size=1G",
+        "--qemu-arg=-numa", "--qemu-arg=node,memdev=m0,cpus=0",
+        "--qemu-arg=-numa", "--qemu-arg=node,memdev=m1,cpus=1",
+    ],
+    # Programs of Debian that press on a guest's memory, if they are installed.
+    "pressure_host": ["--mem", "3G", *(
+        word for name in ("stress-ng", "trinity") if (found := shutil.which(name)) for word in ("--add", found))],
+    # No VM can have private memory there.
+    "cap_without_npt": ["--append", "kvm_amd.npt=0"],
+    "cap_without_tdp_mmu": ["--append", "kvm.tdp_mmu=0"],
+}
+
+# Ends of the names of suites that run on a guest_memfd, for which the variants change nothing.
+OTHER_KINDS = ("_gmem", "_gmem_mmap")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """The same kernel with other settings."""
+
+    what: str
+    # Of the kernel's command line.
+    append: str = ""
+    # A command that runs in the guest first; it fails if the settings are not in force.
+    prepare: str = "true"
+    # Suites that it changes something for; none means all but those in WITHOUT.
+    suites: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    def concerns(self, suite: str) -> bool:
+        # Nor for huge pages of hugetlbfs. What is out of the direct map has a suite of its own.
+        if suite in OWN_MACHINE or suite.endswith((*OTHER_KINDS, "_huge", "_hidden")):
+            return False
+        return suite in self.suites if self.suites else suite not in self.without
+
+
+# In all they take as long as the rest: of the suites that take long, those that a variant is about.
+VARIANTS = {
+    # Not: suites that set all of it themselves, in every way.
+    "thp": Variant(
+        "huge pages wherever they can be, but none that a guest executes",
+        append="transparent_hugepage=always transparent_hugepage_shmem=always kvm.nx_huge_pages=force",
+        prepare="cd /sys/kernel/mm/transparent_hugepage && grep -qF '[always]' enabled "
+        "&& grep -qF '[always]' shmem_enabled && grep -q Y /sys/module/kvm/parameters/nx_huge_pages",
+        without=("motion", "overcommit", "pinned", "reclaim", "stress", "module", "hugetlb", "directmap"),
+    ),
+    "init": Variant(
+        "every page is cleared when it is allocated and when it is freed",
+        append="init_on_alloc=1 init_on_free=1",
+        prepare="dmesg | grep -q 'heap alloc:on, heap free:on'",
+        suites=(
+            "consumer", "convert", "fault", "huge", "model", "ondemand", "poison", "prefault", "punch", "seal",
+            "store", "zero",
+        ),
+    ),
+    "lru": Variant(
+        "the multi-generational LRU decides what is reclaimed",
+        prepare="cd /sys/kernel/mm/lru_gen && echo y >enabled && [ $(cat enabled) != 0x0000 ]",
+        suites=("motion", "overcommit", "reclaim"),
+    ),
+}
+VARIANT = "variant_"
+
+# Seconds that suites took, as the longer ones say themselves; the others take one or two. Only to
+# share them out.
+SECONDS = {
+    "qemu": 350, "qemu_long": 900, "directmap": 155, "directmap_huge": 130, "directmap_1g": 120, "hugetlb_1g": 100,
+    "kvmaccess": 50, "reclaim": 50, "pinned": 46, "sharing_huge": 45, "swapwait": 38, "poison": 36, "overcommit": 38,
+    "motion": 33, "idle": 28, "hugetlb": 23, "stress": 23, "stress_huge": 22, "stress_hidden": 20, "contiguous": 20,
+    "scenarios": 18, "huge": 15, "migrate": 15, "scenarios_huge": 13, "zswap": 12, "stress_gmem": 11, "zero": 8,
+    "accounting": 7, "ondemand": 9, "fault": 8, "border": 8, "motion_huge": 8, "punch": 7, "sharing": 7, "model": 5,
+}
+
+
+def guest_cases(tests: list[str]) -> list[str]:
+    """What memfile-tests runs for these patterns; it can list on the host, too."""
+    if not paths.TESTS.exists():
+        print(f"check: no test program at {paths.TESTS}; scripts/build-selftests builds it", file=sys.stderr)
+        sys.exit(EXIT_TOOL)
+    run = subprocess.run([paths.TESTS, "--list", *tests], capture_output=True, text=True, check=False)
+    return run.stdout.split()
+
+
+def variant_tests(name: str, variant: Variant, tests: list[str]) -> list[str]:
+    """The suites and cases of a variant that these patterns choose.
+
+    A suite that the variant does not concern is chosen only if it is named in full.
+    """
+    chosen: list[str] = []
+    for test in tests:
+        head, _, pattern = test.partition(".")
+        if not (head.startswith(VARIANT) and fnmatch.fnmatchcase(name, head)):
+            continue
+        cases = guest_cases([pattern] if pattern else [])
+        named = re.fullmatch(r"\w+", pattern.split(".")[0])
+        if not named:
+            cases = [case for case in cases if variant.concerns(case.split(".")[0])]
+        chosen += cases if "." in pattern else [case.split(".")[0] for case in cases]
+    return list(dict.fromkeys(chosen))
+
+
+def seconds(suites: Iterable[str]) -> int:
+    return sum(SECONDS.get(suite, 2) for suite in suites)
+
+
+def share_out(suites: Iterable[str]) -> list[list[str]]:
+    """Two lists that take about as long: the longest suites first, each where there is less so far."""
+    lists: list[list[str]] = [[], []]
+    for suite in sorted(suites, key=lambda suite: -SECONDS.get(suite, 2)):
+        min(lists, key=seconds).append(suite)
+    return lists
