@@ -13,9 +13,9 @@ from unittest import mock
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from memfile.load import script
-
-boot = script("boot")
+from memfile import paths
+from memfile.boot import accelerator
+from memfile.boot.kernel import Kernel
 
 
 class Accelerator(unittest.TestCase):
@@ -26,14 +26,14 @@ class Accelerator(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.cache = Path(folder.name)
         for patch in (
-            mock.patch.object(boot, "kvm_answers", lambda: None),
-            mock.patch.object(boot.paths, "KVM_PROBE", self.cache / "kvm-probe"),
+            mock.patch.object(accelerator, "kvm_answers", lambda: None),
+            mock.patch.object(paths, "KVM_PROBE", self.cache / "kvm-probe"),
         ):
             patch.start()
             self.addCleanup(patch.stop)
 
     def choose(self) -> str:
-        return boot.choose_accelerator(self.ARGS, None)[0]
+        return accelerator.choose_accelerator(self.ARGS, Kernel("plain", self.cache))[0]
 
     def test_boots_at_the_same_time_probe_once(self) -> None:
         first_probes, others_came = threading.Event(), threading.Event()
@@ -45,7 +45,7 @@ class Accelerator(unittest.TestCase):
             others_came.wait(10)
             return True
 
-        with mock.patch.object(boot, "probe_kvm", probe):
+        with mock.patch.object(accelerator, "probe_kvm", probe):
             threads = [threading.Thread(target=lambda: answers.append(self.choose())) for _ in range(3)]
             threads[0].start()
             self.assertTrue(first_probes.wait(10))
@@ -58,9 +58,9 @@ class Accelerator(unittest.TestCase):
 
     def test_answer_of_an_earlier_boot_of_the_host_does_not_count(self) -> None:
         (self.cache / "kvm-probe").write_text("another-boot yes\n")
-        with mock.patch.object(boot, "probe_kvm", lambda *_: False):
+        with mock.patch.object(accelerator, "probe_kvm", lambda *_: False):
             self.assertEqual(self.choose(), "tcg")
-        with mock.patch.object(boot, "probe_kvm", side_effect=AssertionError):
+        with mock.patch.object(accelerator, "probe_kvm", side_effect=AssertionError):
             self.assertEqual(self.choose(), "tcg")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
+from memfile.docs import rules
 from memfile.load import script
 
 check_docs = script("check-docs")
@@ -98,7 +99,7 @@ class CheckDocs(unittest.TestCase):
 
     def test_cited_rules(self) -> None:
         def cited(text: str) -> list[int]:
-            return [rule for rule, _ in check_docs.cited_rules(text)]
+            return [rule for rule, _ in rules.cited_rules(text)]
 
         self.assertEqual(cited("// (rule 3)"), [3])
         self.assertEqual(cited("Rules 9, 14 and 21; rule 2, rule 5"), [9, 14, 21, 2, 5])
@@ -119,11 +120,11 @@ class CheckDocs(unittest.TestCase):
         self.assertIn(f"a.rs:1: rule {99}: there is no such rule", output)
 
     def test_rule_that_is_there_twice(self) -> None:
-        rules = self.folder / "rules.rst"
-        rules.write_text("Rule 1: a\n---------\n\nRule 1: b\n---------\n")
-        rule, found = check_docs.rule_problems(self.folder / "empty", rules)
+        document = self.folder / "rules.rst"
+        document.write_text("Rule 1: a\n---------\n\nRule 1: b\n---------\n")
+        rule, found = rules.rule_problems(self.folder / "empty", document)
         self.assertEqual(rule, {1})
-        self.assertEqual(found, [f"{rules}: rule 1 is there twice"])
+        self.assertEqual(found, [f"{document}: rule 1 is there twice"])
 
     def test_functions_that_rules_are_kept_in(self) -> None:
         good = ("rust/policy/range.rs: frames_of()", "mm/memfile.c: memfile_create()", "mm/shmem.c: shmem_fallocate()")

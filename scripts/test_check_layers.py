@@ -10,10 +10,9 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from memfile.load import script
-
-check_layers = script("check-layers")
-Layer = check_layers.Layer
+from memfile.layers.crates import CRATES, Crate, Layer
+from memfile.layers.problems import problems
+from memfile.paths import ROOT
 
 THREE = (Layer("crate"), Layer("top"), Layer("middle"), Layer("low"))
 LIB = "mod top;\nmod middle;\nmod low;\n"
@@ -25,14 +24,14 @@ class CheckLayers(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
 
-    def problems(self, files: dict[str, str], layers: tuple[object, ...] = THREE) -> list[str]:
+    def problems(self, files: dict[str, str], layers: tuple[Layer, ...] = THREE) -> list[str]:
         """What is wrong with a crate that has these files; those of THREE are there if they are not among them."""
         given = {"lib.rs": LIB, "top.rs": "", "middle.rs": "", "low.rs": ""} if layers is THREE else {}
         for name, text in {**given, **files}.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        return check_layers.problems(self.folder, check_layers.Crate("lib.rs", layers))[0]
+        return problems(self.folder, Crate("lib.rs", layers))[0]
 
     def expect_one(self, wanted: str, found: list[str]) -> None:
         self.assertEqual(len(found), 1, found)
@@ -164,9 +163,9 @@ class CheckLayers(unittest.TestCase):
             self.assertIn("suites do not use each other", found[0])
 
     def test_the_checkout_is_as_it_says(self) -> None:
-        for crate in check_layers.CRATES:
+        for crate in CRATES:
             with self.subTest(crate.root):
-                found, files, uses = check_layers.problems(check_layers.ROOT, crate)
+                found, files, uses = problems(ROOT, crate)
                 self.assertEqual(found, [])
                 self.assertTrue(files > 2 and uses > 20)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
+from memfile import paths
+from memfile.differences import documents
 from memfile.ktap import parse
 from memfile.load import script
 
@@ -80,10 +82,11 @@ class Differences(unittest.TestCase):
         for name, path in (
             ("REASONS", "r.toml"), ("RECORD", "differences.json"), ("DOCUMENT", "differences.rst"),
         ):
-            patch = unittest.mock.patch.object(differences, name, self.folder / path)
-            patch.start()
-            self.addCleanup(patch.stop)
-        patch = unittest.mock.patch.object(differences.paths, "TESTS", program)
+            for module in (differences, documents):
+                patch = unittest.mock.patch.object(module, name, self.folder / path)
+                patch.start()
+                self.addCleanup(patch.stop)
+        patch = unittest.mock.patch.object(paths, "TESTS", program)
         patch.start()
         self.addCleanup(patch.stop)
         (self.folder / "r.toml").write_text(REASONS)

@@ -9,13 +9,15 @@ import tempfile
 import unittest
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from memfile.load import script
-
-mutants = script("mutants")
+from memfile.ktap import Case
+from memfile.mutants import results, sources
+from memfile.mutants.machines import Mutants
+from memfile.mutants.results import Phase
 
 ENTRY = """
 [[mutant]]
@@ -39,8 +41,8 @@ class MutantsTest(unittest.TestCase):
         self.folder = Path(folder.name)
         for name, part in (("ROOT", "checkout"), ("PATCHED_TREE", "kernel")):
             (self.folder / part).mkdir()
-            self.addCleanup(setattr, mutants, name, getattr(mutants, name))
-            setattr(mutants, name, self.folder / part)
+            self.addCleanup(setattr, sources, name, getattr(sources, name))
+            setattr(sources, name, self.folder / part)
         self.put("kernel/mm/a.c", "a();\nif (hole)\n\tzap();\nb();\n")
         self.put("kernel/mm/memfile.c", "c();\n")
         self.put("checkout/rust/b.rs", "true\n")
@@ -53,7 +55,7 @@ class MutantsTest(unittest.TestCase):
         return path
 
     def read(self, text: str) -> list[Any]:
-        return mutants.read_list(self.put("list.toml", text))
+        return sources.read_list(self.put("list.toml", text))
 
     def refused(self, text: str) -> str:
         with contextlib.redirect_stderr(io.StringIO()) as errors, self.assertRaises(SystemExit):
@@ -63,36 +65,36 @@ class MutantsTest(unittest.TestCase):
 
 class List(MutantsTest):
     def test_text_is_replaced_where_it_is(self) -> None:
-        texts, wrong = mutants.all_mutated(self.read(ENTRY))
+        texts, wrong = sources.all_mutated(self.read(ENTRY))
         self.assertEqual(wrong, [])
-        number = mutants.number("hole")
+        number = sources.number("hole")
         test = f"({{ extern int memfile_mutant; unlikely(memfile_mutant == {number}); }})"
         self.assertEqual(texts["mm/a.c"], f"a();\nif (hole && !{test})\nb();\n")
 
     def test_switch_is_added_once(self) -> None:
-        texts, _ = mutants.all_mutated(self.read(ENTRY))
+        texts, _ = sources.all_mutated(self.read(ENTRY))
         self.assertIn("core_param(memfile_mutant", texts["mm/memfile.c"])
         self.assertIn("fn mutant(number", texts["rust/abi/mod.rs"])
         self.assertNotIn("core_param", texts["mm/a.c"])
 
     def test_a_mutant_may_have_several_places(self) -> None:
-        texts, wrong = mutants.all_mutated(self.read(ENTRY + ALSO))
+        texts, wrong = sources.all_mutated(self.read(ENTRY + ALSO))
         self.assertEqual(wrong, [])
-        self.assertEqual(texts["rust/b.rs"], f"!crate::abi::mutant({mutants.number('hole')})\n")
+        self.assertEqual(texts["rust/b.rs"], f"!crate::abi::mutant({sources.number('hole')})\n")
 
     def test_text_that_is_not_there_once_is_named(self) -> None:
         for text, times in (("", 0), ("if (hole)\n\tzap();\n" * 2, 2)):
             self.put("kernel/mm/a.c", text)
-            _, wrong = mutants.all_mutated(self.read(ENTRY))
+            _, wrong = sources.all_mutated(self.read(ENTRY))
             self.assertIn(f"hole: its text is {times} times in mm/a.c", wrong[0])
 
     def test_mutants_do_not_share_a_text(self) -> None:
         other = ENTRY.replace('"hole"', '"other"').replace("if (hole)\n", "")
-        _, wrong = mutants.all_mutated(self.read(ENTRY + other))
+        _, wrong = sources.all_mutated(self.read(ENTRY + other))
         self.assertEqual(wrong, ["hole and other replace the same text of mm/a.c"])
 
     def test_missing_file_is_named(self) -> None:
-        _, wrong = mutants.all_mutated(self.read(ENTRY.replace("a.c", "z.c")))
+        _, wrong = sources.all_mutated(self.read(ENTRY.replace("a.c", "z.c")))
         self.assertIn("mm/z.c: there is no such file", wrong[0])
 
     def test_bad_entries_are_refused(self) -> None:
@@ -127,7 +129,7 @@ ok 1 punch
 
     def test_output_is_cut_into_phases(self) -> None:
         console = ["x", "[ 1.0] mutants: hole enabled", "[ 2.0] WARNING: y", "[ 3.0] mutants: other disabled"]
-        found = mutants.phases(self.OUTPUT.splitlines(), console)
+        found = results.phases(self.OUTPUT.splitlines(), console)
         disabled, enabled = found["hole", "disabled"], found["hole", "enabled"]
         self.assertEqual({name: case.status for name, case in disabled.cases.items()}, {"punch.hole": "pass"})
         statuses = {name: case.status for name, case in enabled.cases.items()}
@@ -137,9 +139,9 @@ ok 1 punch
 
     def judge(self, expect: str, status: str, code: int | None, machine: int = 0, splats: list[str] | None = None) -> str:
         mutant = self.read(ENTRY + f'expect = "{expect}"\n')[0]
-        cases = {"punch.hole": mutants.Case("punch.hole", status)} if status else {}
-        phase = mutants.Phase(cases, splats or [], code)
-        return mutants.judge(mutant, ["punch.hole"], phase, {"code": machine, "reason": "why"})[0]
+        cases = {"punch.hole": Case("punch.hole", status)} if status else {}
+        phase = Phase(cases, splats or [], code)
+        return results.judge(mutant, ["punch.hole"], phase, {"code": machine, "reason": "why"})[0]
 
     def test_every_named_test_must_fail(self) -> None:
         self.assertEqual(self.judge("fail", "fail", 1), "pass")
@@ -168,7 +170,7 @@ class Machines(MutantsTest):
 
     def run_with(self, boots: list[Any], names: list[str]) -> dict[str, str]:
         text = "".join(ENTRY.replace('"hole"', f'"{name}"') for name in names)
-        run = mutants.Mutants(self.folder / "log", self.read(text))
+        run = Mutants(self.folder / "log", self.read(text))
         run.known = ["punch.hole"]
         asked = []
 
@@ -176,12 +178,11 @@ class Machines(MutantsTest):
             asked.append([mutant.name for mutant in batch])
             found = {}
             for (name, state), status in boots[len(asked) - 1].items():
-                cases = {"punch.hole": mutants.Case("punch.hole", status)} if status else {}
-                found[name, state] = mutants.Phase(cases, [], 0 if status else None)
+                cases = {"punch.hole": Case("punch.hole", status)} if status else {}
+                found[name, state] = Phase(cases, [], 0 if status else None)
             return {"code": 0, "reason": "ok", "finished": True}, found
 
-        run.boot = boot
-        with contextlib.redirect_stdout(io.StringIO()):
+        with mock.patch.object(run, "boot", boot), contextlib.redirect_stdout(io.StringIO()):
             run.work(run.mutants)
         self.asked = asked
         return {case.name: case.status for case in run.outcome.cases}

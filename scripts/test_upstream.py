@@ -14,11 +14,13 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-import upstream
 from memfile.check.comparison import Comparison, upstream_wanted
 from memfile.check.session import Watch
 from memfile.ktap import FAIL, PASS, SKIP
-from upstream import DIED, KILLED, Expected, Program, Result
+from memfile.upstream.guest import Reader, run_all, script
+from memfile.upstream.programs import BadList, Expected, Program, Programs, build_lines, read_list, unnamed
+from memfile.upstream.results import DIED, KILLED, Result
+from memfile.upstream.verdicts import judge, summary
 
 ONE = Program("one", "one")
 TWO = Program("two", "two")
@@ -30,14 +32,14 @@ def result(*lines: str, code: int = 0, seconds: int = 1) -> Result:
 
 
 class TheList(unittest.TestCase):
-    def read(self, text: str) -> upstream.Programs:
+    def read(self, text: str) -> Programs:
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
             file.write('limit = 5\n[folders]\nkvm = "x86/a-b"\nmm = "c d"\n' + text)
             file.flush()
-            return upstream.read_list(Path(file.name))
+            return read_list(Path(file.name))
 
     def test_list_that_is_shipped_can_be_read(self) -> None:
-        listed = upstream.read_list()
+        listed = read_list()
         self.assertGreater(sum(name.startswith("kvm/") for name in listed.built), 100)
         self.assertTrue(any(program.quick for program in listed.runs.values()))
         for one in listed.expected:
@@ -54,7 +56,7 @@ class TheList(unittest.TestCase):
             ('[scripts]\n"mm/c.sh" = ""\n', "name c"),
             ('[[difference]]\nprogram = "x"\nlines = []\ncause = ""\n', "of x"),
         ):
-            with self.subTest(text), self.assertRaisesRegex(upstream.BadList, word):
+            with self.subTest(text), self.assertRaisesRegex(BadList, word):
                 self.read(text)
 
     def test_another_base_has_other_programs(self) -> None:
@@ -63,12 +65,12 @@ class TheList(unittest.TestCase):
             file.write('limit = 5\n[folders]\nmm = "c d"\n' + text)
             file.flush()
             path = Path(file.name)
-            self.assertEqual(upstream.read_list(path, "7.1").built, ["mm/c", "mm/d"])
-            self.assertEqual(upstream.read_list(path, "7.0").built, ["mm/c", "mm/e"])
-            self.assertEqual(set(upstream.read_list(path, "7.0").runs), {"c", "e"})
+            self.assertEqual(read_list(path, "7.1").built, ["mm/c", "mm/d"])
+            self.assertEqual(read_list(path, "7.0").built, ["mm/c", "mm/e"])
+            self.assertEqual(set(read_list(path, "7.0").runs), {"c", "e"})
             path.write_text(path.read_text().replace("mm/d", "mm/f"))
-            with self.assertRaisesRegex(upstream.BadList, "without mm/f"):
-                upstream.read_list(path, "7.0")
+            with self.assertRaisesRegex(BadList, "without mm/f"):
+                read_list(path, "7.0")
 
     def test_program_that_the_kernel_has_and_the_list_has_not_is_found(self) -> None:
         with tempfile.TemporaryDirectory() as name:
@@ -81,19 +83,19 @@ class TheList(unittest.TestCase):
             ):
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_text(text)
-            self.assertEqual(upstream.unnamed(self.read(""), folder), [
+            self.assertEqual(unnamed(self.read(""), folder), [
                 "mm/news.c is not in upstream.toml", "kvm/new is not in upstream.toml",
                 "mm/d of upstream.toml does not exist"])
 
     def test_program_of_the_patches_is_built_of_the_patched_source(self) -> None:
         listed = self.read('[added]\nkvm = "x86/e"\nmm = "f"\n[sources]\n"mm/*" = "mm/x.c"\n')
-        self.assertEqual(list(upstream.build_lines(listed)), [
+        self.assertEqual(list(build_lines(listed)), [
             "kvm x86/a-b", "cc c mm/c.c mm/x.c", "cc d mm/d.c mm/x.c", "kvm+ x86/e", "cc+ f mm/f.c mm/x.c"])
         self.assertEqual(set(listed.runs), {"a_b", "c", "d", "e", "f"})
 
     def test_build_gets_the_sources_of_each(self) -> None:
         listed = self.read('[sources]\n"mm/*" = "mm/x.c"\n"mm/d" = "mm/y.c"\n[scripts]\n"mm/e-f.sh" = "mm/g.sh"\n')
-        self.assertEqual(list(upstream.build_lines(listed)), [
+        self.assertEqual(list(build_lines(listed)), [
             "kvm x86/a-b", "cc c mm/c.c mm/x.c", "cc d mm/d.c mm/x.c mm/y.c", "script mm/e-f.sh e_f.sh",
             "script mm/g.sh g.sh"])
 
@@ -117,13 +119,13 @@ class Choice(unittest.TestCase):
 
 class Guest(unittest.TestCase):
     def test_script_is_one_that_a_shell_takes(self) -> None:
-        text = upstream.script([ONE, Program("b", "b.sh", args="-x 'y z'", before="echo a")])
+        text = script([ONE, Program("b", "b.sh", args="-x 'y z'", before="echo a")])
         run = subprocess.run(["sh", "-n"], input=text, text=True, capture_output=True, check=False)
         self.assertEqual((run.returncode, run.stderr), (0, ""))
         self.assertIn("echo a\ncd /tmp/work\nbash ./b.sh -x 'y z'\n", text)
 
     def read(self, text: str) -> tuple[dict[str, Result], str]:
-        reader = upstream.Reader([ONE, TWO], SPLAT)
+        reader = Reader([ONE, TWO], SPLAT)
         found = [reader.feed(line) for line in text.splitlines(keepends=True)]
         return {program.name: came for program, came in filter(None, found)}, reader.begun
 
@@ -149,7 +151,7 @@ class Guest(unittest.TestCase):
             for line in left.pop(0).splitlines():
                 on_line(line)
 
-        upstream.run_all("m", [ONE, TWO], boot, SPLAT, lambda program, result: came.append((program.name, result.code)))
+        run_all("m", [ONE, TWO], boot, SPLAT, lambda program, result: came.append((program.name, result.code)))
         return booted, came
 
     def test_program_that_ends_the_machine_does_not_end_the_others(self) -> None:
@@ -165,7 +167,7 @@ class Verdicts(unittest.TestCase):
     def kind(self, patched: Result | None, base: Result | None, *repeats: Result, meant: str = "",
              program: Program = ONE) -> str:
         expected = [Expected("one", (meant,), "because")] if meant else []
-        return upstream.judge(program, patched, base, repeats, expected).kind
+        return judge(program, patched, base, repeats, expected).kind
 
     def test_what_is_never_twice_the_same_is_no_difference(self) -> None:
         for one, other in (
@@ -195,7 +197,7 @@ class Verdicts(unittest.TestCase):
         other = result("==== Test Assertion Failure ====", "  a.c:13: x == z", code=254)
         self.assertEqual(self.kind(one, other), "differs")
         self.assertEqual(self.kind(one, one), "same")
-        self.assertIn("exit code 254 on both kernels: a.c:12: x == y", upstream.judge(ONE, one, one).reason)
+        self.assertIn("exit code 254 on both kernels: a.c:12: x == y", judge(ONE, one, one).reason)
 
     def test_huge_page_that_does_not_come_back_is_a_difference(self) -> None:
         self.assertEqual(self.kind(result("huge pages: free: 63"), result("huge pages: free: 64")), "differs")
@@ -247,11 +249,11 @@ class Verdicts(unittest.TestCase):
 
     def test_case_has_the_status_of_the_comparison(self) -> None:
         skip = result("1..0 # SKIP - no such CPU", code=4)
-        case = upstream.judge(ONE, skip, skip).case("upstream.")
+        case = judge(ONE, skip, skip).case("upstream.")
         self.assertEqual((case.name, case.status, case.reason), ("upstream.one", SKIP, "on both kernels: no such CPU"))
         failed = result("not ok 1 a", code=1)
-        self.assertEqual(upstream.judge(ONE, failed, failed).case("").status, PASS)
-        case = upstream.judge(ONE, failed, result("ok 1 a")).case("")
+        self.assertEqual(judge(ONE, failed, failed).case("").status, PASS)
+        case = judge(ONE, failed, result("ok 1 a")).case("")
         self.assertEqual((case.status, case.output[1:]), (
             FAIL, ["-ok 1 a", "-ended: pass", "+not ok 1 a", "+ended: exit code 1"]))
 
@@ -259,16 +261,16 @@ class Verdicts(unittest.TestCase):
         passed, failed, skip = result("ok 1"), result("not ok 1", code=1), result(code=4)
         slow = result(code=KILLED, seconds=60)
         verdicts = [
-            upstream.judge(ONE, passed, passed), upstream.judge(ONE, failed, failed), upstream.judge(ONE, skip, skip),
-            upstream.judge(ONE, slow, slow), upstream.judge(ONE, failed, passed),
-            upstream.judge(ONE, failed, passed, [failed]),
-            upstream.judge(ONE, failed, passed, [], [Expected("one", ("",), "because")]),
+            judge(ONE, passed, passed), judge(ONE, failed, failed), judge(ONE, skip, skip),
+            judge(ONE, slow, slow), judge(ONE, failed, passed),
+            judge(ONE, failed, passed, [failed]),
+            judge(ONE, failed, passed, [], [Expected("one", ("",), "because")]),
         ]
         self.assertEqual(
-            upstream.summary(verdicts),
+            summary(verdicts),
             "5 of 7 programs give the same as without us (1 pass, 1 skip, 1 take too long, 2 fail), "
             "1 of them not the same each time, 1 different as expected, 1 different")
-        self.assertEqual(upstream.summary(verdicts[:1]), "1 of 1 programs give the same as without us (1 pass)")
+        self.assertEqual(summary(verdicts[:1]), "1 of 1 programs give the same as without us (1 pass)")
 
 
 class Comparing(unittest.TestCase):

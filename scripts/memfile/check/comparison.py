@@ -12,13 +12,16 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import upstream
-
 from memfile import paths
 from memfile.check.kernel_log import SPLAT
 from memfile.check.outcome import EXIT_TOOL
 from memfile.check.session import Check, Job, read_text
 from memfile.ktap import Case
+from memfile.upstream import guest
+from memfile.upstream.guest import BEGIN, MACHINE, run_all
+from memfile.upstream.programs import LIST, BadList, Expected, Program, read_list
+from memfile.upstream.results import Result
+from memfile.upstream.verdicts import REPEATS, Verdict, alone, judge
 
 # Programs of the kernel's own selftests that share a machine.
 UPSTREAM_MACHINE = 24
@@ -26,10 +29,10 @@ UPSTREAM_MACHINE = 24
 PROGRESS = 20
 
 # The files that these programs need.
-Files = Callable[[list[upstream.Program]], list[Path]]
+Files = Callable[[list[Program]], list[Path]]
 
 
-def upstream_wanted(program: upstream.Program, tests: list[str], everything: bool) -> bool:
+def upstream_wanted(program: Program, tests: list[str], everything: bool) -> bool:
     name = f"upstream.{program.name}"
     if not tests:
         return program.quick or everything
@@ -44,37 +47,37 @@ class Comparison:
     """The results of both kernels, as they come; each is told when there are two."""
 
     def __init__(
-        self, programs: list[upstream.Program], report: Callable[[list[Case]], None], both: bool,
-        prefix: str = "upstream.", expected: Iterable[upstream.Expected] | None = None,
+        self, programs: list[Program], report: Callable[[list[Case]], None], both: bool,
+        prefix: str = "upstream.", expected: Iterable[Expected] | None = None,
     ) -> None:
         self.programs = programs
         self.both = both
         self._prefix = prefix
-        self.verdicts: list[upstream.Verdict] = []
+        self.verdicts: list[Verdict] = []
         self._report = report
         self._lock = threading.Lock()
-        self._expected = list(upstream.read_list().expected if expected is None else expected) if programs else []
+        self._expected = list(read_list().expected if expected is None else expected) if programs else []
         # By name: the results of the patched kernel, of the other one, and of the latter again.
-        self._patched: dict[str, upstream.Result] = {}
-        self._base: dict[str, upstream.Result] = {}
-        self._repeats: dict[str, list[upstream.Result]] = {}
+        self._patched: dict[str, Result] = {}
+        self._base: dict[str, Result] = {}
+        self._repeats: dict[str, list[Result]] = {}
         self._told: set[str] = set()
 
-    def add(self, patched: bool, program: upstream.Program, result: upstream.Result) -> None:
+    def add(self, patched: bool, program: Program, result: Result) -> None:
         with self._lock:
             (self._patched if patched else self._base)[program.name] = result
             if not self.both:
                 self._told.add(program.name)
-                self._report([upstream.alone(program, result, self._prefix)])
+                self._report([alone(program, result, self._prefix)])
             elif program.name in self._patched and program.name in self._base:
                 self._tell(program, last=False)
 
-    def again(self, program: upstream.Program, result: upstream.Result) -> None:
+    def again(self, program: Program, result: Result) -> None:
         with self._lock:
             self._repeats.setdefault(program.name, []).append(result)
             self._tell(program, last=False)
 
-    def open(self) -> list[upstream.Program]:
+    def open(self) -> list[Program]:
         """Those that ran on both kernels and differ so far."""
         with self._lock:
             return [program for program in self.programs
@@ -87,9 +90,9 @@ class Comparison:
                 if program.name not in self._told:
                     self._tell(program, last=True)
 
-    def _tell(self, program: upstream.Program, last: bool) -> None:
+    def _tell(self, program: Program, last: bool) -> None:
         name = program.name
-        verdict = upstream.judge(
+        verdict = judge(
             program, self._patched.get(name), self._base.get(name), self._repeats.get(name, ()), self._expected)
         if verdict.kind == "differs" and not last:
             return
@@ -107,16 +110,16 @@ class Upstream:
         self.check = check
         self.compared = Comparison([], check.report, False)
         # What programs need in the guest.
-        self.files: Files = files or functools.partial(upstream.files, folder=paths.UPSTREAM)
+        self.files: Files = files or functools.partial(guest.files, folder=paths.UPSTREAM)
 
-    def tests(self) -> list[upstream.Program]:
+    def tests(self) -> list[Program]:
         """Those that are quick; all with --all, or if a glob says more than upstream.*"""
         if self.check.flavour == "base":
             return []
         try:
-            runs = upstream.read_list().runs.values()
-        except upstream.BadList as error:
-            print(f"check: {upstream.LIST.name}: {error}", file=sys.stderr)
+            runs = read_list().runs.values()
+        except BadList as error:
+            print(f"check: {LIST.name}: {error}", file=sys.stderr)
             sys.exit(EXIT_TOOL)
         chosen = [program for program in runs if upstream_wanted(program, self.check.args.tests, self.check.args.all)]
         return [dataclasses.replace(program, limit=program.limit * self.check.slow) for program in chosen]
@@ -134,25 +137,25 @@ class Upstream:
         return jobs
 
     def boot(
-        self, name: str, kernel: str, programs: list[upstream.Program],
-        each: Callable[[upstream.Program, upstream.Result], None],
+        self, name: str, kernel: str, programs: list[Program],
+        each: Callable[[Program, Result], None],
     ) -> None:
-        def machine(name: str, programs: list[upstream.Program], script: str, on_line: Callable[[str], None]) -> None:
-            options = ["--kernel", kernel, "--tcg-thread", os.environ.get("TCG_THREAD", "single"), *upstream.MACHINE]
+        def machine(name: str, programs: list[Program], script: str, on_line: Callable[[str], None]) -> None:
+            options = ["--kernel", kernel, "--tcg-thread", os.environ.get("TCG_THREAD", "single"), *MACHINE]
             for file in self.files(programs):
                 options += ["--add", str(file)]
             limits = [program.limit // self.check.slow for program in programs]
             limit, silence = 120 + sum(limits), 120 + 2 * max(limits)
             result = self.check.boot(name, script, options, limit, on_line, silence)
             said = read_text(self.check.log / name / "out.log").splitlines()
-            if not any(upstream.BEGIN.match(line) for line in said):
+            if not any(BEGIN.match(line) for line in said):
                 self.check.judge_boot(name, result)
 
-        upstream.run_all(name, programs, machine, SPLAT, each)
+        run_all(name, programs, machine, SPLAT, each)
 
     def again(self) -> None:
         """What differs so far runs on the unpatched kernel again: has it several results there, too?"""
-        for number in range(2, upstream.REPEATS + 2):
+        for number in range(2, REPEATS + 2):
             programs = self.compared.open()
             if programs:
                 self.boot(f"upstream-again-{number}", "base", programs, self.compared.again)

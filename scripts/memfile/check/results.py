@@ -12,13 +12,12 @@ import sys
 import time
 from collections.abc import Iterable
 
-import upstream
-
 from memfile import paths, reports
 from memfile.check.session import Check
 from memfile.check.suites import OTHER_KINDS
 from memfile.ktap import FAIL, PASS, SKIP, Case
 from memfile.paths import SCRIPTS
+from memfile.upstream import verdicts
 
 # The name of this system in KCIDB; a submitter agrees on one with KernelCI.
 ORIGIN = os.environ.get("MEMFILE_KCIDB_ORIGIN", "memfile")
@@ -66,7 +65,7 @@ def series(flavour: str) -> tuple[str, str | None]:
     return paths.kernel_version(), reports.patchset_hash([] if flavour == "base" else paths.series())
 
 
-def finish(check: Check, started: float, verdicts: Iterable[upstream.Verdict] = ()) -> int:
+def finish(check: Check, started: float, compared: Iterable[verdicts.Verdict] = ()) -> int:
     """Says and writes what the run found, and gives its exit code."""
     outcome = check.outcome
     code, words = outcome.verdict()
@@ -88,8 +87,8 @@ def finish(check: Check, started: float, verdicts: Iterable[upstream.Verdict] = 
     for case in outcome.cases:
         if case.status == FAIL:
             print(f"failed: {case.name}" + (f" ({case.reason})" if case.reason else ""))
-    if verdicts := list(verdicts):
-        print(f"upstream: {upstream.summary(verdicts)}")
+    if compared := list(compared):
+        print(f"upstream: {verdicts.summary(compared)}")
     print(f"log: {check.log} ({summary['seconds']} s)")
     print(f"check: {words}, exit code {code}")
     print("{} passed, {} failed, {} skipped".format(*counts))
