@@ -14,7 +14,8 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from test_environment import ROOT, Surroundings
+from memfile.paths import ROOT
+from memfile.surroundings import Surroundings
 
 BASES = sorted(path.parent.name for path in (ROOT / "patches").glob("[0-9]*/BASE"))
 DEFAULT = re.sub(r"^#.*\n", "", (ROOT / "patches/DEFAULT").read_text(), flags=re.M).strip()

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import unittest
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,6 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from memfile.check.comparison import Comparison, upstream_wanted
-from memfile.check.session import Watch
 from memfile.ktap import FAIL, PASS, SKIP
 from memfile.upstream.guest import Reader, run_all, script
 from memfile.upstream.programs import BadList, Expected, Program, Programs, build_lines, read_list, unnamed
@@ -98,23 +95,6 @@ class TheList(unittest.TestCase):
         self.assertEqual(list(build_lines(listed)), [
             "kvm x86/a-b", "cc c mm/c.c mm/x.c", "cc d mm/d.c mm/x.c mm/y.c", "script mm/e-f.sh e_f.sh",
             "script mm/g.sh g.sh"])
-
-
-class Choice(unittest.TestCase):
-    QUICK, SLOW = Program("quick", "quick", quick=True), Program("slow", "slow")
-
-    def wanted(self, *tests: str, everything: bool = False) -> list[str]:
-        return [one.name for one in (self.QUICK, self.SLOW) if upstream_wanted(one, list(tests), everything)]
-
-    def test_quick_ones_unless_all_are_asked_for(self) -> None:
-        for tests in ((), ("upstream.*",), ("*",), ("punch.*", "upstream*")):
-            self.assertEqual(self.wanted(*tests), ["quick"])
-            self.assertEqual(self.wanted(*tests, everything=True), ["quick", "slow"])
-        self.assertEqual(self.wanted("punch.*", everything=True), [])
-
-    def test_glob_that_says_more_chooses_among_all(self) -> None:
-        self.assertEqual(self.wanted("upstream.slow"), ["slow"])
-        self.assertEqual(self.wanted("upstream.s*", "upstream.q*"), ["quick", "slow"])
 
 
 class Guest(unittest.TestCase):
@@ -271,55 +251,6 @@ class Verdicts(unittest.TestCase):
             "5 of 7 programs give the same as without us (1 pass, 1 skip, 1 take too long, 2 fail), "
             "1 of them not the same each time, 1 different as expected, 1 different")
         self.assertEqual(summary(verdicts[:1]), "1 of 1 programs give the same as without us (1 pass)")
-
-
-class Comparing(unittest.TestCase):
-    """Results come in any order."""
-
-    def setUp(self) -> None:
-        self.told: list[tuple[str, str]] = []
-        self.comparison = Comparison(
-            [ONE, TWO], lambda cases: self.told.extend((case.name, case.status) for case in cases), True, "u.", ())
-
-    def test_program_is_told_once_both_kernels_have_run_it(self) -> None:
-        self.comparison.add(True, ONE, result("ok 1"))
-        self.assertEqual(self.told, [])
-        self.comparison.add(False, ONE, result("ok 1"))
-        self.assertEqual(self.told, [("u.one", PASS)])
-
-    def test_difference_is_told_only_after_more_runs(self) -> None:
-        self.comparison.add(False, ONE, result("ok 1"))
-        self.comparison.add(True, ONE, result("not ok 1", code=1))
-        self.assertEqual((self.told, self.comparison.open()), ([], [ONE]))
-        self.comparison.again(ONE, result("ok 1"))
-        self.assertEqual(self.comparison.open(), [ONE])
-        self.comparison.again(ONE, result("not ok 1", code=1))
-        self.assertEqual((self.told, self.comparison.open()), ([("u.one", PASS)], []))
-
-    def test_what_did_not_run_on_one_kernel_fails(self) -> None:
-        self.comparison.add(True, ONE, result("ok 1"))
-        self.assertEqual(self.comparison.open(), [])
-        self.comparison.close()
-        self.assertEqual(self.told, [("u.one", FAIL), ("u.two", FAIL)])
-
-
-class Silence(unittest.TestCase):
-    """A machine that says nothing any more is ended."""
-
-    def test_silence_is_noticed(self) -> None:
-        ended = threading.Event()
-        Watch(0.01, ended.set)
-        self.assertTrue(ended.wait(60))
-
-    def test_machine_that_ended_is_not_ended_again(self) -> None:
-        ended = threading.Event()
-        watch = Watch(3600, ended.set)
-        watch.again()
-        watch.end()
-        assert watch._timer is not None
-        self.assertTrue(watch._timer.finished.is_set())
-        self.assertIsNone(Watch(0, ended.set)._timer)
-        self.assertFalse(ended.is_set())
 
 
 if __name__ == "__main__":

@@ -10,5 +10,5 @@ mutants/             known defects, and the tests that find them
 bench/               what is counted, judged and printed
 differences/         kinds of memory, compared
 docs/, layers/       proofs that the documents and the layers of the code are as they say
-load                 the programs as modules, for their tests
+load, surroundings   for tests: the programs as modules, and folders and tools that do harm
 """

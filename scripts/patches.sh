@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash disable=SC2034,SC2154 # lib.sh comes before it; scripts use what it sets
+#
+# Shared by the scripts that put the series of patches on a tree. Sourced after lib.sh, never run.
+#
+# Patches are only ever applied in a scratch folder that holds the touched
+# files, never in the tree itself: so a series goes in as a whole or not at
+# all, and git, which here must not know of any repository around the folder,
+# cannot skip files in silence.
+
+# copy_source FROM TO [OPTION...]: a source tree without what was built in it, as a
+# whole or not at all; with options of tar.
+copy_source() {
+	rm -rf "$2.new"
+	mkdir -p "$2.new"
+	tar -C "$1" --exclude='./build-*' "${@:3}" -cf - . | tar -C "$2.new" -xf -
+	mv "$2.new" "$2"
+}
+
+# touched_files: what the series changes, adds or removes, one path a line.
+touched_files() {
+	local p
+	while read -r p; do
+		sed -nE 's#^(--- a|\+\+\+ b)/([^\t]*).*#\2#p; s#^rename (from|to) ##p' "$PATCHES/$p"
+	done < <(series) | sort -u
+}
+
+# copy_files FROM TO: those of the files named on stdin that FROM has.
+copy_files() {
+	local f
+	while read -r f; do
+		[ -f "$1/$f" ] || continue
+		mkdir -p "$2/$(dirname "$f")"
+		cp -p "$1/$f" "$2/$f"
+	done
+}
+
+# apply_patch DIR PATCH [--reverse]: in a scratch folder, errors on stderr. What is no
+# code, as MAINTAINERS, keeps no patch out: where it does not fit, it stays as it is.
+apply_patch() {
+	(
+		unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+		export GIT_CEILING_DIRECTORIES
+		GIT_CEILING_DIRECTORIES=$(dirname "$(realpath "$1")")
+		cd "$1" || exit
+		set -- git apply ${3:+"$3"} --whitespace=nowarn "$2"
+		"$@" 2>/dev/null || "$@" --exclude=MAINTAINERS --exclude='Documentation/*'
+	)
+}
+
+# apply_series DIR: the first that fails is named in $failure.
+apply_series() {
+	local p errors
+	failure=''
+	while read -r p; do
+		[ -f "$PATCHES/$p" ] || die "${PATCHES#"$ROOT"/}/series names $p, which does not exist"
+		errors=$(apply_patch "$1" "$PATCHES/$p" 2>&1) || { failure=$(explain "$p" "$errors"); return 1; }
+	done < <(series)
+}
+
+# reverse_series DIR: the last patch first.
+reverse_series() {
+	local p errors
+	failure=''
+	while read -r p; do
+		errors=$(apply_patch "$1" "$PATCHES/$p" --reverse 2>&1) || { failure=$(explain "$p" "$errors"); return 1; }
+	done < <(series | tac)
+}
+
+# explain PATCH ERRORS: one sentence with the patch and the file.
+explain() {
+	local file
+	file=$(sed -nE 's/^error: (patch failed: )?([^:]+).*/\2/p' <<<"$2" | head -n 1)
+	printf '%s does not fit %s (%s)' "$1" "${file:-the tree}" "$(head -n 1 <<<"$2")"
+}
+
+# put_files FROM TO: makes the files named on stdin in TO what they are in
+# FROM, by rename and only where they differ, so that make sees real changes.
+put_files() {
+	local f
+	while read -r f; do
+		if [ ! -f "$1/$f" ]; then
+			rm -f "$2/$f"
+		elif ! cmp -s "$1/$f" "$2/$f"; then
+			mkdir -p "$2/$(dirname "$f")"
+			cp "$1/$f" "$2/$f.memfile-new"
+			mv "$2/$f.memfile-new" "$2/$f"
+		fi
+	done
+}
+
+# patched_tree: makes or renews the patched copy of the pristine source.
+# .memfile-files lists what earlier series touched, so that it can go back.
+# In a subshell, so that the lock is held no longer than that.
+patched_tree() (
+	base=$("$ROOT/scripts/$FETCH")
+	lock source
+	if [ -d "$PATCHED_TREE/.git" ]; then
+		"$ROOT/scripts/apply-patches" --check "$PATCHED_TREE" | grep -q 'already applied$' ||
+			die "$PATCHED_TREE is a work tree that is not what ${PATCHES#"$ROOT"/} says; run scripts/refresh-patches on it, or build it as a tree of your own"
+		exit 0
+	fi
+	scratch=$(mktemp -d)
+	trap 'rm -rf "$scratch"' EXIT
+	union=$scratch/union
+	{ touched_files; cat "$PATCHED_TREE/.memfile-files" 2>/dev/null || true; } | sort -u >"$union"
+	mkdir "$scratch/tree"
+	copy_files "$base" "$scratch/tree" <"$union"
+	apply_series "$scratch/tree" || die "$failure; ${PATCHES#"$ROOT"/} is not made for $base"
+	[ -d "$PATCHED_TREE" ] || copy_source "$base" "$PATCHED_TREE"
+	cp "$union" "$PATCHED_TREE/.memfile-files"
+	put_files "$scratch/tree" "$PATCHED_TREE" <"$union"
+	touched_files >"$PATCHED_TREE/.memfile-files"
+)
+
+# git_tree [--without-patches] DIR [PATHSPEC...]: makes DIR, which holds base files, a
+# repository with the tag "base" and one commit per patch. It tracks the files the
+# series touches and those the pathspecs name.
+git_tree() {
+	local p only=''
+	[ "$1" != --without-patches ] || { only=base; shift; }
+	local dir=$1 repo=(git -C "$1" -c user.name=memfile -c user.email=memfile@localhost
+		-c core.compression=1 -c core.autocrlf=false -c core.hooksPath=/dev/null
+		-c commit.gpgSign=false -c gc.auto=0)
+	shift
+	git init -q -b memfile "$dir"
+	# Build products and the rest of the tree are no news.
+	printf '*\n' >"$dir/.git/info/exclude"
+	while read -r p; do
+		[ ! -f "$dir/$p" ] || set -- "$@" "$p"
+	done < <(touched_files)
+	[ $# = 0 ] || "${repo[@]}" add -f -- "$@"
+	GIT_COMMITTER_DATE='2026-01-01T00:00:00Z' GIT_AUTHOR_DATE='2026-01-01T00:00:00Z' \
+		"${repo[@]}" commit -q --allow-empty -m "$SOURCE, the part the series may touch"
+	"${repo[@]}" tag base
+	[ -z "$only" ] || return 0
+	while read -r p; do
+		"${repo[@]}" am -q --whitespace=nowarn --committer-date-is-author-date "$PATCHES/$p" >/dev/null ||
+			die "git am cannot apply $p in $dir"
+	done < <(series)
+}
