@@ -35,9 +35,9 @@ use crate::sys::{self, Errno, check};
 
 pub use guest::Guest;
 pub use host::{Memfd, kvm_figure, memfds};
+pub use initramfs::Archive;
 pub use memory::{Kind, Layout, Memory};
 
-use initramfs::Archive;
 use lines::TimeIsUp;
 use qmp::Qmp;
 

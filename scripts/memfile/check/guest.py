@@ -12,6 +12,7 @@ from memfile.check.outcome import exit_code_case
 from memfile.check.session import Check, Job, read_text
 from memfile.check.suites import (
     OWN_MACHINE,
+    PREPARE,
     SECONDS,
     VARIANT,
     VARIANTS,
@@ -48,7 +49,8 @@ def guest_tests(check: Check) -> list[Job]:
     long: list[Job] = []
     for suite, options in OWN_MACHINE.items():
         if suite in suites:
-            job = functools.partial(guest_boot, check, suite, suites.pop(suite), options, False)
+            prepare = PREPARE.get(suite, "true")
+            job = functools.partial(guest_boot, check, suite, suites.pop(suite), options, False, "", prepare)
             (long if suite in SECONDS else jobs).append(job)
     shards = [shard for shard in share_out(suites) if shard] or [[]] * kunit
     for number, shard in enumerate(shards):
@@ -74,6 +76,8 @@ def variants(check: Check) -> list[Job]:
     """A machine for each variant that the patterns name, what takes long first."""
     jobs: list[tuple[int, Job]] = []
     for name, variant in VARIANTS.items():
+        if variant.kernel not in ("", check.flavour):
+            continue
         tests = variant_tests(f"{VARIANT}{name}", variant, check.args.tests)
         if tests:
             options = ["--append", variant.append] if variant.append else []

@@ -23,6 +23,8 @@ SPLAT = re.compile(
 # without mmu_lock, and looks again under it.
 RACE = re.compile(r"BUG: KCSAN: .*")
 MEANT = re.compile(r"data-race in kvm_mmu_faultin_pfn(\.\w+)* / kvm_mmu_\w*invalidate")
+# Machines whose kernel is made to crash, and what it says of that.
+CRASH = {"crash_dump": re.compile(r"Kernel panic - not syncing: sysrq triggered crash$")}
 RACE_END = re.compile(r"={60,}$")
 OUR_SYMBOL = re.compile(r"\w*memfile\w*(\.\w+)*\+0x")
 # memfile-tests says in the kernel log which case it starts.

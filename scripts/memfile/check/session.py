@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from memfile import paths
-from memfile.check.kernel_log import CASE_MARK, SPLAT, without_races_of_others
+from memfile.check.kernel_log import CASE_MARK, CRASH, SPLAT, without_races_of_others
 from memfile.check.outcome import EXIT_DIED, EXIT_TIMEOUT, EXIT_TOOL, Outcome
 from memfile.ktap import FAIL, PASS, SKIP, Case
 from memfile.paths import SCRIPTS
@@ -131,6 +131,9 @@ class Check:
         lines, others = without_races_of_others(read_text(self.log / name / "serial.log").splitlines())
         self.races += others
         lines += read_text(self.log / name / "out/kmemleak").splitlines()
+        meant = [number for number, line in enumerate(lines) if name in CRASH and CRASH[name].search(line)]
+        # Once; a second time it is another crash.
+        lines = [line for number, line in enumerate(lines) if number not in meant[:1]]
         for line in lines:
             if mark := CASE_MARK.search(line):
                 case = f" (in {mark[1]})"

@@ -40,10 +40,15 @@ OWN_MACHINE = {
     # Programs of Debian that press on a guest's memory, if they are installed.
     "pressure_host": ["--mem", "3G", *(
         word for name in ("stress-ng", "trinity") if (found := shutil.which(name)) for word in ("--add", found))],
+    # The memory of the kernel that runs after the crash, and that kernel.
+    "crash_dump": ["--mem", "2G", "--append", "crashkernel=320M", "--add-kernel"],
     # No VM can have private memory there.
     "cap_without_npt": ["--append", "kvm_amd.npt=0"],
     "cap_without_tdp_mmu": ["--append", "kvm.tdp_mmu=0"],
 }
+
+# What such a machine does first; it fails if the settings are not in force.
+PREPARE = {"crash_dump": "[ -e /proc/vmcore ] || exec memfile-crash"}
 
 # Ends of the names of suites that run on a guest_memfd, for which the variants change nothing.
 OTHER_KINDS = ("_gmem", "_gmem_mmap")
@@ -58,6 +63,8 @@ class Variant:
     append: str = ""
     # A command that runs in the guest first; it fails if the settings are not in force.
     prepare: str = "true"
+    # The only kernel that has these settings, if not all have.
+    kernel: str = ""
     # Suites that it changes something for; none means all but those in WITHOUT.
     suites: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
@@ -87,6 +94,13 @@ VARIANTS = {
             "consumer", "convert", "fault", "huge", "model", "ondemand", "poison", "prefault", "punch", "seal",
             "store", "zero",
         ),
+    ),
+    "pagealloc": Variant(
+        "free pages are not in the direct map either",
+        append="debug_pagealloc=on page_poison=1",
+        prepare="dmesg | grep -q 'heap' && grep -q debug_pagealloc=on /proc/cmdline",
+        kernel="debug",
+        suites=("directmap", "directmap_huge", "punch", "hugetlb"),
     ),
     "lru": Variant(
         "the multi-generational LRU decides what is reclaimed",

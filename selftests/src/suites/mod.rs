@@ -15,6 +15,7 @@ mod contiguous;
 mod control;
 mod convert;
 mod corpus;
+pub mod crash_dump;
 mod creation;
 mod debugfs;
 mod directmap;
@@ -115,6 +116,7 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&directmap::SUITE),
     one(&directmap_huge::SUITE),
     one(&directmap_huge::SUITE_1G),
+    one(&crash_dump::SUITE),
     one(&poison::SUITE),
     one(&overcommit::SUITE),
     one(&qemu::SUITE),
