@@ -166,7 +166,7 @@ impl State {
     fn listener(&self, scope: Scope, after: Option<Notifier>) -> Option<Notifier> {
         let search = |tree: &Tree, mut at: Option<Notifier>| loop {
             let notifier = tree.next(scope.pages, at)?;
-            if tree.life(notifier).hears(scope.seq) {
+            if tree.life(notifier).called_at(scope.seq) {
                 return Some(notifier);
             }
             at = Some(notifier);

@@ -23,13 +23,13 @@ const MUTANTS: &[(&str, &str, &str)] = &[
         "{ let _ = other; false }",
     ),
     (
-        "the_newborn_hear_the_older",
-        "tree.life(notifier).hears(scope.seq)",
+        "new_bindings_are_called_by_the_older",
+        "tree.life(notifier).called_at(scope.seq)",
         "(scope.seq < tree.life(notifier).death)",
     ),
     (
-        "the_dying_hear_the_younger",
-        "tree.life(notifier).hears(scope.seq)",
+        "dead_bindings_are_called_by_the_younger",
+        "tree.life(notifier).called_at(scope.seq)",
         "(tree.life(notifier).birth < scope.seq)",
     ),
     ("nobody_is_woken", "self.ended.notify_all();", ""),

@@ -141,9 +141,9 @@ impl Journal {
 
     /// Are these all callbacks since the last time? Then forgets them.
     pub(crate) fn take(&self, wanted: &[Event]) -> bool {
-        let heard = self.events.iter().map_while(Cell::take);
+        let callbacks = self.events.iter().map_while(Cell::take);
         let len = self.len.replace(0);
-        let same = heard.eq(wanted.iter().copied());
+        let same = callbacks.eq(wanted.iter().copied());
         same && len == wanted.len()
     }
 }

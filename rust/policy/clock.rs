@@ -7,7 +7,7 @@
 //! binding, takes the next tick of the file's clock, under the file's lock. Then
 //!
 //! * an invalidation calls exactly those bindings that were born before its tick and die after it
-//!   ([`Life::hears`]). Ticks do not change, so its end calls the same bindings as its start.
+//!   ([`Life::called_at`]). Ticks do not change, so its end calls the same bindings as its start.
 //! * a birth is complete when the overlapping invalidations of earlier ticks have ended: they do
 //!   not call the new binding, so it must not map their pages before ([`Scope::holds_up_birth`]).
 //! * a death is complete when the overlapping invalidations that call the binding have ended: no
@@ -47,7 +47,7 @@ impl Life {
     pub(crate) const NEVER: Tick = Tick::MAX;
 
     /// Does an invalidation that began at `seq` call the binding?
-    pub(crate) fn hears(self, seq: Tick) -> bool {
+    pub(crate) fn called_at(self, seq: Tick) -> bool {
         self.birth < seq && seq < self.death
     }
 }
@@ -71,7 +71,7 @@ impl Scope {
 
     /// Must a binding of `pages` with this `life` wait for this invalidation before it is gone?
     pub(crate) fn holds_up_death(self, life: Life, pages: Range) -> bool {
-        life.hears(self.seq) && self.pages.overlaps(pages)
+        life.called_at(self.seq) && self.pages.overlaps(pages)
     }
 }
 
@@ -92,10 +92,10 @@ mod tests {
     #[test]
     fn an_invalidation_calls_those_alive_when_it_began() {
         let life = Life { birth: 5, death: 9 };
-        assert!(!life.hears(4));
-        assert!(life.hears(6));
-        assert!(life.hears(8));
-        assert!(!life.hears(10));
+        assert!(!life.called_at(4));
+        assert!(life.called_at(6));
+        assert!(life.called_at(8));
+        assert!(!life.called_at(10));
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub enum Event {
 
 /// The recorded callbacks of a binding.
 #[derive(Debug)]
-pub struct Heard {
+pub struct Callbacks {
     /// Callbacks without a binding.
     pub late: u64,
     pub starts: u64,
@@ -133,7 +133,7 @@ impl Consumer {
     }
 
     /// The callbacks since it was last bound.
-    pub fn heard(&self) -> Result<Heard> {
+    pub fn callbacks(&self) -> Result<Callbacks> {
         let mut arg = [0; 6 + 3 * KEPT];
         // SAFETY: The array is the one of this ioctl.
         unsafe { ioctl_mut(self.0.as_fd(), EVENTS(), &mut arg) }.context("EVENTS")?;
@@ -144,32 +144,32 @@ impl Consumer {
             [3, start, end] => Some(Event::Young(start, end)),
             _ => None,
         });
-        Ok(Heard { late, starts, ends, events: events.collect() })
+        Ok(Callbacks { late, starts, ends, events: events.collect() })
     }
 
     /// Fail unless the callbacks are exactly these invalidations, one after the other.
-    pub fn expect_heard(&self, ranges: &[(u64, u64)]) -> Result<()> {
-        let heard = self.heard()?;
+    pub fn expect_callbacks(&self, ranges: &[(u64, u64)]) -> Result<()> {
+        let callbacks = self.callbacks()?;
         let whole = |&(start, end): &(u64, u64)| [Event::Start(start, end), Event::End(start, end)];
         let wanted: Vec<Event> = ranges.iter().flat_map(whole).collect();
-        ensure!(heard.events == wanted, "heard {:?}, wanted {wanted:?}", heard.events);
-        ensure!(heard.late == 0, "{} callbacks after the end of the binding", heard.late);
+        ensure!(callbacks.events == wanted, "callbacks {:?}, wanted {wanted:?}", callbacks.events);
+        ensure!(callbacks.late == 0, "{} callbacks after the end of the binding", callbacks.late);
         Ok(())
     }
 
     /// Fail unless each start had its end, and no callback came too late.
     pub fn expect_balanced(&self) -> Result<()> {
-        let heard = self.heard()?;
-        let Heard { late, starts, ends, .. } = heard;
-        ensure!(starts == ends, "{starts} starts, {ends} ends: {heard:?}");
-        ensure!(late == 0, "{late} callbacks after the end of the binding: {heard:?}");
+        let callbacks = self.callbacks()?;
+        let Callbacks { late, starts, ends, .. } = callbacks;
+        ensure!(starts == ends, "{starts} starts, {ends} ends: {callbacks:?}");
+        ensure!(late == 0, "{late} callbacks after the end of the binding: {callbacks:?}");
         Ok(())
     }
 
     /// Wait until it is in its first callback.
     pub fn wait_until_called(&self) -> Result<()> {
         let limit = Instant::now() + Duration::from_secs(30);
-        while self.heard()?.starts == 0 {
+        while self.callbacks()?.starts == 0 {
             ensure!(Instant::now() < limit, "no callback for 30 s");
             std::thread::yield_now();
         }

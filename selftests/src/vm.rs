@@ -40,17 +40,17 @@ pub enum Private {
     GuestMemfd,
 }
 
-/// The two ways to convert memory.
+/// The ioctl that converts memory between private and shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum ConvertBy {
     /// `KVM_SET_MEMORY_ATTRIBUTES`.
     Attributes,
     /// `KVM_MEMORY_ENCRYPT_REG_REGION` and `UNREG_REGION`, as in v7.
     Region,
 }
 
-/// Both ways.
-pub const DOORS: [Door; 2] = [Door::Attributes, Door::Region];
+/// Both ioctls.
+pub const CONVERT_BY: [ConvertBy; 2] = [ConvertBy::Attributes, ConvertBy::Region];
 
 /// The slot that holds program, page tables and mailboxes.
 pub const SYSTEM_SLOT: u32 = 0;
@@ -247,40 +247,40 @@ impl Vm {
     }
 
     /// Convert a range in one of the two ways.
-    pub fn raw_convert(&self, door: Door, gpa: u64, size: u64, private: bool) -> SysResult<()> {
-        match door {
-            Door::Attributes if private => {
+    pub fn raw_convert(&self, by: ConvertBy, gpa: u64, size: u64, private: bool) -> SysResult<()> {
+        match by {
+            ConvertBy::Attributes if private => {
                 self.raw_set_attributes(gpa, size, KVM_MEMORY_ATTRIBUTE_PRIVATE)
             }
-            Door::Attributes => self.raw_set_attributes(gpa, size, 0),
-            Door::Region => self.raw_region(gpa, size, private),
+            ConvertBy::Attributes => self.raw_set_attributes(gpa, size, 0),
+            ConvertBy::Region => self.raw_region(gpa, size, private),
         }
     }
 
     /// Convert a range in one of the two ways.
-    pub fn convert(&self, door: Door, gpa: u64, size: u64, private: bool) -> Result<()> {
+    pub fn convert(&self, by: ConvertBy, gpa: u64, size: u64, private: bool) -> Result<()> {
         let to = if private { "private" } else { "shared" };
-        self.raw_convert(door, gpa, size, private)
-            .with_context(|| format!("make [{gpa:#x}, +{size:#x}) {to} through {door:?}"))
+        self.raw_convert(by, gpa, size, private)
+            .with_context(|| format!("make [{gpa:#x}, +{size:#x}) {to} by {by:?}"))
     }
 
-    /// The ways that this kernel has; v7's comes with memfile.
-    pub fn doors(&self) -> &'static [Door] {
+    /// The ioctls that this kernel has; that of v7 comes with memfile.
+    pub fn conversions(&self) -> &'static [ConvertBy] {
         // A page without a slot is shared already.
         match self.raw_region(guest::ADDRESS_SPACE - PAGE, PAGE, false) {
-            Ok(()) => &DOORS,
-            Err(_) => &DOORS[..1],
+            Ok(()) => &CONVERT_BY,
+            Err(_) => &CONVERT_BY[..1],
         }
     }
 
     /// Make a range private.
     pub fn set_private(&self, gpa: u64, size: u64) -> Result<()> {
-        self.convert(Door::Attributes, gpa, size, true)
+        self.convert(ConvertBy::Attributes, gpa, size, true)
     }
 
     /// Make a range shared.
     pub fn set_shared(&self, gpa: u64, size: u64) -> Result<()> {
-        self.convert(Door::Attributes, gpa, size, false)
+        self.convert(ConvertBy::Attributes, gpa, size, false)
     }
 
     /// A guest_memfd of this VM; SKIP if KVM has none.

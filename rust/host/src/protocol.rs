@@ -585,8 +585,8 @@ mod the_checker_finds_that {
     found! {
         bind_does_not_wait in life_meets_punch of 2: "a page that is mapped has left the file",
         unbind_does_not_wait in life_meets_punch of 2: "Causality violation",
-        the_newborn_hear_the_older in vms_take_turns_in_a_file of 2: "an end without a start",
-        the_dying_hear_the_younger in teardown_meets_two_punches of 3: "Causality violation",
+        new_bindings_are_called_by_the_older in vms_take_turns_in_a_file of 2: "an end without a start",
+        dead_bindings_are_called_by_the_younger in teardown_meets_two_punches of 3: "Causality violation",
         nobody_is_woken in life_meets_punch of 2: "deadlock",
         woken_without_the_lock in swap_out_ends_while_the_file_goes of 2: "Causality violation",
         starts_are_not_called in faults_meet_punch of 2:

@@ -112,12 +112,12 @@ enum Call {
 }
 
 /// The calls: the binding, the callback, the frames.
-type Heard = (Call, usize, Vec<u64>);
+type Callbacks = (Call, usize, Vec<u64>);
 
 /// A consumer that only records.
 struct Ear {
     id: usize,
-    heard: Rc<RefCell<Vec<Heard>>>,
+    callbacks: Rc<RefCell<Vec<Callbacks>>>,
     /// The bindings by their numbers.
     ids: Rc<RefCell<Vec<(Notifier, usize)>>>,
     /// How often contexts were called.
@@ -127,7 +127,7 @@ struct Ear {
 impl Ear {
     fn note(&self, call: Call, id: usize, frames: Range) {
         let frames = (frames.start()..frames.end()).collect();
-        self.heard.borrow_mut().push((call, id, frames));
+        self.callbacks.borrow_mut().push((call, id, frames));
     }
 
     fn note_all(&self, call: Call, ranges: Ranges) {
@@ -307,7 +307,7 @@ impl Model {
 struct Driver {
     node: Arc<Node>,
     model: RefCell<Model>,
-    heard: Rc<RefCell<Vec<Heard>>>,
+    callbacks: Rc<RefCell<Vec<Callbacks>>>,
     ids: Rc<RefCell<Vec<(Notifier, usize)>>>,
     calls: Rc<Cell<usize>>,
     /// Decides what happens during waits.
@@ -326,7 +326,7 @@ impl Driver {
                 one_vm,
                 ..Model::default()
             }),
-            heard: Rc::default(),
+            callbacks: Rc::default(),
             ids: Rc::default(),
             calls: Rc::default(),
             chance: Cell::new(1),
@@ -363,8 +363,8 @@ impl Driver {
         }
     }
 
-    fn take_heard(&self) -> Vec<Heard> {
-        self.heard.take()
+    fn take_callbacks(&self) -> Vec<Callbacks> {
+        self.callbacks.take()
     }
 
     fn start(&self, start: u64, len: u64) {
@@ -381,14 +381,14 @@ impl Driver {
         self.node
             .invalidate_start(inv, Range::of(pages.start, pages.end));
 
-        let heard = self.take_heard();
-        let starts: Vec<_> = heard
+        let callbacks = self.take_callbacks();
+        let starts: Vec<_> = callbacks
             .iter()
             .map(|(_, id, frames)| (*id, frames.clone()))
             .collect();
         assert!(
-            heard.iter().all(|(call, ..)| *call == Call::Start),
-            "{heard:?}"
+            callbacks.iter().all(|(call, ..)| *call == Call::Start),
+            "{callbacks:?}"
         );
         assert_eq!(sorted(starts), called, "bindings called at the start");
         assert_eq!(self.calls.take(), contexts, "contexts are called once");
@@ -420,12 +420,12 @@ impl Driver {
         model.awaited.retain(|&other| other != id);
         drop(model);
         self.node.invalidate_end(inv);
-        let heard = self.take_heard();
+        let callbacks = self.take_callbacks();
         assert!(
-            heard.iter().all(|(call, ..)| *call == Call::End),
-            "{heard:?}"
+            callbacks.iter().all(|(call, ..)| *call == Call::End),
+            "{callbacks:?}"
         );
-        let ends = heard
+        let ends = callbacks
             .into_iter()
             .map(|(_, id, frames)| (id, frames))
             .collect();
@@ -438,12 +438,12 @@ impl Driver {
         called.sort();
         let young = self.node.test_clear_young(Range::of(start, start + len));
         assert_eq!(young, called.iter().any(|(id, _)| id % 2 == 1));
-        let heard = self.take_heard();
+        let callbacks = self.take_callbacks();
         assert!(
-            heard.iter().all(|(call, ..)| *call == Call::Young),
-            "{heard:?}"
+            callbacks.iter().all(|(call, ..)| *call == Call::Young),
+            "{callbacks:?}"
         );
-        let asked = heard
+        let asked = callbacks
             .into_iter()
             .map(|(_, id, frames)| (id, frames))
             .collect();
@@ -456,7 +456,7 @@ impl Driver {
         let ear = || -> Rc<dyn Consumer> {
             Rc::new(Ear {
                 id,
-                heard: self.heard.clone(),
+                callbacks: self.callbacks.clone(),
                 ids: self.ids.clone(),
                 calls: self.calls.clone(),
             })
@@ -616,7 +616,7 @@ impl Driver {
             "the area that new pages come from"
         );
         assert!(
-            self.heard.borrow().is_empty(),
+            self.callbacks.borrow().is_empty(),
             "an unexpected call to the store"
         );
     }
@@ -700,7 +700,7 @@ fn pages_that_cannot_leave_movable_memory_refuse_the_binding() {
         assert_eq!(node.bind(File { writable: true }, 7, notifier), Err(EINVAL));
         let ear: Rc<dyn Consumer> = Rc::new(Ear {
             id: 2,
-            heard: driver.heard.clone(),
+            callbacks: driver.callbacks.clone(),
             ids: driver.ids.clone(),
             calls: driver.calls.clone(),
         });

@@ -57,7 +57,7 @@ pub enum Op {
     Slot { vm: u8, slot: u8, file: u8, range: Range, shift: i16, flags: u8 },
     /// Delete a slot.
     Delete { vm: u8, slot: u8 },
-    /// Convert, through one of the two doors.
+    /// Convert, by one of the two ioctls.
     Convert { vm: u8, file: u8, range: Range, private: bool, region: bool },
     /// `KVM_MEMFILE_POPULATE`.
     Populate { vm: u8, file: u8, range: Range },

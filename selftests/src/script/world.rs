@@ -20,7 +20,7 @@ use crate::guest::Command;
 use crate::store::{self, Store};
 use crate::sys::{self, Alarm, Errno, Mapping};
 use crate::uapi::*;
-use crate::vm::{Door, Exit, Private, Vcpu, Vm, VmType, region, sequence, small_pages};
+use crate::vm::{ConvertBy, Exit, Private, Vcpu, Vm, VmType, region, sequence, small_pages};
 use crate::{HUGE, PAGE};
 
 /// How long one command of a guest may take.
@@ -228,8 +228,8 @@ impl<'a> World<'a> {
             }
             Op::Convert { vm, file, range, private, region } => {
                 if let Some(m) = self.machine(vm) {
-                    let door = if region { Door::Region } else { Door::Attributes };
-                    self.convert(&m, file, door, gpa(file, range), range.bytes(), private);
+                    let by = if region { ConvertBy::Region } else { ConvertBy::Attributes };
+                    self.convert(&m, file, by, gpa(file, range), range.bytes(), private);
                 }
             }
             Op::Populate { vm, file, range } => self.populate(vm, file, range.short())?,
@@ -378,9 +378,9 @@ impl<'a> World<'a> {
     }
 
     /// Convert.
-    fn convert(&self, m: &Machine, file: u8, door: Door, gpa: u64, size: u64, private: bool) {
+    fn convert(&self, m: &Machine, file: u8, by: ConvertBy, gpa: u64, size: u64, private: bool) {
         let file = usize::from(file) % FILES;
-        let _ = self.marks.taking(file, || m.vm.raw_convert(door, gpa, size, private));
+        let _ = self.marks.taking(file, || m.vm.raw_convert(by, gpa, size, private));
     }
 
     /// Add, change or move a slot.
@@ -579,13 +579,13 @@ impl Run<'_> {
                 }
                 Exit::MemoryFault { errno: Errno::EFAULT, gpa, flags, .. } if self.answer => {
                     let private = flags & KVM_MEMORY_EXIT_FLAG_PRIVATE != 0;
-                    let (world, door) = (self.world, Door::Attributes);
-                    world.convert(self.m, self.file, door, gpa & !(PAGE - 1), PAGE, private);
+                    let (world, by) = (self.world, ConvertBy::Attributes);
+                    world.convert(self.m, self.file, by, gpa & !(PAGE - 1), PAGE, private);
                 }
                 Exit::Hypercall { args: [gpa, pages, attributes], .. } => {
                     let private = attributes & KVM_MAP_GPA_RANGE_ENCRYPTED != 0;
                     let size = pages.wrapping_mul(PAGE);
-                    self.world.convert(self.m, self.file, Door::Region, gpa, size, private);
+                    self.world.convert(self.m, self.file, ConvertBy::Region, gpa, size, private);
                 }
                 _ => return Ok(false),
             }

@@ -22,7 +22,7 @@ use crate::pressure::{self, Cgroup, Counts, MovableZone, Setting, Swap};
 use crate::support::setup::{BOTH, GUEST, LAYOUTS, PINNED, Setup};
 use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::sys::*;
-use crate::vm::{DOORS, Door, Private, Slot, Stats, Vcpu, Vm};
+use crate::vm::{CONVERT_BY, ConvertBy, Private, Slot, Stats, Vcpu, Vm};
 use crate::{GIB, MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
@@ -59,7 +59,7 @@ enum Taking {
     /// `madvise(MADV_DONTNEED)`.
     Discard,
     /// The gfn becomes private.
-    Convert(Door),
+    Convert(ConvertBy),
 }
 
 impl Border {
@@ -107,7 +107,7 @@ impl Border {
                 let offset = page % Self::EACH * PAGE;
                 slot.view.madvise(offset, PAGE, libc::MADV_DONTNEED).context("MADV_DONTNEED")?;
             }
-            Taking::Convert(door) => self.vm.convert(door, GPA + page * PAGE, PAGE, true)?,
+            Taking::Convert(by) => self.vm.convert(by, GPA + page * PAGE, PAGE, true)?,
         }
         let flushes = self.flushes()? - before;
         ensure!(flushes > 0, "{taking:?} of page {page}: it was given away without a flush");
@@ -119,10 +119,10 @@ impl Border {
         let gpa = GPA + page * PAGE;
         let content = match taking {
             Taking::Discard => Pattern::ZERO,
-            Taking::Convert(door) => {
+            Taking::Convert(by) => {
                 // The private page was punched.
                 self.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
-                self.vm.convert(door, gpa, PAGE, false)?;
+                self.vm.convert(by, gpa, PAGE, false)?;
                 pattern
             }
         };
@@ -134,7 +134,7 @@ impl Border {
 
 /// All ways to take a page.
 fn takings() -> impl Iterator<Item = Taking> {
-    [Taking::Discard].into_iter().chain(DOORS.map(Taking::Convert))
+    [Taking::Discard].into_iter().chain(CONVERT_BY.map(Taking::Convert))
 }
 
 /// An observer delays a hole after KVM's callback. A task that takes a shared page now finds no
@@ -205,7 +205,7 @@ fn host_takes_shared_pages_beside_holes() -> CaseResult {
 }
 
 fn host_converts_pages_beside_holes() -> CaseResult {
-    beside_holes(&DOORS.map(Taking::Convert))
+    beside_holes(&CONVERT_BY.map(Taking::Convert))
 }
 
 /// VMs whose slots take turns in one file, a slot a page: how often each flushes for one hole over all.
@@ -303,10 +303,10 @@ fn merged_pages_come_apart_beside_holes() -> CaseResult {
             let others = scope.spawn(|| -> Result<u64> {
                 let mut holes = 0;
                 while holes < 2 || !over.load(Ordering::Relaxed) {
-                    let door = DOORS[holes as usize % 2];
-                    vm.convert(door, gpa + SIZE, OTHERS, false)?;
+                    let by = CONVERT_BY[holes as usize % 2];
+                    vm.convert(by, gpa + SIZE, OTHERS, false)?;
                     punch(&*fd, 0, SIZE + OTHERS).context("punch")?;
-                    vm.convert(door, gpa + SIZE, OTHERS, true)?;
+                    vm.convert(by, gpa + SIZE, OTHERS, true)?;
                     allocate(&*fd, 0, SIZE).context("fallocate")?;
                     holes += 1;
                 }

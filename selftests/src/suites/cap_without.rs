@@ -92,6 +92,6 @@ fn file_works_for_other_consumers() -> CaseResult {
     mapper.get(3).context("get_pfn")?;
     expect_allocated(&fd, PAGE, "one page is in use")?;
     punch(&fd, 0, MIB)?;
-    mapper.expect_heard(&[(0, MIB / PAGE)])?;
+    mapper.expect_callbacks(&[(0, MIB / PAGE)])?;
     expect_allocated(&fd, 0, "punched")
 }

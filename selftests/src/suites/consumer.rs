@@ -113,7 +113,7 @@ fn mapper_needs_a_writable_file_and_an_observer_does_not() -> CaseResult {
     expect_errno("mapper", consumer.bind(&reader, MAPPER, ALL), &[Errno::EACCES])?;
     consumer.bind(&reader, Mode::Observer, ALL).context("observer")?;
     punch_pages(&fd, 0..1)?;
-    consumer.expect_heard(&[(0, 1)])
+    consumer.expect_callbacks(&[(0, 1)])
 }
 
 /// Ranges that overlap pages 64 to 128, in every way.
@@ -175,7 +175,7 @@ fn observers_overlap_anything() -> CaseResult {
     let same = observer(&fd, Span::same(10, 10))?;
     punch_pages(&fd, 12..13)?;
     for consumer in [&before, &after, &mapper, &inside, &same] {
-        consumer.expect_heard(&[(12, 13)])?;
+        consumer.expect_callbacks(&[(12, 13)])?;
     }
     Ok(())
 }
@@ -239,9 +239,9 @@ fn hole_is_one_start_and_one_end() -> CaseResult {
             (0..allocated).try_for_each(|page| allocate(&fd, page * PAGE, PAGE))?;
             let consumer = Consumer::bound(&fd, mode, ALL)?;
             punch_pages(&fd, 0..PAGES)?;
-            let heard = consumer.heard()?.events;
+            let callbacks = consumer.callbacks()?.events;
             let wanted = [Event::Start(0, PAGES), Event::End(0, PAGES)];
-            ensure!(heard == wanted, "{mode:?}, {allocated} pages allocated: {heard:?}");
+            ensure!(callbacks == wanted, "{mode:?}, {allocated} pages allocated: {callbacks:?}");
         }
     }
     Ok(())
@@ -252,24 +252,24 @@ fn hole_is_clipped_to_the_binding_and_told_in_frames() -> CaseResult {
     // Frames below, at and above the file's pages.
     for frame in [0, 32, 1000, u64::MAX - 16] {
         let consumer = observer(&fd, Span { pgoff: 32, pages: 16, frame })?;
-        let heard = |start: u64, end: u64| (frame + start, frame + end);
+        let callbacks = |start: u64, end: u64| (frame + start, frame + end);
         let holes = [
             (0..32, None),
             (48..PAGES, None),
             (48..PAGES + 10, None),
-            (0..33, Some(heard(0, 1))),
-            (47..64, Some(heard(15, 16))),
-            (31..33, Some(heard(0, 1))),
-            (40..41, Some(heard(8, 9))),
-            (32..48, Some(heard(0, 16))),
-            (0..PAGES, Some(heard(0, 16))),
-            (0..PAGES + 10, Some(heard(0, 16))),
+            (0..33, Some(callbacks(0, 1))),
+            (47..64, Some(callbacks(15, 16))),
+            (31..33, Some(callbacks(0, 1))),
+            (40..41, Some(callbacks(8, 9))),
+            (32..48, Some(callbacks(0, 16))),
+            (0..PAGES, Some(callbacks(0, 16))),
+            (0..PAGES + 10, Some(callbacks(0, 16))),
         ];
         for (hole, _) in &holes {
             punch_pages(&fd, hole.clone())?;
         }
-        let wanted: Vec<_> = holes.iter().filter_map(|&(_, heard)| heard).collect();
-        consumer.expect_heard(&wanted).with_context(|| format!("frame {frame}"))?;
+        let wanted: Vec<_> = holes.iter().filter_map(|&(_, callbacks)| callbacks).collect();
+        consumer.expect_callbacks(&wanted).with_context(|| format!("frame {frame}"))?;
     }
     Ok(())
 }
@@ -287,7 +287,7 @@ fn each_overlapping_binding_hears_its_own_part() -> CaseResult {
         let (start, end) = ((8 * i).max(20), (8 * i + 8).min(44));
         let frames = |page: u64| 100 * i + page - 8 * i;
         let wanted = (start < end).then(|| (frames(start), frames(end)));
-        consumer.expect_heard(wanted.as_slice()).with_context(|| format!("consumer {i}"))?;
+        consumer.expect_callbacks(wanted.as_slice()).with_context(|| format!("consumer {i}"))?;
     }
     Ok(())
 }
@@ -302,8 +302,8 @@ fn allocation_and_refused_holes_are_not_heard() -> CaseResult {
     expect_errno("unaligned hole", punch(&fd, 1, PAGE), &[Errno::EINVAL])?;
     expect_errno("truncation", ftruncate(&fd, 0), &[Errno::EPERM])?;
     expect_errno("allocation past the end", allocate(&fd, FILE, PAGE), &[Errno::EINVAL])?;
-    mapper.expect_heard(&[])?;
-    observer.expect_heard(&[])
+    mapper.expect_callbacks(&[])?;
+    observer.expect_callbacks(&[])
 }
 
 fn mapper_gets_the_same_page_until_it_is_punched() -> CaseResult {
@@ -363,8 +363,8 @@ fn memory_failure_is_heard_and_the_page_is_refused() -> CaseResult {
     let page = mapper.get(7)?;
     mapper.get(8)?;
     std::fs::write(inject, format!("{:#x}", page.pfn)).context(inject)?;
-    observer.expect_heard(&[(7, 8)])?;
-    mapper.expect_heard(&[(7, 8)])?;
+    observer.expect_callbacks(&[(7, 8)])?;
+    mapper.expect_callbacks(&[(7, 8)])?;
     expect_errno("get the poisoned page", mapper.get(7), &[Errno::EHWPOISON])?;
     mapper.get(8).context("its neighbour")?;
     punch_pages(&fd, 7..8)?;
@@ -535,19 +535,19 @@ fn unbinding_waits_for_the_callback_that_runs() -> CaseResult {
             thread::scope(|scope| {
                 let unbinder = scope.spawn(|| {
                     consumer.unbind()?;
-                    consumer.heard()
+                    consumer.callbacks()
                 });
                 thread::sleep(MOMENT);
                 let early = unbinder.is_finished();
                 go_on()?;
-                let heard = unbinder.join().map_err(|_| anyhow!("the thread panicked"))??;
+                let callbacks = unbinder.join().map_err(|_| anyhow!("the thread panicked"))??;
                 ensure!(!early, "{mode:?}: unbound while its callback ran");
                 // The invalidation had ended when unbinding returned.
-                ensure!((heard.starts, heard.ends) == (1, 1), "{mode:?}: {heard:?}");
+                ensure!((callbacks.starts, callbacks.ends) == (1, 1), "{mode:?}: {callbacks:?}");
                 Ok(())
             })
         })?;
-        consumer.expect_heard(&[(0, 8)])?;
+        consumer.expect_callbacks(&[(0, 8)])?;
     }
     Ok(())
 }
@@ -561,12 +561,12 @@ fn unbinding_elsewhere_waits_for_nothing() -> CaseResult {
     with_hole_held_up(&fd, &slow, 0..8, |go_on| {
         for consumer in [&beside, &mapper] {
             consumer.unbind()?;
-            consumer.expect_heard(&[])?;
+            consumer.expect_callbacks(&[])?;
         }
         mapper.bind(&fd, MAPPER, Span::same(100, 8)).context("bind elsewhere")?;
         go_on()
     })?;
-    slow.expect_heard(&[(0, 8)])
+    slow.expect_callbacks(&[(0, 8)])
 }
 
 fn binding_waits_for_a_hole_in_its_pages_only() -> CaseResult {
@@ -585,13 +585,13 @@ fn binding_waits_for_a_hole_in_its_pages_only() -> CaseResult {
                 go_on()?;
                 binder.join().map_err(|_| anyhow!("the thread panicked"))??;
                 ensure!(!early, "{mode:?}: bound while its page was being taken away");
-                beside.expect_heard(&[])
+                beside.expect_callbacks(&[])
             })
         })?;
         // It got no callback for the hole that began before it, and both for the next one.
-        late.expect_heard(&[]).with_context(|| format!("{mode:?} after the first hole"))?;
+        late.expect_callbacks(&[]).with_context(|| format!("{mode:?} after the first hole"))?;
         punch_pages(&fd, 0..8)?;
-        late.expect_heard(&[(7, 8)]).with_context(|| format!("{mode:?} after the second"))?;
+        late.expect_callbacks(&[(7, 8)]).with_context(|| format!("{mode:?} after the second"))?;
     }
     Ok(())
 }
@@ -608,7 +608,7 @@ fn vm_destruction_waits_for_no_other_consumer() -> CaseResult {
         drop(vm);
         go_on()
     })?;
-    slow.expect_heard(&[(0, 8)])
+    slow.expect_callbacks(&[(0, 8)])
 }
 
 fn nothing_is_heard_after_unbinding() -> CaseResult {
@@ -621,7 +621,7 @@ fn nothing_is_heard_after_unbinding() -> CaseResult {
                     let (fd, mut rng) = (&fd, Rng::new(seed.wrapping_add(i)));
                     scope.spawn(move || -> Result<u64> {
                         let consumer = Consumer::new()?;
-                        let mut heard = 0;
+                        let mut callbacks = 0;
                         for _ in 0..150 {
                             // One third of the file for each thread's mapper, any range for
                             // observers.
@@ -642,23 +642,23 @@ fn nothing_is_heard_after_unbinding() -> CaseResult {
                             let inside = |start: u64, end: u64| {
                                 span.frame <= start && start < end && end <= span.frame + pages
                             };
-                            for event in consumer.heard()?.events {
+                            for event in consumer.callbacks()?.events {
                                 if let Event::Start(start, end) | Event::End(start, end) = event {
                                     ensure!(inside(start, end), "{event:?} is not in {span:?}");
                                 }
                             }
-                            heard += consumer.heard()?.starts;
+                            callbacks += consumer.callbacks()?.starts;
                         }
                         // Later holes do not call it either.
                         thread::sleep(Duration::from_millis(10));
                         consumer.expect_balanced()?;
-                        Ok(heard)
+                        Ok(callbacks)
                     })
                 })
                 .collect();
             for thread in threads {
-                let heard = thread.join().map_err(|_| anyhow!("a thread panicked"))??;
-                println!("{heard} invalidations heard");
+                let callbacks = thread.join().map_err(|_| anyhow!("a thread panicked"))??;
+                println!("{callbacks} invalidations");
             }
             Ok(())
         })
@@ -681,7 +681,7 @@ fn file_lives_as_long_as_its_observer() -> CaseResult {
     mem::refresh_counters();
     let left = mem::meminfo("Shmem")?;
     ensure!(left + size < there + MIB, "pages stayed: {left} of {there} bytes are left");
-    observer.expect_heard(&[])
+    observer.expect_callbacks(&[])
 }
 
 fn closing_the_device_unbinds() -> CaseResult {

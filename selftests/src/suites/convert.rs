@@ -13,7 +13,7 @@ use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, SHARED, Setup, fill_view};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{DOORS, Door, Exit, Vm, VmType};
+use crate::vm::{CONVERT_BY, ConvertBy, Exit, Vm, VmType};
 use crate::{GIB, HUGE, MIB, PAGE, conformance};
 
 conformance!(
@@ -47,16 +47,18 @@ fn filled(on: &'static Backend, size: u64) -> Result<Setup> {
 fn regions_convert(on: &'static Backend) -> CaseResult {
     let mut s = filled(on, MIB)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
-    s.vm.convert(Door::Region, gpa, size, false)?;
+    s.vm.convert(ConvertBy::Region, gpa, size, false)?;
     s.vcpu.verify(gpa, size, SHARED)?;
-    s.vm.convert(Door::Region, gpa, size, true)?;
+    s.vm.convert(ConvertBy::Region, gpa, size, true)?;
     s.vcpu.verify(gpa, size, GUEST)
 }
 
 fn both_doors_are_one_state(on: &'static Backend) -> CaseResult {
     let mut s = filled(on, MIB)?;
     let (gpa, half) = (s.slot.gpa, s.slot.size / 2);
-    for (one, other) in [(Door::Attributes, Door::Region), (Door::Region, Door::Attributes)] {
+    for (one, other) in
+        [(ConvertBy::Attributes, ConvertBy::Region), (ConvertBy::Region, ConvertBy::Attributes)]
+    {
         s.vm.convert(one, gpa, 2 * half, false)?;
         s.vcpu.verify(gpa, 2 * half, SHARED)?;
         s.vm.convert(other, gpa, half, true)?;
@@ -75,10 +77,10 @@ fn both_doors_are_one_state(on: &'static Backend) -> CaseResult {
 
 fn converting_twice_is_fine(on: &'static Backend) -> CaseResult {
     let mut s = filled(on, MIB)?;
-    for door in DOORS {
+    for by in CONVERT_BY {
         for (private, wanted) in [(false, SHARED), (true, GUEST)] {
             for _ in 0..3 {
-                s.vm.convert(door, s.slot.gpa, s.slot.size, private)?;
+                s.vm.convert(by, s.slot.gpa, s.slot.size, private)?;
                 s.vcpu.verify(s.slot.gpa, s.slot.size, wanted)?;
             }
         }
@@ -102,11 +104,11 @@ const BAD: [(u64, u64); 9] = [
 fn bad_ranges_are_refused(on: &'static Backend) -> CaseResult {
     let vm = on.vm()?;
     drop(on.create(&vm, PAGE)?);
-    for door in DOORS {
+    for by in CONVERT_BY {
         for (gpa, size) in BAD {
             for private in [true, false] {
-                let result = vm.raw_convert(door, gpa, size, private);
-                on.errno(&format!("bad range through {door:?}"), result, &[Errno::EINVAL])
+                let result = vm.raw_convert(by, gpa, size, private);
+                on.errno(&format!("bad range by {by:?}"), result, &[Errno::EINVAL])
                     .with_context(|| format!("[{gpa:#x}, +{size:#x})"))?;
             }
         }
@@ -127,11 +129,11 @@ fn unknown_attributes_are_refused(on: &'static Backend) -> CaseResult {
 fn refused_conversion_changes_nothing(on: &'static Backend) -> CaseResult {
     let mut s = filled(on, MIB)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
-    for door in DOORS {
+    for by in CONVERT_BY {
         for (private, wanted) in [(true, GUEST), (false, SHARED)] {
-            s.vm.convert(door, gpa, size, private)?;
+            s.vm.convert(by, gpa, size, private)?;
             for (start, len) in [(gpa + 1, size), (gpa, size - 1), (gpa, 0)] {
-                let result = s.vm.raw_convert(door, start, len, !private);
+                let result = s.vm.raw_convert(by, start, len, !private);
                 on.errno("bad range", result, &[Errno::EINVAL])?;
             }
             s.vcpu.verify(gpa, size, wanted)?;
@@ -151,16 +153,16 @@ fn vm_without_private_memory_has_no_regions(on: &'static Backend) -> CaseResult 
 }
 
 fn range_without_slot_may_be_converted(on: &'static Backend) -> CaseResult {
-    for door in DOORS {
+    for by in CONVERT_BY {
         let vm = on.vm()?;
-        vm.convert(door, GIB, MIB, true)?;
+        vm.convert(by, GIB, MIB, true)?;
         let fd = on.create(&vm, MIB)?;
         let slot = vm.add_private(1, GIB, MIB, on.kind, &fd, 0)?;
         let mut vcpu = vm.vcpu(0)?;
         vcpu.fill(GIB, MIB, GUEST).context("the slot came later")?;
         ensure!(slot.view.load(0) == 0, "the access was not private");
         vm.delete(slot)?;
-        vm.convert(door, GIB, MIB, false)?;
+        vm.convert(by, GIB, MIB, false)?;
         let exit = vcpu.start(Command::Load, &[GIB])?;
         ensure!(exit == Exit::Mmio { gpa: GIB, write: false }, "{exit:x?}");
     }
@@ -171,15 +173,15 @@ fn range_without_slot_may_be_converted(on: &'static Backend) -> CaseResult {
 fn single_pages_convert_alone(on: &'static Backend) -> CaseResult {
     let mut s = filled(on, HUGE + PAGE)?;
     let (gpa, pages) = (s.slot.gpa, s.slot.size / PAGE);
-    for door in DOORS {
-        s.vm.convert(door, gpa, s.slot.size, true)?;
+    for by in CONVERT_BY {
+        s.vm.convert(by, gpa, s.slot.size, true)?;
         for page in (0..pages).step_by(3) {
-            s.vm.convert(door, gpa + page * PAGE, PAGE, false)?;
+            s.vm.convert(by, gpa + page * PAGE, PAGE, false)?;
         }
         for page in 0..pages {
             let wanted = if page % 3 == 0 { SHARED } else { GUEST };
             let seen = s.vcpu.verify(gpa + page * PAGE, PAGE, wanted);
-            seen.with_context(|| format!("{door:?}, page {page}"))?;
+            seen.with_context(|| format!("{by:?}, page {page}"))?;
         }
     }
     Ok(())
@@ -187,7 +189,7 @@ fn single_pages_convert_alone(on: &'static Backend) -> CaseResult {
 
 /// Two huge pages on each side. One page of the first is converted; the guest must see the content
 /// of each side, and have no huge mapping over both.
-fn convert_page_of_a_huge_one(on: &Backend, door: Door, private: bool) -> CaseResult {
+fn convert_page_of_a_huge_one(on: &Backend, by: ConvertBy, private: bool) -> CaseResult {
     let policy = shmem_huge("always")?;
     let _anonymous = anonymous_huge("madvise")?;
     let vm = on.vm()?;
@@ -198,10 +200,10 @@ fn convert_page_of_a_huge_one(on: &Backend, door: Door, private: bool) -> CaseRe
     let slot = vm.add(1, gpa, view, Some((on.kind, fd.as_fd(), 0)))?;
     let mut vcpu = vm.vcpu(0)?;
     fill_view(&slot, SHARED);
-    vm.convert(door, gpa, size, true)?;
+    vm.convert(by, gpa, size, true)?;
     vcpu.fill(gpa, size, GUEST)?;
     drop(policy);
-    vm.convert(door, gpa, size, private)?;
+    vm.convert(by, gpa, size, private)?;
     let (whole, other) = if private { (GUEST, SHARED) } else { (SHARED, GUEST) };
     vcpu.verify_pages(gpa, size, whole)?;
     let stats = vm.stats()?;
@@ -211,24 +213,24 @@ fn convert_page_of_a_huge_one(on: &Backend, door: Door, private: bool) -> CaseRe
     }
     for page in [0, 100, 511] {
         let at = page * PAGE;
-        vm.convert(door, gpa + at, PAGE, !private)?;
+        vm.convert(by, gpa + at, PAGE, !private)?;
         vcpu.verify(gpa, at, whole)?;
         vcpu.verify(gpa + at, PAGE, other)?;
         vcpu.verify(gpa + at + PAGE, size - at - PAGE, whole)?;
         let left = stats.get("pages_2m")?;
         ensure!(left == huge - 1, "{huge} huge pages were mapped, now {left}");
-        vm.convert(door, gpa + at, PAGE, private)?;
+        vm.convert(by, gpa + at, PAGE, private)?;
         vcpu.verify(gpa, size, whole).context("converted back")?;
     }
     Ok(())
 }
 
 fn page_of_a_huge_private_one_converts_alone(on: &'static Backend) -> CaseResult {
-    DOORS.into_iter().try_for_each(|door| convert_page_of_a_huge_one(on, door, true))
+    CONVERT_BY.into_iter().try_for_each(|by| convert_page_of_a_huge_one(on, by, true))
 }
 
 fn page_of_a_huge_shared_one_converts_alone(on: &'static Backend) -> CaseResult {
-    DOORS.into_iter().try_for_each(|door| convert_page_of_a_huge_one(on, door, false))
+    CONVERT_BY.into_iter().try_for_each(|by| convert_page_of_a_huge_one(on, by, false))
 }
 
 /// More than any machine has memory to convert.
@@ -290,13 +292,13 @@ extern "C" fn obey(order: *mut libc::c_void) -> libc::c_int {
 }
 
 impl Converter {
-    fn start(s: &Setup, door: Door, gpa: u64, size: u64) -> Result<Converter> {
-        let (request, argument) = match door {
+    fn start(s: &Setup, by: ConvertBy, gpa: u64, size: u64) -> Result<Converter> {
+        let (request, argument) = match by {
             // Address, size, attributes, flags.
-            Door::Attributes => {
+            ConvertBy::Attributes => {
                 (KVM_SET_MEMORY_ATTRIBUTES(), [gpa, size, KVM_MEMORY_ATTRIBUTE_PRIVATE, 0])
             }
-            Door::Region => (KVM_MEMORY_ENCRYPT_REG_REGION(), [gpa, size, 0, 0]),
+            ConvertBy::Region => (KVM_MEMORY_ENCRYPT_REG_REGION(), [gpa, size, 0, 0]),
         };
         let vm = s.vm.fd().as_raw_fd().into();
         let mut order = Box::new(Order { vm, request, argument });
@@ -340,46 +342,46 @@ fn wait_for_charge(cgroup: &Cgroup, what: &str, enough: impl Fn(u64) -> bool) ->
 fn fatal_signal_ends_the_conversion_of_a_huge_range(on: &'static Backend) -> CaseResult {
     let cgroup = Cgroup::enter()?;
     let (mut s, one) = nearly_shared(on)?;
-    for door in DOORS {
+    for by in CONVERT_BY {
         let before = cgroup.current()?;
         // Only the signal may end it.
         cgroup.set("memory.max", before + 256 * MIB)?;
         let limit = || cgroup.line("memory.events", "max");
         let reached = limit()?;
         // It begins below the slot, and is past it when it has taken this much memory.
-        let converter = Converter::start(&s, door, s.slot.gpa - 16 * MIB, HUGE_RANGE)?;
+        let converter = Converter::start(&s, by, s.slot.gpa - 16 * MIB, HUGE_RANGE)?;
         let taken = wait_for_charge(&cgroup, "converting", |now| now >= before + 4 * MIB);
         converter.kill()?;
-        println!("{door:?}: killed with {} KiB more", (taken? - before) >> 10);
+        println!("{by:?}: killed with {} KiB more", (taken? - before) >> 10);
         let after = wait_for_charge(&cgroup, "killed", |now| now <= before + MIB)?;
         println!("{} KiB are left of them", after.saturating_sub(before) >> 10);
         ensure!(limit()? == reached, "it went on until there was no memory");
         cgroup.unlimit("memory.max")?;
-        expect_nearly_shared(&mut s, one).with_context(|| format!("{door:?}"))?;
+        expect_nearly_shared(&mut s, one).with_context(|| format!("{by:?}"))?;
         // The state is unchanged for later callers.
-        s.vm.convert(door, s.slot.gpa, s.slot.size, true)?;
+        s.vm.convert(by, s.slot.gpa, s.slot.size, true)?;
         s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
-        s.vm.convert(door, s.slot.gpa, s.slot.size, false)?;
-        s.vm.convert(door, one, PAGE, true)?;
-        expect_nearly_shared(&mut s, one).with_context(|| format!("after {door:?}"))?;
+        s.vm.convert(by, s.slot.gpa, s.slot.size, false)?;
+        s.vm.convert(by, one, PAGE, true)?;
+        expect_nearly_shared(&mut s, one).with_context(|| format!("after {by:?}"))?;
     }
     Ok(())
 }
 
 /// Page by page it would take a quarter of an hour.
 fn huge_range_with_little_in_it_is_cleared(on: &'static Backend) -> CaseResult {
-    for door in DOORS {
+    for by in CONVERT_BY {
         let (mut s, _) = nearly_shared(on)?;
         let last = GIB + HUGE_RANGE - PAGE;
-        s.vm.convert(door, last, PAGE, true)?;
-        s.vm.convert(door, GIB, HUGE_RANGE, false)?;
+        s.vm.convert(by, last, PAGE, true)?;
+        s.vm.convert(by, GIB, HUGE_RANGE, false)?;
         s.vcpu.verify(s.slot.gpa, s.slot.size, SHARED)?;
         // Also where no page is private.
-        s.vm.convert(door, GIB, HUGE_RANGE, false)?;
-        s.vm.convert(door, s.slot.gpa, s.slot.size, true)?;
+        s.vm.convert(by, GIB, HUGE_RANGE, false)?;
+        s.vm.convert(by, s.slot.gpa, s.slot.size, true)?;
         s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
         // Pages outside of the range stay.
-        s.vm.convert(door, s.slot.gpa + s.slot.size / 2, HUGE_RANGE, false)?;
+        s.vm.convert(by, s.slot.gpa + s.slot.size / 2, HUGE_RANGE, false)?;
         s.vcpu.verify(s.slot.gpa, s.slot.size / 2, GUEST)?;
         s.vcpu.verify(s.slot.gpa + s.slot.size / 2, s.slot.size / 2, SHARED)?;
     }

@@ -211,7 +211,7 @@ fn conversion_that_overtakes_a_fault_names_the_page(on: &'static Backend) -> Cas
             if result.is_err() || runner.is_finished() {
                 break;
             }
-            result = vm.convert(crate::vm::Door::Attributes, gpa, size, round % 2 == 1);
+            result = vm.convert(crate::vm::ConvertBy::Attributes, gpa, size, round % 2 == 1);
         }
         stopper.stop();
         let seen = runner.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;

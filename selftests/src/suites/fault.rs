@@ -20,7 +20,7 @@ use crate::support::inject::{Injector, SHORTAGES, Shortage};
 use crate::support::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{DOORS, Exit, Private, Slot, Vm, region, small_pages};
+use crate::vm::{CONVERT_BY, Exit, Private, Slot, Vm, region, small_pages};
 use crate::{GIB, HUGE, MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
@@ -396,13 +396,13 @@ impl Parts {
 fn conversion_that_fails_changes_nothing() -> CaseResult {
     let injector = injector()?;
     let mut parts = Parts::new()?;
-    for door in DOORS {
+    for by in CONVERT_BY {
         parts.next()?;
         let usage = Usage::now()?;
         let failed = injector.sweep(
-            &format!("conversion through {door:?}"),
+            &format!("conversion by {by:?}"),
             &mut parts,
-            |parts| parts.s.vm.raw_convert(door, parts.gpa(), Parts::LEN, true),
+            |parts| parts.s.vm.raw_convert(by, parts.gpa(), Parts::LEN, true),
             |parts, result| {
                 usage.expect_unchanged()?;
                 parts.check(result.is_ok())?;
@@ -419,12 +419,12 @@ fn conversion_to_shared_needs_no_memory() -> CaseResult {
     let mut s = Setup::new(KIND, HUGE + PAGE)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
     fill_view(&s.slot, SHARED);
-    for door in DOORS {
+    for by in CONVERT_BY {
         s.vcpu.fill_pages(gpa, size, GUEST)?;
         let failed = injector.sweep(
-            &format!("conversion to shared through {door:?}"),
+            &format!("conversion to shared by {by:?}"),
             &mut s,
-            |s| s.vm.raw_convert(door, gpa, size, false),
+            |s| s.vm.raw_convert(by, gpa, size, false),
             |s, _| {
                 s.vcpu.verify_pages(gpa, size, SHARED)?;
                 s.vm.set_private(gpa, size)?;

@@ -10,7 +10,7 @@ use crate::support::backend::Backend;
 use crate::support::setup::{
     GUEST, LAYOUTS, SHARED, SLOT, Setup, check_view, convert_by_hypercall, fill_view,
 };
-use crate::vm::{Door, Exit};
+use crate::vm::{ConvertBy, Exit};
 use crate::{GIB, HUGE, MIB, PAGE, conformance};
 
 conformance!(
@@ -123,7 +123,7 @@ fn guest_asks_for_conversion_by_hypercall(on: &'static Backend) -> CaseResult {
     s.fill_both()?;
     let (gpa, len) = (s.slot.gpa + 16 * PAGE, 4 * PAGE);
     for private in [false, true] {
-        convert_by_hypercall(&s.vm, &mut s.vcpu, Door::Attributes, gpa, len, private)?;
+        convert_by_hypercall(&s.vm, &mut s.vcpu, ConvertBy::Attributes, gpa, len, private)?;
         s.vcpu.verify(gpa, len, if private { GUEST } else { SHARED })?;
     }
     Ok(())

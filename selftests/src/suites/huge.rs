@@ -14,7 +14,7 @@ use crate::support::setup::{
 };
 use crate::support::setup::{check_view, fill_view};
 use crate::sys::*;
-use crate::vm::{DOORS, Private, Vm, region};
+use crate::vm::{CONVERT_BY, Private, Vm, region};
 use crate::{GIB, HUGE, MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
@@ -140,17 +140,17 @@ fn kvm_maps_4k_across_the_ends_of_a_binding() -> CaseResult {
 fn kvm_maps_4k_where_attributes_differ() -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
     for flags in [PINNED, HIDDEN, BOTH] {
-        for door in DOORS {
+        for by in CONVERT_BY {
             let mut s = guest(flags)?;
             let gpa = s.slot.gpa;
             expect_2m(&s.vm, COUNT, "all private")?;
             fill_view(&s.slot, SHARED);
-            s.vm.convert(door, gpa + HUGE + 5 * PAGE, PAGE, false)?;
+            s.vm.convert(by, gpa + HUGE + 5 * PAGE, PAGE, false)?;
             s.vcpu.verify(gpa + HUGE, 5 * PAGE, GUEST)?;
             s.vcpu.verify(gpa + HUGE + 5 * PAGE, PAGE, SHARED)?;
             s.vcpu.verify(gpa + HUGE + 6 * PAGE, HUGE - 6 * PAGE, GUEST)?;
             expect_2m(&s.vm, COUNT - 1, "one page is shared")?;
-            s.vm.convert(door, gpa + HUGE + 5 * PAGE, PAGE, true)?;
+            s.vm.convert(by, gpa + HUGE + 5 * PAGE, PAGE, true)?;
             s.vcpu.verify(gpa, SIZE, GUEST)?;
         }
     }
@@ -276,11 +276,11 @@ fn partial_conversion_keeps_every_neighbour() -> CaseResult {
             let first = rng.below(pages - 1);
             let count = 1 + rng.below(600).min(pages - first - 1);
             let (start, len) = (first * PAGE, count * PAGE);
-            s.vm.convert(DOORS[n % 2], gpa + start, len, false)?;
+            s.vm.convert(CONVERT_BY[n % 2], gpa + start, len, false)?;
             s.vcpu.verify(gpa, start, GUEST)?;
             s.vcpu.verify(gpa + start, len, SHARED)?;
             s.vcpu.verify(gpa + start + len, SIZE - start - len, GUEST)?;
-            s.vm.convert(DOORS[(n + 1) % 2], gpa + start, len, true)?;
+            s.vm.convert(CONVERT_BY[(n + 1) % 2], gpa + start, len, true)?;
             s.vcpu.verify(gpa + start, len, GUEST)?;
         }
         check_view(&s.slot, 0, SIZE, SHARED)?;

@@ -28,7 +28,7 @@ use crate::support::setup::{
 use crate::support::storm::in_a_storm;
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{DOORS, Exit, Private, Vcpu};
+use crate::vm::{CONVERT_BY, Exit, Private, Vcpu};
 use crate::{GIB, HUGE, MIB, PAGE, mem};
 
 suites! {
@@ -532,15 +532,15 @@ fn kvm_maps_less_where_file_and_guest_do_not_agree(page: u64) -> CaseResult {
 
 fn kvm_maps_less_where_attributes_differ(page: u64) -> CaseResult {
     let (_pool, _filled) = pool(page, 1)?;
-    for door in DOORS {
+    for by in CONVERT_BY {
         let mut guest = Guest::new(PINNED, page, 1)?;
         let gpa = guest.gpa;
         guest.touch(page, GUEST)?;
         guest.expect_mapped(page, 1, "all is private")?;
-        guest.vm.convert(door, gpa + 5 * PAGE, PAGE, false)?;
+        guest.vm.convert(by, gpa + 5 * PAGE, PAGE, false)?;
         guest.expect(page, GUEST)?;
         guest.expect_mapped(page, 0, "a page is shared")?;
-        guest.vm.convert(door, gpa + 5 * PAGE, PAGE, true)?;
+        guest.vm.convert(by, gpa + 5 * PAGE, PAGE, true)?;
         ensure!(guest.vcpu.load(gpa + 5 * PAGE)? == 0);
         guest.expect(page, GUEST)?;
         // KVM maps all of it again when it faults anew.
@@ -554,16 +554,16 @@ fn kvm_maps_less_where_attributes_differ(page: u64) -> CaseResult {
 fn conversion_of_a_part_keeps_every_neighbour(page: u64) -> CaseResult {
     let (_pool, _filled) = pool(page, 1)?;
     let span = 2 * MIB;
-    for door in DOORS {
+    for by in CONVERT_BY {
         let mut guest = Guest::new(BOTH, page, 1)?;
         let gpa = guest.gpa;
         guest.vcpu.fill(gpa, span, GUEST)?;
         for (start, len) in [(0, PAGE), (7 * PAGE, PAGE), (span - 2 * PAGE, 2 * PAGE)] {
-            guest.vm.convert(door, gpa + start, len, false)?;
+            guest.vm.convert(by, gpa + start, len, false)?;
             // The shared side is what the VMM has there.
             guest.vcpu.fill(gpa + start, len, SHARED)?;
             guest.vcpu.verify(gpa + start, len, SHARED)?;
-            guest.vm.convert(door, gpa + start, len, true)?;
+            guest.vm.convert(by, gpa + start, len, true)?;
             guest.vcpu.verify(gpa, span, GUEST).with_context(|| format!("+{start:#x}"))?;
         }
     }
@@ -936,7 +936,7 @@ fn other_consumers_get_whole_pages(page: u64) -> CaseResult {
     let got = consumer.get(5)?;
     ensure!(got.order == u64::from(pages.ilog2()), "order {}", got.order);
     punch(&fd, 3 * PAGE, PAGE)?;
-    consumer.expect_heard(&[(3, 4)])?;
+    consumer.expect_callbacks(&[(3, 4)])?;
     let taken = Consumer::new()?.bind(&fd, MAPPER, Span::same(1, 1));
     expect_errno("bind it twice", taken, &[Errno::EEXIST])
 }

@@ -22,7 +22,7 @@ use crate::pressure::base_pages;
 use crate::support::setup::{LAYOUTS, SLOT};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{Door, Private, Slot, Vcpu, Vm};
+use crate::vm::{ConvertBy, Private, Slot, Vcpu, Vm};
 use crate::{PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
@@ -514,7 +514,7 @@ enum Step {
     Convert {
         page: u64,
         count: u64,
-        door: Door,
+        by: ConvertBy,
     },
     Rebind,
 }
@@ -576,7 +576,7 @@ impl Memfile {
             27 | 28 => Step::Convert {
                 page,
                 count,
-                door: [Door::Attributes, Door::Region][dice.coin() as usize],
+                by: [ConvertBy::Attributes, ConvertBy::Region][dice.coin() as usize],
             },
             _ => Step::Rebind,
         }
@@ -648,11 +648,11 @@ impl Memfile {
                     self.guest_page(page)?;
                 }
             }
-            (Step::Convert { page, count, door }, Some((vm, vcpu, slot))) => {
+            (Step::Convert { page, count, by }, Some((vm, vcpu, slot))) => {
                 let (gpa, len) = (SLOT_GPA + page * PAGE, count * PAGE);
-                vm.convert(door, gpa, len, false)?;
+                vm.convert(by, gpa, len, false)?;
                 same("shared load", vcpu.load(gpa)?, slot.view.load(page * PAGE))?;
-                vm.convert(door, gpa, len, true)?;
+                vm.convert(by, gpa, len, true)?;
             }
             (Step::Rebind, Some((vm, _, slot))) => {
                 vm.raw_delete(SLOT)?;

@@ -65,7 +65,7 @@ fn cycle(core: &Module, consumer: &Module, store: &Module) -> Result<()> {
         let mapper = Consumer::bound(&fd, MAPPER, Span::same(0, MIB / PAGE))?;
         mapper.get(7)?;
         punch(&fd, 0, MIB)?;
-        observer.expect_heard(&[(0, MIB / PAGE)])?;
+        observer.expect_callbacks(&[(0, MIB / PAGE)])?;
         mapper.get(7)?;
     }
     consumer.unload()?;

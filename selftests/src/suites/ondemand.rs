@@ -63,7 +63,7 @@ fn shared_accesses_allocate_nothing(on: &'static Backend) -> CaseResult {
 fn slot_and_conversion_allocate_nothing(on: &'static Backend) -> CaseResult {
     let s = Setup::new(on, 16 * MIB)?;
     for private in [false, true, false, true] {
-        s.vm.convert(crate::vm::Door::Attributes, s.slot.gpa, s.slot.size, private)?;
+        s.vm.convert(crate::vm::ConvertBy::Attributes, s.slot.gpa, s.slot.size, private)?;
         on.expect_allocated(&s.fd, 0, "after a conversion")?;
     }
     ensure!(mem::resident(&s.slot.view)? == 0, "the shared side was touched");

@@ -32,7 +32,7 @@ use crate::support::backend::{Backend, MEMFILE};
 use crate::support::setup::{check_view, convert_by_hypercall, fill_view_part};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{Door, Exit, Slot, Vcpu, Vm, region, sequence, small_pages};
+use crate::vm::{ConvertBy, Exit, Slot, Vcpu, Vm, region, sequence, small_pages};
 use crate::{GIB, HUGE, MIB, PAGE, conformance, pressure};
 
 conformance!(
@@ -130,7 +130,7 @@ const SEVERAL: (u64, u64) = (2, 2);
 /// A variant of a scenario.
 #[derive(Clone, Copy, Debug)]
 struct Variant {
-    door: Door,
+    by: ConvertBy,
     asking: Asking,
     areas: u64,
     vcpus: u64,
@@ -235,8 +235,8 @@ impl Area<'_> {
             _ if converted => self.vcpus[0].call(command, &args),
             Asking::Explicit => {
                 self.exchange_memory(part, side)?;
-                let (door, private) = (self.how.door, side == Priv);
-                convert_by_hypercall(self.vm, &mut self.vcpus[0], door, gpa, part.len, private)?;
+                let (by, private) = (self.how.by, side == Priv);
+                convert_by_hypercall(self.vm, &mut self.vcpus[0], by, gpa, part.len, private)?;
                 self.note(part, side);
                 self.vcpus[0].call(command, &args)
             }
@@ -281,7 +281,7 @@ impl Area<'_> {
     fn convert(&mut self, part: Part, side: Side) -> Result<()> {
         self.exchange_memory(part, side)?;
         let gpa = self.slot.gpa + part.start;
-        self.vm.convert(self.how.door, gpa, part.len, side == Priv)?;
+        self.vm.convert(self.how.by, gpa, part.len, side == Priv)?;
         self.note(part, side);
         Ok(())
     }
@@ -369,16 +369,16 @@ fn run_variants(
     sealed: bool,
     scenario: Scenario,
 ) -> CaseResult {
-    let doors = Vm::protected()?.doors();
+    let conversions = Vm::protected()?.conversions();
     let both = [(Asking::Explicit, ONE), (Asking::Implicit, SEVERAL)];
     let other = [(Asking::Explicit, SEVERAL), (Asking::Implicit, ONE)];
-    for (&door, variants) in doors.iter().zip([both, other]) {
+    for (&by, variants) in conversions.iter().zip([both, other]) {
         for (asking, (areas, vcpus)) in variants {
             // guest_memfd is here for comparison, and not under test.
             if on.kind != MEMFILE.kind && areas > 1 {
                 continue;
             }
-            let how = Variant { door, asking, areas, vcpus, pages };
+            let how = Variant { by, asking, areas, vcpus, pages };
             run(on, how, sealed, scenario).with_context(|| format!("{how:?}"))?;
         }
     }
@@ -585,8 +585,8 @@ fn middle(a: &mut Area) -> Result<()> {
 fn run_all(on: &'static Backend, pages: Pages) -> CaseResult {
     let _policy = pressure::shmem_huge(if pages.huge_private { "always" } else { "never" })?;
     let _anonymous = pages.huge_shared.then(|| pressure::anonymous_huge("madvise")).transpose()?;
-    let (door, asking) = (Door::Attributes, Asking::Explicit);
-    let how = Variant { door, asking, areas: 1, vcpus: 1, pages };
+    let (by, asking) = (ConvertBy::Attributes, Asking::Explicit);
+    let how = Variant { by, asking, areas: 1, vcpus: 1, pages };
     run(on, how, false, pages_are_as_asked_for)?;
     let how = Variant { vcpus: 2, ..how };
     for scenario in SCENARIOS {

@@ -145,8 +145,8 @@ fn consumer_hears_its_holes() -> CaseResult {
     }
     expect_errno("unaligned", punch(&fd, 1, PAGE), &[Errno::EINVAL])?;
     expect_errno("allocation", allocate(&fd, 0, PAGE), &[Errno::EOPNOTSUPP])?;
-    mapper.expect_heard(&[(102, 104), (100, 101), (102, 108)])?;
-    observer.expect_heard(&[(0, 8), (16, PAGES), (10, 12), (0, 9), (10, PAGES)])
+    mapper.expect_callbacks(&[(102, 104), (100, 101), (102, 108)])?;
+    observer.expect_callbacks(&[(0, 8), (16, PAGES), (10, 12), (0, 9), (10, PAGES)])
 }
 
 fn consumer_gets_the_same_page_until_it_is_punched() -> CaseResult {
@@ -223,8 +223,8 @@ fn hears_what_consumers_want() -> CaseResult {
     let stores = Stores::new()?;
     let fd = stores.file()?;
     let expect = |flags: u64, movable: bool, left: u64, when: &str| -> Result<()> {
-        let (wanted, heard) = (Wanted { flags, movable, left }, store::wanted(&fd)?);
-        ensure!(heard == wanted, "{when}: heard {heard:x?}, wanted {wanted:x?}");
+        let (wanted, told) = (Wanted { flags, movable, left }, store::wanted(&fd)?);
+        ensure!(told == wanted, "{when}: told {told:x?}, wanted {wanted:x?}");
         Ok(())
     };
     let mapper = Consumer::bound(&fd, Mode::Mapper(BOTH), Span::same(0, 8))?;
@@ -276,8 +276,8 @@ fn pages_migrate_unless_they_are_pinned() -> CaseResult {
             }
             s.vcpu.verify(s.slot.gpa, FILE, GUEST)
         })?;
-        let heard = if moves { &[(0, 1), (3, 4), (3, 4), (PAGES - 1, PAGES)][..] } else { &[] };
-        observer.expect_heard(heard)?;
+        let callbacks = if moves { &[(0, 1), (3, 4), (3, 4), (PAGES - 1, PAGES)][..] } else { &[] };
+        observer.expect_callbacks(callbacks)?;
         // The guest has faulted in again only pages that have moved.
         let wanted = if moves { [4, 0, 3] } else { [0; 3] };
         ensure!(counts == wanted, "flags {flags:#x}: {counts:?}, wanted {wanted:?}");
@@ -301,10 +301,10 @@ fn consumer_is_asked_before_swap_and_hears_of_it() -> CaseResult {
         s.vcpu.verify(s.slot.gpa, FILE, GUEST)
     })?;
     ensure!(counts == [1, 1, 0, 2], "{counts:?}");
-    let heard = observer.heard()?.events;
+    let callbacks = observer.callbacks()?.events;
     let mut wanted = vec![Event::Young(5, 6); 3];
     wanted.extend([5, 6].iter().flat_map(|&n| [Event::Start(n, n + 1), Event::End(n, n + 1)]));
-    ensure!(heard == wanted, "heard {heard:?}, wanted {wanted:?}");
+    ensure!(callbacks == wanted, "callbacks {callbacks:?}, wanted {wanted:?}");
     Ok(())
 }
 
@@ -456,7 +456,7 @@ fn unregistered_one_keeps_its_bindings_and_gets_no_new_ones() -> CaseResult {
     // The guest gets pages that it has not touched yet, and loses those that are punched.
     s.vcpu.fill(s.slot.gpa + FILE / 2, FILE / 2, GUEST)?;
     punch_and_verify(&mut s, 0)?;
-    observer.expect_heard(&[(8, 16)])?;
+    observer.expect_callbacks(&[(8, 16)])?;
 
     s.vm.raw_delete(SLOT)?;
     ensure!(s.bind_again().is_err(), "bound again to a store that is not registered");
@@ -489,7 +489,7 @@ fn unregistering_races_with_binding() -> CaseResult {
             drop(fd);
             consumer.get(7)?;
             consumer.unbind()?;
-            consumer.expect_heard(&[(0, PAGES)])?;
+            consumer.expect_callbacks(&[(0, PAGES)])?;
         }
         Ok((bound, refused))
     };

@@ -11,7 +11,7 @@ use crate::pressure::Cgroup;
 use crate::support::backend::{Backend, MEMFILE};
 use crate::sys;
 use crate::uapi::*;
-use crate::vm::{Door, Exit, Slot, Vcpu, Vm, VmType, open_kvm, region, supports};
+use crate::vm::{ConvertBy, Exit, Slot, Vcpu, Vm, VmType, open_kvm, region, supports};
 use crate::{GIB, HUGE, MIB, PAGE};
 
 /// A port that no device has.
@@ -220,7 +220,7 @@ pub fn check_view(slot: &Slot, start: u64, len: u64, pattern: Pattern) -> Result
 pub fn convert_by_hypercall(
     vm: &Vm,
     vcpu: &mut Vcpu,
-    door: Door,
+    by: ConvertBy,
     gpa: u64,
     len: u64,
     private: bool,
@@ -232,7 +232,7 @@ pub fn convert_by_hypercall(
     };
     let asked = attributes & KVM_MAP_GPA_RANGE_ENCRYPTED != 0;
     ensure!((start, pages * PAGE, asked) == (gpa, len, private), "{exit:x?}");
-    vm.convert(door, start, pages * PAGE, asked)?;
+    vm.convert(by, start, pages * PAGE, asked)?;
     let exit = vcpu.run()?;
     ensure!(exit == Exit::Done && vcpu.result(0) == 0, "{exit:x?}, result {}", vcpu.result(0));
     Ok(())

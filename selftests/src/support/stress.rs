@@ -25,7 +25,7 @@ use crate::pressure::{self, Cgroup};
 use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, Layout, SLOT, Setup, fill_view};
 use crate::sys::*;
-use crate::vm::{Door, Private, RunCounters, Vm};
+use crate::vm::{ConvertBy, Private, RunCounters, Vm};
 use crate::{GIB, HUGE, PAGE};
 
 /// Duration of a stress; shorter on guest_memfd, where it only tests the stress itself.
@@ -101,7 +101,7 @@ pub struct Bench {
     layout: Layout,
     host: Option<Host>,
     length: Length,
-    doors: &'static [Door],
+    conversions: &'static [ConvertBy],
     rng: Rng,
     pages: Vec<Page>,
     generation: u64,
@@ -120,13 +120,13 @@ impl Bench {
     /// The same with a given guest, which has a slot of [`PAGES`] pages at `layout`, and a host.
     pub fn of(mut s: Setup, layout: Layout, host: Option<Host>, length: Length) -> Result<Bench> {
         let rng = Rng::new(seed());
-        let doors = s.vm.doors();
+        let conversions = s.vm.conversions();
         let (private_content, shared_content) = (Pattern::Generation(1), Pattern::Generation(2));
         s.vcpu.fill(s.slot.gpa, s.slot.size, private_content)?;
         fill_view(&s.slot, shared_content);
         let page = Page { private: true, private_content, shared_content };
         let pages = vec![page; PAGES as usize];
-        let mut bench = Bench { s, layout, host, length, doors, rng, pages, generation: 2 };
+        let mut bench = Bench { s, layout, host, length, conversions, rng, pages, generation: 2 };
         bench.begin(0, PAGES);
         bench.end(0, PAGES);
         Ok(bench)
@@ -172,7 +172,7 @@ impl Bench {
         let count = 1 + self.rng.below(longest.min(PAGES - first));
         let (gpa, len) = (self.s.slot.gpa + first * PAGE, count * PAGE);
         let offset = self.layout.offset + first * PAGE;
-        let door = self.doors[self.rng.below(self.doors.len() as u64) as usize];
+        let by = self.conversions[self.rng.below(self.conversions.len() as u64) as usize];
         match action {
             // These change nothing that a guest can see.
             Action::Compact => pressure::compact()?,
@@ -190,7 +190,7 @@ impl Bench {
                 let punched = self.rng.below(2) == 0;
                 self.begin(first, count);
                 self.write_view(first, count, content);
-                self.s.vm.convert(door, gpa, len, false)?;
+                self.s.vm.convert(by, gpa, len, false)?;
                 if punched {
                     punch(&self.s.fd, offset, len).context("punch")?;
                 }
@@ -207,7 +207,7 @@ impl Bench {
             }
             Action::Privatise => {
                 self.begin(first, count);
-                self.s.vm.convert(door, gpa, len, true)?;
+                self.s.vm.convert(by, gpa, len, true)?;
                 for page in &mut self.pages[first as usize..(first + count) as usize] {
                     page.private = true;
                 }
