@@ -5,6 +5,7 @@
 Skipped where there is no Chromium, or no memfile-plot yet (scripts/build-selftests builds it).
 """
 
+import html
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from typing import Any
 
 # The checkout stays clean.
 sys.dont_write_bytecode = True
@@ -79,18 +81,52 @@ class Page(unittest.TestCase):
         ]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
 
-    def test_parts_are_laid_out_and_the_console_is_empty(self) -> None:
-        # The browser itself says where the parts are.
-        script = "<script>document.title = JSON.stringify(['#summary', '#bars', '#pressure', 'table'].map(s => {" \
-            "const box = document.querySelector(s).getBoundingClientRect(); return [box.width, box.height]}))</script>"
-        self.page.write_text(self.page.read_text().replace("</html>", script))
-        run = self.browse("--window-size=1000,1200", "--dump-dom")
-        found = re.search(r"<title>(\[\[.*?\]\])</title>", run.stdout)
+    def ask(self, question: str, *options: str) -> Any:
+        """The browser's own answer to a question about the page, which must leave its console empty."""
+        text = self.page.read_text()
+        self.page.write_text(text.replace("</html>", f"<script>document.title = JSON.stringify({question})</script>"))
+        run = self.browse("--window-size=1000,1200", *options, "--dump-dom")
+        self.page.write_text(text)
+        found = re.search(r"<title>(.*?)</title>", run.stdout)
         assert found is not None, run.stdout[:500]
-        for width, height in json.loads(found[1]):
+        self.assertNotIn("CONSOLE", run.stderr)
+        return json.loads(html.unescape(found[1]))
+
+    def test_parts_are_laid_out_and_the_console_is_empty(self) -> None:
+        boxes = self.ask(
+            "['#summary', '#bars', '#pressure', 'table'].map(s => {"
+            "const box = document.querySelector(s).getBoundingClientRect(); return [box.width, box.height]})")
+        for width, height in boxes:
             self.assertGreater(width, 300)
             self.assertGreater(height, 20)
-        self.assertNotIn("CONSOLE", run.stderr)
+
+    def test_values_are_shown_on_hover_and_events_are_marked(self) -> None:
+        bars, steps, events = self.ask(
+            "['#bars g > title', '#pressure .hit > title', '#pressure .event > title']"
+            ".map(s => [...document.querySelectorAll(s)].map(title => title.textContent))")
+        self.assertIn("memfile, on demand, wrote a quarter: 64 MiB", bars)
+        # Two courses of nine steps.
+        self.assertEqual(len(steps), 18)
+        self.assertIn("one, written: resident 56 MiB, swapped 8 MiB, allocated 64 MiB, 901 free blocks of 2 MiB", steps)
+        self.assertEqual(
+            events, ["host wants 8 MiB each time", "host wants 8 MiB each time", "guest gives back", "host compacts"])
+        # One axis of steps for all courses.
+        self.assertEqual(self.ask("new Set([...document.querySelectorAll('#pressure .hit')].map(r => r.x.baseVal.value)).size"), 9)
+
+    def test_page_is_dark_where_the_reader_wants_that(self) -> None:
+        colour = "['backgroundColor', 'color'].map(p => getComputedStyle(document.body)[p])"
+        light = self.ask(colour, "--blink-settings=preferredColorScheme=1")
+        dark = self.ask(colour, "--blink-settings=preferredColorScheme=0")
+        self.assertEqual(light, ["rgb(255, 255, 255)", "rgb(27, 31, 36)"])
+        self.assertEqual(dark, ["rgb(21, 25, 30)", "rgb(230, 237, 243)"])
+
+    def test_page_can_be_printed(self) -> None:
+        paper = self.folder / "page.pdf"
+        self.browse("--no-pdf-header-footer", f"--print-to-pdf={paper}")
+        data = paper.read_bytes()
+        self.assertEqual(data[:5], b"%PDF-")
+        # An empty sheet takes less than 1 kB.
+        self.assertGreater(len(data), 10000)
 
     def test_screenshot_is_not_blank(self) -> None:
         picture = self.folder / "page.png"
