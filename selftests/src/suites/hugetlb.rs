@@ -734,9 +734,9 @@ fn error_in_a_page_that_is_about_to_move_is_told(page: u64) -> CaseResult {
                 noted.is_err(),
                 "the second page was not isolated: the kernel handled its error"
             );
-            let heard = told.heard()?;
-            ensure!(heard.starts != 0 && heard.starts == heard.ends, "told: {heard:?}");
-            ensure!(delaying.heard()?.ends == 0, "the delay has ended already");
+            let calls = told.callbacks()?;
+            ensure!(calls.starts != 0 && calls.starts == calls.ends, "told: {calls:?}");
+            ensure!(delaying.callbacks()?.ends == 0, "the delay has ended already");
             Ok(())
         });
         // This ends the delay as well.
