@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memfiles, with a guest and without.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result};
+
+use super::dice::{Dice, END, KEEP, Log, OPERATIONS, PUNCH, REFUSED, same};
+use super::file::File;
+use crate::ktap::CaseResult;
+use crate::pattern::mix;
+use crate::pressure::base_pages;
+use crate::support::setup::{LAYOUTS, SLOT};
+use crate::sys::*;
+use crate::vm::{Door, Private, Slot, Vcpu, Vm};
+use crate::{PAGE, mem};
+
+/// The operations on a memfile, and of its guest.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Truncate(u64),
+    Fallocate {
+        mode: i32,
+        offset: u64,
+        len: u64,
+    },
+    Refused(usize),
+    Seek {
+        from: u64,
+        data: bool,
+    },
+    Read {
+        at: u64,
+        len: u64,
+    },
+    /// The rest needs a guest. It touches the first word of these pages of the slot.
+    Load(u64),
+    Store(u64),
+    PreFault {
+        page: u64,
+        count: u64,
+    },
+    Convert {
+        page: u64,
+        count: u64,
+        door: Door,
+    },
+    Rebind,
+}
+
+/// Bytes of a guest's slot, and where it lies in the file and in guest memory.
+const SLOT_SIZE: u64 = 40 * PAGE;
+const SLOT_OFFSET: u64 = 4 * PAGE;
+const SLOT_GPA: u64 = LAYOUTS[0].gpa + 3 * PAGE;
+
+/// A memfile, its model, and perhaps a guest.
+struct Memfile {
+    fd: OwnedFd,
+    model: File,
+    guest: Option<(Vm, Vcpu, Slot)>,
+    number: u64,
+}
+
+impl Memfile {
+    fn new() -> Result<Memfile> {
+        Ok(Memfile { fd: memfile_unsized()?, model: File::default(), guest: None, number: 0 })
+    }
+
+    /// With a guest that uses a part of it.
+    fn with_guest() -> Result<Memfile> {
+        let mut memfile = Memfile::new()?;
+        ftruncate(&memfile.fd, END)?;
+        memfile.model = File::new(END, 0);
+        let vm = Vm::protected()?;
+        vm.set_private(SLOT_GPA, SLOT_SIZE)?;
+        let slot = Self::bind(&vm, &memfile.fd)?;
+        let vcpu = vm.vcpu(0)?;
+        memfile.guest = Some((vm, vcpu, slot));
+        Ok(memfile)
+    }
+
+    fn bind(vm: &Vm, fd: &OwnedFd) -> Result<Slot> {
+        vm.add_private(SLOT, SLOT_GPA, SLOT_SIZE, Private::Memfile, fd, SLOT_OFFSET)
+    }
+
+    /// A random operation.
+    fn step(&self, dice: &mut Dice) -> Step {
+        let size = self.model.size();
+        let (offset, len) = dice.range(size);
+        let aligned = (offset & !(PAGE - 1), len.next_multiple_of(PAGE));
+        let page = dice.below(SLOT_SIZE / PAGE);
+        let count = 1 + dice.below(SLOT_SIZE / PAGE - page);
+        match dice.below(if self.guest.is_some() { 30 } else { 12 }) {
+            0 => Step::Truncate(offset),
+            1 => Step::Truncate(aligned.0),
+            2 => Step::Fallocate { mode: PUNCH, offset, len },
+            3..6 => Step::Fallocate { mode: PUNCH, offset: aligned.0, len: aligned.1 },
+            6..9 => Step::Fallocate { mode: [0, KEEP][dice.coin() as usize], offset, len },
+            9 => Step::Refused(dice.below(REFUSED.len() as u64) as usize),
+            10 => Step::Seek { from: offset, data: dice.coin() },
+            11 => Step::Read { at: offset, len },
+            12..18 => Step::Load(page),
+            18..25 => Step::Store(page),
+            25 | 26 => Step::PreFault { page, count },
+            27 | 28 => Step::Convert {
+                page,
+                count,
+                door: [Door::Attributes, Door::Region][dice.coin() as usize],
+            },
+            _ => Step::Rebind,
+        }
+    }
+
+    /// The result of a fallocate by rule 2.
+    fn model_fallocate(&mut self, mode: i32, offset: u64, len: u64) -> SysResult<()> {
+        let bad = match mode {
+            PUNCH => offset % PAGE != 0 || len % PAGE != 0,
+            _ => offset + len > self.model.size(),
+        };
+        if bad { Err(Errno::EINVAL) } else { self.model.fallocate(mode, offset, len) }
+    }
+
+    /// The result of a change of size by rule 2.
+    fn model_truncate(&mut self, size: u64) -> SysResult<()> {
+        match self.model.size() {
+            0 if size % PAGE == 0 => self.model.truncate(size),
+            0 => Err(Errno::EINVAL),
+            _ => Err(Errno::EPERM),
+        }
+    }
+
+    /// The page of the file that is the guest's page, which it has touched.
+    fn guest_page(&mut self, page: u64) -> Result<&mut [u8; PAGE as usize]> {
+        self.model.fault(SLOT_OFFSET / PAGE + page).context("the model has no such page")
+    }
+
+    /// Do one operation on both.
+    fn apply(&mut self, step: Step) -> Result<()> {
+        self.number += 1;
+        let mark = mix(self.number);
+        let word = |bytes: &[u8; PAGE as usize]| u64::from_ne_bytes(bytes[..8].try_into().unwrap());
+        match (step, self.guest.as_mut()) {
+            (Step::Truncate(size), _) => {
+                same("ftruncate", ftruncate(&self.fd, size), self.model_truncate(size))?;
+            }
+            (Step::Fallocate { mode, offset, len }, _) => {
+                let result = fallocate(&self.fd, mode, offset, len);
+                same("fallocate", result, self.model_fallocate(mode, offset, len))?;
+            }
+            (Step::Refused(which), _) => {
+                let (mode, offset, len, errno) = REFUSED[which];
+                same("fallocate", fallocate(&self.fd, mode, offset, len), Err(errno))?;
+            }
+            (Step::Seek { from, data }, _) => {
+                let whence = if data { libc::SEEK_DATA } else { libc::SEEK_HOLE };
+                same("lseek", lseek(&self.fd, from, whence), self.model.seek(from, data))?;
+            }
+            (Step::Read { at, len }, _) => {
+                let mut bytes = vec![0; len as usize];
+                same("pread", pread(&self.fd, &mut bytes, at), Err(Errno::EPERM))?;
+                same("pwrite", pwrite(&self.fd, &bytes, at), Err(Errno::EPERM))?;
+                let part = Some((self.fd.as_fd(), 0));
+                let mapped = Mapping::map(PAGE, libc::PROT_READ, libc::MAP_SHARED, part);
+                same("mmap", mapped.err(), Some(Errno::EPERM))?;
+            }
+            (Step::Load(page), Some((_, vcpu, _))) => {
+                let got = vcpu.load(SLOT_GPA + page * PAGE)?;
+                same("load", got, word(self.guest_page(page)?))?;
+            }
+            (Step::Store(page), Some((_, vcpu, _))) => {
+                vcpu.store(SLOT_GPA + page * PAGE, mark)?;
+                self.guest_page(page)?[..8].copy_from_slice(&mark.to_ne_bytes());
+            }
+            (Step::PreFault { page, count }, Some((_, vcpu, _))) => {
+                vcpu.raw_pre_fault(SLOT_GPA + page * PAGE, count * PAGE).0.context("pre-fault")?;
+                for page in page..page + count {
+                    self.guest_page(page)?;
+                }
+            }
+            (Step::Convert { page, count, door }, Some((vm, vcpu, slot))) => {
+                let (gpa, len) = (SLOT_GPA + page * PAGE, count * PAGE);
+                vm.convert(door, gpa, len, false)?;
+                same("shared load", vcpu.load(gpa)?, slot.view.load(page * PAGE))?;
+                vm.convert(door, gpa, len, true)?;
+            }
+            (Step::Rebind, Some((vm, _, slot))) => {
+                vm.raw_delete(SLOT)?;
+                *slot = Self::bind(vm, &self.fd)?;
+            }
+            (_, None) => unreachable!("there is no guest"),
+        }
+        same("size", file_size(&self.fd)?, self.model.size())?;
+        same("memory", allocated(&self.fd)?, self.model.allocated())?;
+        let pages = mem::fdinfo(&self.fd, "memfile-pages")?.context("no memfile-pages")?;
+        same("memfile-pages", pages, (self.model.allocated() / PAGE).to_string())
+    }
+
+    /// Do `count` operations.
+    fn run(&mut self, dice: &mut Dice, count: u64) -> CaseResult {
+        let mut log = Log::default();
+        for _ in 0..count {
+            let step = self.step(dice);
+            log.add(&step);
+            let result = self.apply(step);
+            let told = || format!("step {}, the last were:{}", self.number, log.text());
+            result.with_context(told)?;
+        }
+        Ok(())
+    }
+}
+
+pub fn memfile_has_the_pages_it_was_told_to_have() -> CaseResult {
+    let _pages = base_pages()?;
+    let mut dice = Dice::new(END);
+    for _ in 0..8 {
+        Memfile::new()?.run(&mut dice, OPERATIONS)?;
+    }
+    Ok(())
+}
+
+pub fn memfile_of_a_guest_has_what_both_made_of_it() -> CaseResult {
+    let _pages = base_pages()?;
+    let mut dice = Dice::new(END);
+    for _ in 0..4 {
+        let mut memfile = Memfile::with_guest()?;
+        memfile.run(&mut dice, 2 * OPERATIONS)?;
+        // All pages of the guest, once more.
+        for page in 0..SLOT_SIZE / PAGE {
+            memfile.apply(Step::Load(page)).with_context(|| format!("page {page} in the end"))?;
+        }
+    }
+    Ok(())
+}
