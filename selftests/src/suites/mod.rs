@@ -70,6 +70,7 @@ static SUBJECTS: &[&[Suite]] = &[
     property::SUITES,
     one(&security::SUITE),
     one(&model::SUITE),
+    one(&model::SUITE_HUGE),
     binding::SUITES,
     one(&cap::SUITE),
     one(&cap_without::NPT),

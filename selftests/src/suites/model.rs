@@ -2,16 +2,18 @@
 //! Random operations on a file and on a model of it must agree, call by call.
 //!
 //! Ordinary files of shmem prove that the patches change nothing for them; with
-//! F_SEAL_AUTO_ALLOCATE they test the promises of the seal, and a memfile tests rule 2. After each
-//! operation size and st_blocks are compared, at times all content and every hole. A failure prints
-//! the last operations, and the seed to repeat them.
+//! F_SEAL_AUTO_ALLOCATE they test the promises of the seal, and a memfile tests rule 2, one of huge
+//! pages rule 24 as well. After each operation size and st_blocks are compared, at times all content
+//! and every hole. A failure prints the last operations, and the seed to repeat them.
 
 mod dice;
 mod file;
+mod huge;
 mod memfile;
 mod operation;
 mod shmem;
 
+pub use self::huge::SUITE as SUITE_HUGE;
 use self::memfile::*;
 use self::shmem::*;
 use crate::ktap::Suite;

@@ -51,12 +51,19 @@ pub struct Dice {
     rng: Rng,
     /// Operations start below this.
     end: u64,
+    /// Small pages in a page of the file.
+    unit: u64,
 }
 
 impl Dice {
     /// With a seed that is printed.
     pub fn new(end: u64) -> Dice {
-        Dice { rng: Rng::new(seed()), end }
+        Dice::for_pages(end, 1)
+    }
+
+    /// The same for files of pages that are `unit` small pages each.
+    pub fn for_pages(end: u64, unit: u64) -> Dice {
+        Dice { rng: Rng::new(seed()), end, unit }
     }
 
     /// Any number below `bound`.
@@ -68,8 +75,23 @@ impl Dice {
         self.below(2) == 0
     }
 
+    /// One of `count` small pages, mostly near the edges of pages.
+    pub fn page(&mut self, count: u64) -> u64 {
+        let any = self.below(count);
+        if self.unit == 1 {
+            return any;
+        }
+        let start = any / self.unit * self.unit;
+        let page = match self.below(5) {
+            0 => any,
+            1 | 2 => start + self.below(4),
+            _ => start + self.unit - 1 - self.below(4),
+        };
+        page.min(count - 1)
+    }
+
     pub fn offset(&mut self, size: u64) -> u64 {
-        let near = if self.below(4) == 0 { size } else { self.below(self.end / PAGE) * PAGE };
+        let near = if self.below(4) == 0 { size } else { self.page(self.end / PAGE) * PAGE };
         let at = match self.below(4) {
             0 => near + self.below(PAGE),
             1 => near.saturating_sub(self.below(PAGE)),
@@ -89,6 +111,9 @@ impl Dice {
     }
 
     pub fn len(&mut self) -> u64 {
+        if self.unit > 1 && self.below(3) == 0 {
+            return (1 + self.below(3)) * self.unit * PAGE;
+        }
         match self.below(4) {
             0 => 1 + self.below(16),
             1 => 1 + self.below(PAGE),

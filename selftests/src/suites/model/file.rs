@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A naive model of a file of shmem, page by page, as a program sees it.
+//! A naive model of a file of shmem or hugetlbfs, page by page, as a program sees it.
 //!
-//! Small pages, no swap, no limits. Each call returns the result that the kernel must give.
+//! No swap, no limits. shmem has small pages only; the huge pages of hugetlbfs are small pages that
+//! come and go together. Each call returns the result that the kernel must give.
 
 use std::collections::BTreeMap;
 
@@ -16,15 +17,17 @@ const CHUNK: u64 = crate::HUGE;
 /// A page that takes memory; a hole has none.
 #[derive(Clone, Debug)]
 enum Page {
-    /// Allocated and never used since: zeros, and a hole to SEEK_DATA.
+    /// Allocated and never used since: zeros, and a hole to SEEK_DATA if it is of shmem.
     Reserved,
     Used(Box<[u8; PAGE]>),
 }
 
 /// A file.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct File {
     size: u64,
+    /// Small pages that come and go together.
+    unit: u64,
     /// Those past the end of the file, too.
     pages: BTreeMap<u64, Page>,
     seals: u32,
@@ -42,7 +45,12 @@ fn pieces(start: u64, end: u64) -> impl Iterator<Item = (u64, std::ops::Range<us
 
 impl File {
     pub fn new(size: u64, seals: u32) -> File {
-        File { size, seals, ..File::default() }
+        File { size, unit: 1, pages: BTreeMap::new(), seals }
+    }
+
+    /// The same of pages that are `unit` small pages each; nobody can seal it.
+    pub fn of_pages(unit: u64, size: u64) -> File {
+        File { unit, ..File::new(size, 0) }
     }
 
     pub fn size(&self) -> u64 {
@@ -62,11 +70,20 @@ impl File {
         self.seals & seals != 0
     }
 
+    /// Allocate the page, and those that come with it.
+    fn reserve(&mut self, index: u64) {
+        let first = index - index % self.unit;
+        for index in first..first + self.unit {
+            self.pages.entry(index).or_insert(Page::Reserved);
+        }
+    }
+
     /// The page, made ready for use; EPERM for a hole that only fallocate may fill.
     fn used(&mut self, index: u64) -> SysResult<&mut [u8; PAGE]> {
         if !self.pages.contains_key(&index) && self.sealed(F_SEAL_AUTO_ALLOCATE) {
             return Err(Errno::EPERM);
         }
+        self.reserve(index);
         let page = self.pages.entry(index).or_insert(Page::Reserved);
         if let Page::Reserved = page {
             *page = Page::Used(Box::new([0; PAGE]));
@@ -151,7 +168,7 @@ impl File {
         }
         for (index, _) in pieces(offset, end) {
             match self.pages.get_mut(&index) {
-                None => drop(self.pages.insert(index, Page::Reserved)),
+                None => self.reserve(index),
                 // Requested twice: made ready for use, so that a failure does not free it.
                 Some(page @ Page::Reserved) => *page = Page::Used(Box::new([0; PAGE])),
                 Some(Page::Used(_)) => {}
@@ -165,12 +182,14 @@ impl File {
 
     /// Free the pages inside of `[start, end)`, and zero its parts of other pages.
     fn discard(&mut self, start: u64, end: u64) {
+        let bytes = self.unit * PAGE as u64;
         let inside = |index: &u64| {
-            index * PAGE as u64 >= start && (index + 1).saturating_mul(PAGE as u64) <= end
+            let unit = index / self.unit;
+            unit * bytes >= start && (unit + 1) * bytes <= end
         };
         self.pages.retain(|index, _| !inside(index));
-        for index in [start / PAGE as u64, end / PAGE as u64] {
-            if let Some(Page::Used(page)) = self.pages.get_mut(&index) {
+        for (index, page) in self.pages.range_mut(start / PAGE as u64..end.div_ceil(PAGE as u64)) {
+            if let Page::Used(page) = page {
                 let base = index * PAGE as u64;
                 let within = |at: u64| (at.clamp(base, base + PAGE as u64) - base) as usize;
                 page[within(start)..within(end)].fill(0);
@@ -209,7 +228,12 @@ impl File {
         if from >= self.size {
             return Err(Errno::ENXIO);
         }
-        let used = |index| matches!(self.pages.get(&index), Some(Page::Used(_)));
+        let used = |index| match self.pages.get(&index) {
+            Some(Page::Used(_)) => true,
+            // hugetlbfs clears a page when it allocates it.
+            Some(Page::Reserved) => self.unit > 1,
+            None => false,
+        };
         match pieces(from, self.size).find(|&(index, _)| used(index) == data) {
             Some((index, _)) => Ok(from.max(index * PAGE as u64)),
             None if data => Err(Errno::ENXIO),
@@ -248,6 +272,20 @@ mod tests {
         file.truncate(2 * P + 20).unwrap();
         file.truncate(3 * P).unwrap();
         assert_eq!(file.read(2 * P + 19, 2), [1, 0]);
+    }
+
+    #[test]
+    fn small_pages_of_a_huge_one_come_and_go_together() {
+        let mut file = File::of_pages(4, 12 * P);
+        file.fault(5).unwrap()[0] = 7;
+        file.fallocate(0, 9 * P, 1).unwrap();
+        assert_eq!(file.allocated(), 8 * P);
+        assert_eq!((file.seek(0, true), file.seek(5 * P, false)), (Ok(4 * P), Ok(12 * P)));
+        let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        file.fallocate(punch, 5 * P, 6 * P).unwrap();
+        assert_eq!((file.read(5 * P, 1), file.allocated()), (vec![0], 8 * P));
+        file.fallocate(punch, 3 * P, 5 * P).unwrap();
+        assert_eq!(file.allocated(), 4 * P);
     }
 
     #[test]

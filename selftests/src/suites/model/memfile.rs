@@ -10,9 +10,10 @@ use super::file::File;
 use crate::ktap::CaseResult;
 use crate::pattern::mix;
 use crate::pressure::base_pages;
+use crate::support::backend::{Backend, MEMFILE};
 use crate::support::setup::{LAYOUTS, SLOT};
 use crate::sys::*;
-use crate::vm::{Door, Private, Slot, Vcpu, Vm};
+use crate::vm::{Door, Slot, Vcpu, Vm};
 use crate::{PAGE, mem};
 
 /// The operations on a memfile, and of its guest.
@@ -48,13 +49,40 @@ enum Step {
     Rebind,
 }
 
-/// Bytes of a guest's slot, and where it lies in the file and in guest memory.
-const SLOT_SIZE: u64 = 40 * PAGE;
-const SLOT_OFFSET: u64 = 4 * PAGE;
-const SLOT_GPA: u64 = LAYOUTS[0].gpa + 3 * PAGE;
+/// What memfiles are made of, and which part of them a guest has.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub on: &'static Backend,
+    /// Bytes of a file.
+    pub end: u64,
+    /// Bytes of the slot, and where it lies in the file and in guest memory.
+    pub size: u64,
+    pub offset: u64,
+    pub gpa: u64,
+}
+
+const SMALL: Shape = Shape {
+    on: &MEMFILE,
+    end: END,
+    size: 40 * PAGE,
+    offset: 4 * PAGE,
+    gpa: LAYOUTS[0].gpa + 3 * PAGE,
+};
+
+impl Shape {
+    /// Small pages in a page of the file.
+    fn unit(&self) -> u64 {
+        self.on.page / PAGE
+    }
+
+    fn dice(&self) -> Dice {
+        Dice::for_pages(self.end, self.unit())
+    }
+}
 
 /// A memfile, its model, and perhaps a guest.
 struct Memfile {
+    shape: Shape,
     fd: OwnedFd,
     model: File,
     guest: Option<(Vm, Vcpu, Slot)>,
@@ -62,25 +90,26 @@ struct Memfile {
 }
 
 impl Memfile {
-    fn new() -> Result<Memfile> {
-        Ok(Memfile { fd: memfile_unsized()?, model: File::default(), guest: None, number: 0 })
+    fn new(shape: Shape) -> Result<Memfile> {
+        let (fd, model) = (shape.on.new_file()?, File::of_pages(shape.unit(), 0));
+        Ok(Memfile { shape, fd, model, guest: None, number: 0 })
     }
 
     /// With a guest that uses a part of it.
-    fn with_guest() -> Result<Memfile> {
-        let mut memfile = Memfile::new()?;
-        ftruncate(&memfile.fd, END)?;
-        memfile.model = File::new(END, 0);
-        let vm = Vm::protected()?;
-        vm.set_private(SLOT_GPA, SLOT_SIZE)?;
-        let slot = Self::bind(&vm, &memfile.fd)?;
+    fn with_guest(shape: Shape) -> Result<Memfile> {
+        let mut memfile = Memfile::new(shape)?;
+        ftruncate(&memfile.fd, shape.end)?;
+        memfile.model = File::of_pages(shape.unit(), shape.end);
+        let vm = shape.on.vm()?;
+        vm.set_private(shape.gpa, shape.size)?;
+        let slot = Self::bind(&vm, &shape, &memfile.fd)?;
         let vcpu = vm.vcpu(0)?;
         memfile.guest = Some((vm, vcpu, slot));
         Ok(memfile)
     }
 
-    fn bind(vm: &Vm, fd: &OwnedFd) -> Result<Slot> {
-        vm.add_private(SLOT, SLOT_GPA, SLOT_SIZE, Private::Memfile, fd, SLOT_OFFSET)
+    fn bind(vm: &Vm, shape: &Shape, fd: &OwnedFd) -> Result<Slot> {
+        vm.add_private(SLOT, shape.gpa, shape.size, shape.on.kind, fd, shape.offset)
     }
 
     /// A random operation.
@@ -88,11 +117,12 @@ impl Memfile {
         let size = self.model.size();
         let (offset, len) = dice.range(size);
         let aligned = (offset & !(PAGE - 1), len.next_multiple_of(PAGE));
-        let page = dice.below(SLOT_SIZE / PAGE);
-        let count = 1 + dice.below(SLOT_SIZE / PAGE - page);
+        let pages = self.shape.size / PAGE;
+        let page = dice.page(pages);
+        let count = 1 + dice.below(pages - page);
         match dice.below(if self.guest.is_some() { 30 } else { 12 }) {
             0 => Step::Truncate(offset),
-            1 => Step::Truncate(aligned.0),
+            1 => Step::Truncate(offset - offset % self.shape.on.page),
             2 => Step::Fallocate { mode: PUNCH, offset, len },
             3..6 => Step::Fallocate { mode: PUNCH, offset: aligned.0, len: aligned.1 },
             6..9 => Step::Fallocate { mode: [0, KEEP][dice.coin() as usize], offset, len },
@@ -123,7 +153,7 @@ impl Memfile {
     /// The result of a change of size by rule 2.
     fn model_truncate(&mut self, size: u64) -> SysResult<()> {
         match self.model.size() {
-            0 if size % PAGE == 0 => self.model.truncate(size),
+            0 if size % self.shape.on.page == 0 => self.model.truncate(size),
             0 => Err(Errno::EINVAL),
             _ => Err(Errno::EPERM),
         }
@@ -131,13 +161,14 @@ impl Memfile {
 
     /// The page of the file that is the guest's page, which it has touched.
     fn guest_page(&mut self, page: u64) -> Result<&mut [u8; PAGE as usize]> {
-        self.model.fault(SLOT_OFFSET / PAGE + page).context("the model has no such page")
+        self.model.fault(self.shape.offset / PAGE + page).context("the model has no such page")
     }
 
     /// Do one operation on both.
     fn apply(&mut self, step: Step) -> Result<()> {
         self.number += 1;
         let mark = mix(self.number);
+        let base = self.shape.gpa;
         let word = |bytes: &[u8; PAGE as usize]| u64::from_ne_bytes(bytes[..8].try_into().unwrap());
         match (step, self.guest.as_mut()) {
             (Step::Truncate(size), _) => {
@@ -160,32 +191,33 @@ impl Memfile {
                 same("pread", pread(&self.fd, &mut bytes, at), Err(Errno::EPERM))?;
                 same("pwrite", pwrite(&self.fd, &bytes, at), Err(Errno::EPERM))?;
                 let part = Some((self.fd.as_fd(), 0));
-                let mapped = Mapping::map(PAGE, libc::PROT_READ, libc::MAP_SHARED, part);
+                let mapped =
+                    Mapping::map(self.shape.on.page, libc::PROT_READ, libc::MAP_SHARED, part);
                 same("mmap", mapped.err(), Some(Errno::EPERM))?;
             }
             (Step::Load(page), Some((_, vcpu, _))) => {
-                let got = vcpu.load(SLOT_GPA + page * PAGE)?;
+                let got = vcpu.load(base + page * PAGE)?;
                 same("load", got, word(self.guest_page(page)?))?;
             }
             (Step::Store(page), Some((_, vcpu, _))) => {
-                vcpu.store(SLOT_GPA + page * PAGE, mark)?;
+                vcpu.store(base + page * PAGE, mark)?;
                 self.guest_page(page)?[..8].copy_from_slice(&mark.to_ne_bytes());
             }
             (Step::PreFault { page, count }, Some((_, vcpu, _))) => {
-                vcpu.raw_pre_fault(SLOT_GPA + page * PAGE, count * PAGE).0.context("pre-fault")?;
+                vcpu.raw_pre_fault(base + page * PAGE, count * PAGE).0.context("pre-fault")?;
                 for page in page..page + count {
                     self.guest_page(page)?;
                 }
             }
             (Step::Convert { page, count, door }, Some((vm, vcpu, slot))) => {
-                let (gpa, len) = (SLOT_GPA + page * PAGE, count * PAGE);
+                let (gpa, len) = (base + page * PAGE, count * PAGE);
                 vm.convert(door, gpa, len, false)?;
                 same("shared load", vcpu.load(gpa)?, slot.view.load(page * PAGE))?;
                 vm.convert(door, gpa, len, true)?;
             }
             (Step::Rebind, Some((vm, _, slot))) => {
                 vm.raw_delete(SLOT)?;
-                *slot = Self::bind(vm, &self.fd)?;
+                *slot = Self::bind(vm, &self.shape, &self.fd)?;
             }
             (_, None) => unreachable!("there is no guest"),
         }
@@ -209,25 +241,35 @@ impl Memfile {
     }
 }
 
-pub fn memfile_has_the_pages_it_was_told_to_have() -> CaseResult {
-    let _pages = base_pages()?;
-    let mut dice = Dice::new(END);
-    for _ in 0..8 {
-        Memfile::new()?.run(&mut dice, OPERATIONS)?;
+/// Operations on files without a guest.
+pub fn run(shape: Shape, files: u64) -> CaseResult {
+    let mut dice = shape.dice();
+    for _ in 0..files {
+        Memfile::new(shape)?.run(&mut dice, OPERATIONS)?;
     }
     Ok(())
 }
 
-pub fn memfile_of_a_guest_has_what_both_made_of_it() -> CaseResult {
-    let _pages = base_pages()?;
-    let mut dice = Dice::new(END);
-    for _ in 0..4 {
-        let mut memfile = Memfile::with_guest()?;
+/// The same, and those of a guest.
+pub fn run_with_guest(shape: Shape, files: u64) -> CaseResult {
+    let mut dice = shape.dice();
+    for _ in 0..files {
+        let mut memfile = Memfile::with_guest(shape)?;
         memfile.run(&mut dice, 2 * OPERATIONS)?;
         // All pages of the guest, once more.
-        for page in 0..SLOT_SIZE / PAGE {
+        for page in 0..shape.size / PAGE {
             memfile.apply(Step::Load(page)).with_context(|| format!("page {page} in the end"))?;
         }
     }
     Ok(())
+}
+
+pub fn memfile_has_the_pages_it_was_told_to_have() -> CaseResult {
+    let _pages = base_pages()?;
+    run(SMALL, 8)
+}
+
+pub fn memfile_of_a_guest_has_what_both_made_of_it() -> CaseResult {
+    let _pages = base_pages()?;
+    run_with_guest(SMALL, 4)
 }
