@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Pages of the pool come from the nodes that the policy of the task names, whether a guest touches
-//! them or fallocate() takes them, and go back to where they came from.
+//! Pages of the pool come from the nodes that the policy of the task and its cpuset name, whether a
+//! guest touches them or fallocate() takes them, and go back to where they came from. The same cpuset
+//! is the limit for small pages.
 //!
 //! `scripts/check` boots a machine with two nodes for this suite.
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
-use crate::pressure::{self, Setting, frames};
+use crate::pressure::{self, Block, Cgroup, Setting, frames};
 use crate::support::backend;
 use crate::support::setup::{BOTH, GUEST, PINNED, Setup};
 use crate::sys::*;
+use crate::uapi::*;
 use crate::vm::Exit;
-use crate::{HUGE, suite};
+use crate::{HUGE, MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
     "hugetlb_numa",
@@ -24,6 +26,9 @@ pub static SUITE: Suite = suite!(
         pages_of_other_nodes_are_no_substitute_for_a_strict_policy,
         interleaved_pages_lie_on_all_nodes,
         pages_that_move_for_pinning_stay_on_their_node,
+        pages_come_from_the_nodes_of_the_cpuset,
+        pages_of_other_nodes_are_no_substitute_in_a_cpuset,
+        small_pages_come_from_the_nodes_of_the_cpuset,
     ]
 );
 
@@ -43,13 +48,19 @@ fn figure(of: usize, name: &str) -> Result<u64> {
     pressure::read_number(node(of).join("hugepages/hugepages-2048kB").join(name))
 }
 
-/// [`EACH`] pages on each node, until this is dropped. SKIP on a machine with fewer nodes.
-fn pools() -> Result<Vec<Setting>> {
+/// SKIP on a machine with fewer nodes.
+fn require_nodes() -> Result<()> {
     require_root()?;
     drop(memfile_unsized()?);
     if NODES.iter().any(|&n| !node(n).exists()) {
         return skip("the machine has no two nodes");
     }
+    Ok(())
+}
+
+/// [`EACH`] pages on each node, until this is dropped.
+fn pools() -> Result<Vec<Setting>> {
+    require_nodes()?;
     let file = |n: usize| node(n).join("hugepages/hugepages-2048kB/nr_hugepages");
     NODES.iter().map(|&n| Setting::set(file(n), &EACH.to_string())).collect()
 }
@@ -91,11 +102,24 @@ impl Drop for Policy {
     }
 }
 
+/// A cpuset with the memory of these nodes. This process is in it until it is dropped.
+fn cpuset(nodes: &str) -> Result<Cgroup> {
+    let cgroup = Cgroup::with("cpuset")?;
+    pressure::write(cgroup.path().join("cpuset.mems"), nodes)?;
+    cgroup.join()?;
+    Ok(cgroup)
+}
+
+/// So many pages of one node.
+fn only(n: usize, count: u64) -> [u64; 2] {
+    if n == 0 { [count, 0] } else { [0, count] }
+}
+
 fn pages_come_from_the_node_that_the_task_names() -> CaseResult {
     let _pools = pools()?;
     for (flags, n) in [(PINNED, 0), (PINNED, 1), (BOTH, 1), (BOTH, 0)] {
         let mut s = Setup::with_flags_on(&backend::HUGE, flags, 4 * HUGE)?;
-        let share = |count| if n == 0 { [count, 0] } else { [0, count] };
+        let share = |count| only(n, count);
         expect_used([0, 0], "nothing is touched")?;
         {
             let _policy = Policy::set(MPOL_BIND, 1 << n)?;
@@ -164,6 +188,70 @@ fn pages_that_move_for_pinning_stay_on_their_node() -> CaseResult {
     let mut s = s.pass_on(PINNED)?;
     expect_used([0, 4], "pinned")?;
     s.vcpu.verify_pages(s.slot.gpa, 4 * HUGE, GUEST)?;
-    ensure!(frames(&s.vcpu, &s.slot, &s.fd)?.len() as u64 == 4 * HUGE / crate::PAGE);
+    ensure!(frames(&s.vcpu, &s.slot, &s.fd)?.len() as u64 == 4 * HUGE / PAGE);
+    Ok(())
+}
+
+fn pages_come_from_the_nodes_of_the_cpuset() -> CaseResult {
+    let _pools = pools()?;
+    for (flags, n) in [(PINNED, 0), (PINNED, 1), (BOTH, 1), (BOTH, 0)] {
+        let mut s = Setup::with_flags_on(&backend::HUGE, flags, 4 * HUGE)?;
+        {
+            let _cpuset = cpuset(&n.to_string())?;
+            allocate(&s.fd, 0, 2 * HUGE)?;
+            expect_used(only(n, 2), "after fallocate")?;
+            s.vcpu.fill_pages(s.slot.gpa, 4 * HUGE, GUEST)?;
+        }
+        expect_used(only(n, 4), "after the guest's touch")?;
+        s.vcpu.verify_pages(s.slot.gpa, 4 * HUGE, GUEST)?;
+        drop(s);
+        expect_used([0, 0], "the guest is gone")?;
+    }
+    Ok(())
+}
+
+/// What an ordinary file of hugetlbfs says to the same task, a memfile says as well.
+fn pages_of_other_nodes_are_no_substitute_in_a_cpuset() -> CaseResult {
+    let _pools = pools()?;
+    let mut s = Setup::with_flags_on(&backend::HUGE, PINNED, 8 * HUGE)?;
+    let cpuset = cpuset("1")?;
+    allocate(&s.fd, 0, EACH * HUGE)?;
+    expect_used([0, EACH], "all of the node")?;
+    let ordinary = memfd_create(MFD_CLOEXEC | backend::HUGE.flags as u32)?;
+    ftruncate(&ordinary, HUGE)?;
+    let told = allocate(&ordinary, 0, HUGE).err().context("an ordinary file got a page")?;
+    println!("an ordinary file: {told}");
+    expect_errno("fallocate", allocate(&s.fd, EACH * HUGE, HUGE), &[told])?;
+    let gpa = s.slot.gpa + EACH * HUGE;
+    let exit = s.vcpu.start(Command::Store, &[gpa, 7])?;
+    let flags = KVM_MEMORY_EXIT_FLAG_PRIVATE;
+    let empty = Exit::MemoryFault { errno: told, gpa, size: PAGE, flags };
+    ensure!(exit == empty, "the node is empty: {exit:x?}, not {empty:x?}");
+    expect_used([0, EACH], "after refusals")?;
+    drop(cpuset);
+    ensure!(s.vcpu.run()? == Exit::Done, "another node has pages");
+    expect_used([1, EACH], "outside of the cpuset")?;
+    drop((s, ordinary));
+    expect_used([0, 0], "the guest is gone")
+}
+
+fn small_pages_come_from_the_nodes_of_the_cpuset() -> CaseResult {
+    let _pages = pressure::base_pages()?;
+    require_nodes()?;
+    let block = Block::size()?;
+    let size = 2 * MIB;
+    for (flags, n) in [(PINNED, 0), (PINNED, 1), (BOTH, 1), (BOTH, 0)] {
+        let mut s = Setup::with_flags(flags, size)?;
+        {
+            let _cpuset = cpuset(&n.to_string())?;
+            allocate(&s.fd, 0, size / 2)?;
+            s.vcpu.fill_pages(s.slot.gpa, size, GUEST)?;
+        }
+        let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
+        ensure!(frames.len() as u64 == size / PAGE, "only {} pages have a frame", frames.len());
+        let elsewhere = |pfn: u64| !node(n).join(format!("memory{}", pfn * PAGE / block)).exists();
+        let strays = frames.values().filter(|frame| elsewhere(frame.pfn)).count();
+        ensure!(strays == 0, "{strays} pages are not on node {n}");
+    }
     Ok(())
 }
