@@ -13,7 +13,7 @@ use crate::pressure::base_pages;
 use crate::support::backend::{Backend, MEMFILE};
 use crate::support::setup::{LAYOUTS, SLOT};
 use crate::sys::*;
-use crate::vm::{Door, Slot, Vcpu, Vm};
+use crate::vm::{ConvertBy, Slot, Vcpu, Vm};
 use crate::{PAGE, mem};
 
 /// The operations on a memfile, and of its guest.
@@ -44,7 +44,7 @@ enum Step {
     Convert {
         page: u64,
         count: u64,
-        door: Door,
+        by: ConvertBy,
     },
     Rebind,
 }
@@ -135,7 +135,7 @@ impl Memfile {
             27 | 28 => Step::Convert {
                 page,
                 count,
-                door: [Door::Attributes, Door::Region][dice.coin() as usize],
+                by: [ConvertBy::Attributes, ConvertBy::Region][dice.coin() as usize],
             },
             _ => Step::Rebind,
         }
@@ -209,11 +209,11 @@ impl Memfile {
                     self.guest_page(page)?;
                 }
             }
-            (Step::Convert { page, count, door }, Some((vm, vcpu, slot))) => {
+            (Step::Convert { page, count, by }, Some((vm, vcpu, slot))) => {
                 let (gpa, len) = (base + page * PAGE, count * PAGE);
-                vm.convert(door, gpa, len, false)?;
+                vm.convert(by, gpa, len, false)?;
                 same("shared load", vcpu.load(gpa)?, slot.view.load(page * PAGE))?;
-                vm.convert(door, gpa, len, true)?;
+                vm.convert(by, gpa, len, true)?;
             }
             (Step::Rebind, Some((vm, _, slot))) => {
                 vm.raw_delete(SLOT)?;
