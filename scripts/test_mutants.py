@@ -15,7 +15,7 @@ from unittest import mock
 sys.dont_write_bytecode = True
 
 from memfile.ktap import Case
-from memfile.mutants import results, sources
+from memfile.mutants import host, results, sources
 from memfile.mutants.machines import Mutants
 from memfile.mutants.results import Phase
 
@@ -43,6 +43,9 @@ class MutantsTest(unittest.TestCase):
             (self.folder / part).mkdir()
             self.addCleanup(setattr, sources, name, getattr(sources, name))
             setattr(sources, name, self.folder / part)
+        patch = mock.patch.object(host, "ROOT", self.folder / "checkout")
+        patch.start()
+        self.addCleanup(patch.stop)
         self.put("kernel/mm/a.c", "a();\nif (hole)\n\tzap();\nb();\n")
         self.put("kernel/mm/memfile.c", "c();\n")
         self.put("checkout/rust/b.rs", "true\n")
@@ -103,6 +106,34 @@ class List(MutantsTest):
         self.assertIn("MUTANT", self.refused(ENTRY.replace("MUTANT", "true")))
         self.assertIn("expect", self.refused(ENTRY + 'expect = "nothing"\n'))
         self.assertIn("same name", self.refused(ENTRY + ENTRY))
+
+
+class Host(MutantsTest):
+    """Copies of the engine's source for the tests of rust/host."""
+
+    OWN = '[[host]]\nname = "own"\nwhat = "it"\nfile = "rust/b.rs"\nwas = "true"\nis = "!MUTANT"\n'
+    SHARED = ENTRY.replace("mm/a.c", "rust/b.rs").replace("[[mutant]]", '[[mutant]]\nhost = "shared"')
+
+    def read_host(self, text: str) -> dict[str, sources.Edit]:
+        return host.read_host(self.folder / "list.toml", self.read(text))
+
+    def test_each_is_the_source_with_its_mutant_enabled(self) -> None:
+        self.put("checkout/rust/b.rs", "//! About b.\ntrue\nif (hole)\n\tzap();\n")
+        edits = self.read_host(self.SHARED + self.OWN)
+        self.assertEqual(list(host.host_problems(edits)), [])
+        self.assertEqual(
+            host.host_modules(edits),
+            "pub(crate) mod shared {\ntrue\nif (hole && !true)\n}\npub(crate) mod own {\n!true\nif (hole)\n\tzap();\n}\n")
+
+    def test_text_that_is_not_there_once_is_named(self) -> None:
+        self.put("checkout/rust/b.rs", "true true\n")
+        found = list(host.host_problems(self.read_host(ENTRY + self.OWN)))
+        self.assertEqual(found, ["own: its text is 2 times in rust/b.rs, not once: true"])
+
+    def test_bad_entries_are_refused(self) -> None:
+        for text in (self.OWN + 'fails = ["a.b"]\n', self.OWN * 2, self.OWN.replace("!MUTANT", "false")):
+            with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit):
+                self.read_host(ENTRY + text)
 
 
 class Judge(MutantsTest):
