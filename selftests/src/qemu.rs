@@ -11,6 +11,7 @@ mod initramfs;
 mod lines;
 mod memory;
 mod qmp;
+mod records;
 mod tracer;
 
 use std::fmt;
@@ -40,16 +41,13 @@ pub use memory::{Kind, Layout, Memory};
 
 use lines::TimeIsUp;
 use qmp::Qmp;
+use records::{CONSOLE, Records, TAIL};
 
 /// How long QEMU may take for a command, and how long a guest for a request.
 const COMMAND: Duration = Duration::from_secs(60);
 const REQUEST: Duration = Duration::from_secs(120);
 /// How long a guest may take from its first instruction to its process 1.
 const BOOT: Duration = Duration::from_secs(150);
-/// Lines of a console that are shown if a guest does not come up.
-const TAIL: usize = 40;
-/// The file of the guest's console.
-const CONSOLE: &str = "console";
 
 /// The paths of QEMU and of the parts of a guest.
 #[derive(Clone, Debug)]
@@ -188,47 +186,6 @@ pub struct Machine {
     folder: Folder,
 }
 
-/// Where a QEMU's end is explained.
-struct Records {
-    pid: i32,
-    folder: PathBuf,
-}
-
-impl Records {
-    /// Why QEMU is gone: its exit status, its standard error, and the last lines of the guest's
-    /// console. Leaves it to be waited for.
-    fn end(&self) -> String {
-        // SAFETY: All zero is a valid siginfo_t, which outlives the call; WNOWAIT leaves the child.
-        let (ended, code, status) = unsafe {
-            let mut info: libc::siginfo_t = std::mem::zeroed();
-            let flags = libc::WEXITED | libc::WNOWAIT;
-            let ret = libc::waitid(libc::P_PID, self.pid as libc::id_t, &mut info, flags);
-            (ret == 0, info.si_code, info.si_status())
-        };
-        let how = match (ended, code) {
-            (true, libc::CLD_EXITED) => format!("exit code {status}"),
-            (true, _) => format!("signal {status}"),
-            (false, _) => "unknown end".to_owned(),
-        };
-        let (said, console) = (said(&self.folder), console_tail(&self.folder, TAIL));
-        format!("{how}\n--- QEMU says\n{said}\n--- the last lines of its console\n{console}\n---")
-    }
-}
-
-/// What a QEMU wrote to its standard error.
-fn said(folder: &Path) -> String {
-    let text = fs::read_to_string(folder.join("said")).unwrap_or_default();
-    text.trim().to_owned()
-}
-
-/// The last lines of a guest's console.
-fn console_tail(folder: &Path, lines: usize) -> String {
-    let text = fs::read(folder.join(CONSOLE)).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text).replace('\r', "");
-    let text: Vec<_> = text.lines().collect();
-    text[text.len().saturating_sub(lines)..].join("\n")
-}
-
 /// A folder that is removed when this is dropped.
 struct Folder(PathBuf);
 
@@ -327,7 +284,7 @@ impl Machine {
 
     /// QEMU's standard error so far.
     pub fn said(&self) -> String {
-        said(&self.folder.0)
+        records::said(&self.folder.0)
     }
 
     /// Run the guest until its process 1 answers; returns the seconds.
@@ -363,7 +320,7 @@ impl Machine {
 
     /// The last lines of the guest's console.
     pub fn console_tail(&self, lines: usize) -> String {
-        console_tail(&self.folder.0, lines)
+        records::console_tail(&self.folder.0, lines)
     }
 
     /// The guest, once it is up.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Records;
 use super::lines::{Gone, Lines};
+use super::records::Records;
 use crate::agent::{Answer, READY, answer, line, words};
 
 /// The port to a guest's process 1.
