@@ -91,13 +91,13 @@ fn summary(report: &Report) -> Result<String> {
     };
     writeln!(
         out,
-        "When the host wanted memory back, these gave pages to swap: {}; and these kept all: {}. {}</p>",
+        "When the host wanted memory back, these gave pages to swap: {}; and these kept all: {}; {}.</p>",
         names(&gone),
         names(&stayed),
         if report.is_right() {
-            "Every guest read what it had written."
+            "every guest read what it had written"
         } else {
-            "<strong>A guest read something else than it had written.</strong>"
+            "<strong>a guest read something else than it had written</strong>"
         }
     )?;
     Ok(out)
@@ -331,15 +331,15 @@ mod tests {
         let text = summary(&report).unwrap();
         assert!(text.contains("from 0 MiB (a, b) to 0 MiB (a, b)"), "{text}");
         assert!(text.contains("64 and 64 MiB"), "{text}");
-        assert!(text.contains("to swap: none; and these kept all: d, &lt;e&gt;."), "{text}");
-        assert!(text.contains("<strong>A guest read something else"), "{text}");
+        assert!(text.contains("to swap: none; and these kept all: d, &lt;e&gt;; "), "{text}");
+        assert!(text.contains("<strong>a guest read something else"), "{text}");
 
         report.rows[0].own_data_elsewhere = true;
         report.story.courses[0].own_data = true;
         report.story.courses[0].samples[2].swapped = MIB;
         let text = summary(&report).unwrap();
-        assert!(text.contains("to swap: d, &lt;e&gt;; and these kept all: none."), "{text}");
-        assert!(text.contains("Every guest read what it had written."), "{text}");
+        assert!(text.contains("to swap: d, &lt;e&gt;; and these kept all: none; "), "{text}");
+        assert!(text.contains("every guest read what it had written.</p>"), "{text}");
     }
 
     #[test]
