@@ -3,6 +3,8 @@
 """Tests of boot: python3 scripts/test_boot.py"""
 
 import argparse
+import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -15,6 +17,7 @@ sys.dont_write_bytecode = True
 
 from memfile import paths
 from memfile.boot import accelerator
+from memfile.boot.initramfs import Root
 from memfile.boot.kernel import Kernel
 
 
@@ -62,6 +65,58 @@ class Accelerator(unittest.TestCase):
             self.assertEqual(self.choose(), "tcg")
         with mock.patch.object(accelerator, "probe_kvm", side_effect=AssertionError):
             self.assertEqual(self.choose(), "tcg")
+
+
+class Initramfs(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        (self.folder / "root").mkdir()
+        self.root = Root(self.folder / "root")
+
+    def unpacked(self) -> dict[str, tuple[str, str, str]]:
+        """The mode, the owner and the content of each entry."""
+        archive, target = self.folder / "archive", self.folder / "unpacked"
+        self.root.pack(archive)
+        shown = subprocess.run(["cpio", "-itvn", "--quiet"], input=archive.read_bytes(), capture_output=True, check=True)
+        target.mkdir()
+        subprocess.run(["cpio", "-id", "--quiet"], input=archive.read_bytes(), cwd=target, check=True)
+        found = {}
+        for line in shown.stdout.decode().splitlines():
+            mode, _, user, group, *_, name = line.split(maxsplit=8)
+            path = target / name
+            found[name] = (mode, f"{user}:{group}", path.read_text() if path.is_file() else "")
+        return found
+
+    def test_files_have_their_content_and_are_roots(self) -> None:
+        program, data = self.folder / "program", self.folder / "a name"
+        program.write_text("p")
+        program.chmod(0o700)
+        # As cargo leaves its programs: with a second name.
+        os.link(program, self.folder / "other")
+        data.write_text("d")
+        data.chmod(0o600)
+        self.root.text("init", "i\n")
+        self.root.file("bin/program", program)
+        self.root.file("add/program", program)
+        self.root.tree("add/a name", data)
+        self.assertEqual(self.unpacked(), {
+            "add": ("drwxr-xr-x", "0:0", ""), "add/a name": ("-rw-r--r--", "0:0", "d"),
+            "add/program": ("-rwxr-xr-x", "0:0", "p"), "bin": ("drwxr-xr-x", "0:0", ""),
+            "bin/program": ("-rwxr-xr-x", "0:0", "p"), "init": ("-rwxr-xr-x", "0:0", "i\n"),
+        })
+
+    def test_file_that_has_two_names_is_packed_under_each(self) -> None:
+        program = self.folder / "program"
+        program.write_text("p")
+        program.chmod(0o755)
+        os.link(program, self.folder / "other")
+        self.root.file("bin/program", program)
+        self.root.file("add/program", program)
+        self.root.file("add/program", program)
+        found = self.unpacked()
+        self.assertEqual([found[name][2] for name in ("bin/program", "add/program")], ["p", "p"])
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import re
 import shlex
 import shutil
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 from memfile import paths
@@ -54,36 +54,35 @@ poweroff -f
 """
 
 
-class Cpio:
-    """Writes the "newc" archive the kernel unpacks as its first root."""
+class Root:
+    """The machine's first root, as a folder of links; cpio makes of it the archive that the kernel unpacks."""
 
-    def __init__(self, out: io.BufferedIOBase) -> None:
-        self._out = out
-        self._inode = 0
-        self._dirs: set[str] = set()
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def _entry(self, name: str, mode: int, data: bytes = b"") -> None:
-        self._inode += 1
-        raw = name.encode() + b"\0"
-        fields = [self._inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(raw), 0]
-        head = b"070701" + b"".join(b"%08X" % f for f in fields)
-        self._out.write(head + raw + b"\0" * (-(len(head) + len(raw)) % 4))
-        self._out.write(data + b"\0" * (-len(data) % 4))
-
-    def _parents(self, name: str) -> None:
+    def _place(self, name: str) -> Path:
+        place = self._folder / name
         for parent in reversed(Path(name).parents):
-            if str(parent) not in (".", *self._dirs):
-                self._dirs.add(str(parent))
-                self._entry(str(parent), stat.S_IFDIR | 0o755)
+            folder = self._folder / parent
+            folder.mkdir(exist_ok=True)
+            # Whatever the user's mask is, an ordinary user of the guest comes through.
+            folder.chmod(0o755)
+        place.unlink(missing_ok=True)
+        return place
 
-    def text(self, name: str, text: str, mode: int = 0o755) -> None:
-        self._parents(name)
-        self._entry(name, stat.S_IFREG | mode, text.encode())
+    def text(self, name: str, text: str) -> None:
+        place = self._place(name)
+        place.write_text(text)
+        place.chmod(0o755)
 
     def file(self, name: str, source: Path) -> None:
-        self._parents(name)
+        place = self._place(name)
         mode = 0o755 if os.access(source, os.X_OK) else 0o644
-        self._entry(name, stat.S_IFREG | mode, source.read_bytes())
+        if stat.S_IMODE(source.stat().st_mode) & mode == mode:
+            place.symlink_to(source.absolute())
+        else:
+            shutil.copyfile(source, place)
+            place.chmod(mode)
 
     def tree(self, name: str, source: Path) -> None:
         if not source.is_dir():
@@ -93,8 +92,22 @@ class Cpio:
             if path.is_file():
                 self.file(f"{name}/{path.relative_to(source)}", path)
 
-    def close(self) -> None:
-        self._entry("TRAILER!!!", 0)
+    def pack(self, archive: Path) -> None:
+        # A folder comes before its files.
+        entries = sorted(self._folder.rglob("*"), key=str)
+        for path in entries:
+            # The same root is the same archive.
+            if not path.is_symlink():
+                os.utime(path, (0, 0))
+        names = [str(path.relative_to(self._folder)) for path in entries]
+        command = ["cpio", "--create", "--format=newc", "--null", "--dereference", "--owner=+0:+0"]
+        command += ["--reproducible", "--quiet"]
+        with archive.open("wb") as out:
+            run = subprocess.run(
+                command, cwd=self._folder, input="\0".join([*names, ""]).encode(), stdout=out, stderr=subprocess.PIPE,
+                check=False)
+        if run.returncode:
+            raise ToolError(f"cpio: {run.stderr.decode(errors='replace').strip()}")
 
 
 def shared_libraries(program: Path) -> list[Path]:
@@ -124,27 +137,29 @@ def command_line(command: list[str]) -> str:
 
 
 def write_initramfs(path: Path, args: argparse.Namespace, kernel: Kernel) -> None:
-    with path.open("wb") as out:
-        cpio = Cpio(out)
-        cpio.text("init", INIT)
-        cpio.file("bin/busybox", static_busybox())
-        cpio.text("cmd", command_line(args.command))
+    if not shutil.which("cpio"):
+        raise ToolError("cpio is missing; install cpio or run scripts/setup")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Root(Path(folder))
+        root.text("init", INIT)
+        root.file("bin/busybox", static_busybox())
+        root.text("cmd", command_line(args.command))
         if paths.PROGRAMS.is_dir():
-            cpio.tree("bin", paths.PROGRAMS)
+            root.tree("bin", paths.PROGRAMS)
         # memfile.ko, and what only tests load.
         for module in sorted(kernel.module.parent.glob("*.ko")):
-            cpio.file(f"lib/modules/{module.name}", module)
+            root.file(f"lib/modules/{module.name}", module)
         if not args.no_module:
-            cpio.text("lib/modules/load", "")
+            root.text("lib/modules/load", "")
         if args.add_kernel:
-            cpio.file("add/bzImage", kernel.image)
+            root.file("add/bzImage", kernel.image)
         libraries: set[Path] = set()
         for source in args.add:
             if not source.exists():
                 raise ToolError(f"--add: {source} does not exist")
-            cpio.tree(f"add/{source.resolve().name}", source)
+            root.tree(f"add/{source.resolve().name}", source)
             if source.is_file():
                 libraries.update(shared_libraries(source))
         for library in sorted(libraries):
-            cpio.file(str(library).lstrip("/"), library)
-        cpio.close()
+            root.file(str(library).lstrip("/"), library)
+        root.pack(path)
