@@ -123,7 +123,8 @@ class Host(MutantsTest):
         self.assertEqual(list(host.host_problems(edits)), [])
         self.assertEqual(
             host.host_modules(edits),
-            "pub(crate) mod shared {\ntrue\nif (hole && !true)\n}\npub(crate) mod own {\n!true\nif (hole)\n\tzap();\n}\n")
+            "pub(crate) mod shared {\nconst MUTANT: bool = true;\ntrue\nif (hole && !MUTANT)\n}\n"
+            "pub(crate) mod own {\nconst MUTANT: bool = true;\n!MUTANT\nif (hole)\n\tzap();\n}\n")
 
     def test_text_that_is_not_there_once_is_named(self) -> None:
         self.put("checkout/rust/b.rs", "true true\n")

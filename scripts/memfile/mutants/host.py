@@ -37,8 +37,8 @@ def host_modules(edits: dict[str, Edit]) -> str:
     """A module of Rust for each, in which the mutant is enabled."""
     parts = []
     for name, edit in edits.items():
-        text = (ROOT / edit.file).read_text().replace(edit.was, WORD.sub("true", edit.becomes))
+        text = (ROOT / edit.file).read_text().replace(edit.was, edit.becomes)
         # Inner documentation cannot be included.
         lines = [line for line in text.splitlines() if not line.startswith("//!")]
-        parts.append("\n".join([f"pub(crate) mod {name} {{", *lines, "}", ""]))
+        parts.append("\n".join([f"pub(crate) mod {name} {{", "const MUTANT: bool = true;", *lines, "}", ""]))
     return "".join(parts)
