@@ -5,6 +5,7 @@
 import contextlib
 import datetime
 import fnmatch
+import functools
 import io
 import json
 import sys
@@ -20,7 +21,7 @@ from xml.etree import ElementTree
 sys.dont_write_bytecode = True
 
 from memfile import reports
-from memfile.check import kernel_log, results, suites
+from memfile.check import guest, kernel_log, results, suites
 from memfile.check.session import Check
 from memfile.ktap import FAIL, PASS, SKIP, Case
 from memfile.load import script
@@ -72,6 +73,27 @@ class Sharing(unittest.TestCase):
         lists = suites.share_out(names)
         self.assertEqual(sorted(lists[0] + lists[1]), sorted(names))
         self.assertEqual([names[0] in shard for shard in lists], [names[1] not in shard for shard in lists])
+
+
+class Machines(unittest.TestCase):
+    def boots(self, *names: str) -> dict[str, list[str]]:
+        """What runs in which machine if these cases were chosen."""
+        run = Check(script("check").parse_args(["--log", self.enterContext(tempfile.TemporaryDirectory()), *names]))
+        with unittest.mock.patch.object(guest, "guest_cases", list):
+            jobs = [job for job in guest.guest_tests(run) if isinstance(job, functools.partial)]
+            return {job.args[1]: job.args[2] for job in jobs}
+
+    def test_suites_of_one_machine_run_in_it_together(self) -> None:
+        boots = self.boots("punch.a", "punch_1g.a", "hugetlb_1g.a", "directmap_1g.a", "zero_1g.a")
+        self.assertEqual(boots.pop("hugetlb_1g"), ["punch_1g.a", "hugetlb_1g.a", "zero_1g.a"])
+        self.assertEqual(boots, {"directmap_1g": ["directmap_1g.a"], "main-0": ["punch.a"]})
+
+    def test_suite_runs_in_the_machine_of_another_one_alone_too(self) -> None:
+        self.assertEqual(self.boots("punch_1g.a"), {"hugetlb_1g": ["punch_1g.a"]})
+
+    def test_machines_of_others_exist(self) -> None:
+        self.assertLessEqual(set(suites.MACHINE_OF.values()), set(suites.OWN_MACHINE))
+        self.assertFalse(set(suites.MACHINE_OF) & set(suites.OWN_MACHINE))
 
 
 class Variants(unittest.TestCase):

@@ -379,8 +379,18 @@ impl Mapping {
         flags: c_int,
         file: Option<(BorrowedFd, u64)>,
     ) -> SysResult<Mapping> {
-        let page = PAGE as usize;
-        let align = crate::HUGE as usize;
+        Mapping::map_aligned(crate::HUGE, len, prot, flags, file)
+    }
+
+    /// The same, at an address aligned to `align` bytes.
+    fn map_aligned(
+        align: u64,
+        len: u64,
+        prot: c_int,
+        flags: c_int,
+        file: Option<(BorrowedFd, u64)>,
+    ) -> SysResult<Mapping> {
+        let (page, align) = (PAGE as usize, align as usize);
         let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
         let whole = len.checked_next_multiple_of(page).ok_or(Errno::EINVAL)?;
         let reserved = whole.checked_add(align).ok_or(Errno::EINVAL)?;
@@ -435,8 +445,13 @@ impl Mapping {
 
     /// Anonymous memory; nothing is allocated before it is touched.
     pub fn anonymous(len: u64) -> Result<Mapping> {
+        Mapping::anonymous_aligned(len, crate::HUGE)
+    }
+
+    /// The same, at an address aligned to `align` bytes.
+    pub fn anonymous_aligned(len: u64, align: u64) -> Result<Mapping> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        Mapping::map(len, libc::PROT_READ | libc::PROT_WRITE, flags, None)
+        Mapping::map_aligned(align, len, libc::PROT_READ | libc::PROT_WRITE, flags, None)
             .with_context(|| format!("map {} KiB of anonymous memory", len >> 10))
     }
 

@@ -352,8 +352,16 @@ impl Vm {
 
 /// Anonymous memory without huge pages, so that figures count single pages.
 pub fn small_pages(len: u64) -> Result<Mapping> {
-    let view = Mapping::anonymous(len)?;
-    match view.madvise(0, len, libc::MADV_NOHUGEPAGE) {
+    without_huge_pages(Mapping::anonymous(len)?)
+}
+
+/// The same, at an address aligned to `align` bytes.
+pub fn small_pages_aligned(len: u64, align: u64) -> Result<Mapping> {
+    without_huge_pages(Mapping::anonymous_aligned(len, align)?)
+}
+
+fn without_huge_pages(view: Mapping) -> Result<Mapping> {
+    match view.madvise(0, view.len(), libc::MADV_NOHUGEPAGE) {
         // EINVAL: the kernel has no huge pages anyway.
         Ok(()) | Err(Errno::EINVAL) => Ok(view),
         Err(errno) => Err(errno).context("MADV_NOHUGEPAGE"),

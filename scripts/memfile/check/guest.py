@@ -18,6 +18,7 @@ from memfile.check.suites import (
     VARIANTS,
     WITH_QEMU,
     guest_cases,
+    own_machine,
     seconds,
     share_out,
     variant_tests,
@@ -47,11 +48,13 @@ def guest_tests(check: Check) -> list[Job]:
     suites = chosen_suites(check)
     jobs: list[Job] = []
     long: list[Job] = []
-    for suite, options in OWN_MACHINE.items():
-        if suite in suites:
-            prepare = PREPARE.get(suite, "true")
-            job = functools.partial(guest_boot, check, suite, suites.pop(suite), options, False, "", prepare)
-            (long if suite in SECONDS else jobs).append(job)
+    for machine, options in OWN_MACHINE.items():
+        inside = [suite for suite in suites if own_machine(suite) == machine]
+        if inside:
+            names = [name for suite in inside for name in suites.pop(suite)]
+            prepare = PREPARE.get(machine, "true")
+            job = functools.partial(guest_boot, check, machine, names, options, False, "", prepare)
+            (long if machine in SECONDS else jobs).append(job)
     shards = [shard for shard in share_out(suites) if shard] or [[]] * kunit
     for number, shard in enumerate(shards):
         names = [name for suite in shard for name in suites[suite]]

@@ -47,8 +47,21 @@ OWN_MACHINE = {
     "cap_without_tdp_mmu": ["--append", "kvm.tdp_mmu=0"],
 }
 
+# Suites that run in the machine of another one: what they need is the same.
+MACHINE_OF = {
+    f"{name}_1g": "hugetlb_1g" for name in (
+        "accounting", "convert", "exits", "guest", "prefault", "punch", "scenarios", "sharing", "stress", "zero",
+    )
+}
 # What such a machine does first; it fails if the settings are not in force.
 PREPARE = {"crash_dump": "[ -e /proc/vmcore ] || exec memfile-crash"}
+
+
+def own_machine(suite: str) -> str:
+    """The suite that the machine of this one is named after; none if it shares that of all others."""
+    name = MACHINE_OF.get(suite, suite)
+    return name if name in OWN_MACHINE else ""
+
 
 # Ends of the names of suites that run on a guest_memfd, for which the variants change nothing.
 OTHER_KINDS = ("_gmem", "_gmem_mmap")
@@ -71,7 +84,7 @@ class Variant:
 
     def concerns(self, suite: str) -> bool:
         # Nor for huge pages of hugetlbfs. What is out of the direct map has a suite of its own.
-        if suite in OWN_MACHINE or suite.endswith((*OTHER_KINDS, "_huge", "_hidden")):
+        if own_machine(suite) or suite.endswith((*OTHER_KINDS, "_huge", "_hidden")):
             return False
         return suite in self.suites if self.suites else suite not in self.without
 
@@ -117,7 +130,8 @@ SECONDS = {
     "kvmaccess": 50, "reclaim": 50, "pinned": 46, "sharing_huge": 45, "swapwait": 38, "poison": 36, "overcommit": 38,
     "motion": 33, "idle": 28, "hugetlb": 23, "stress": 23, "stress_huge": 22, "stress_hidden": 20, "contiguous": 20,
     "scenarios": 18, "huge": 15, "migrate": 15, "scenarios_huge": 13, "zswap": 12, "stress_gmem": 11, "zero": 8,
-    "accounting": 7, "ondemand": 9, "fault": 8, "border": 8, "motion_huge": 8, "punch": 7, "sharing": 7, "model": 5,
+    "accounting": 7, "ondemand": 9, "model_huge": 9, "fault": 8, "border": 8, "motion_huge": 8, "punch": 7, "sharing": 7,
+    "model": 5,
 }
 
 

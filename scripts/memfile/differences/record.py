@@ -138,4 +138,4 @@ def listed_cases() -> list[str]:
     except (OSError, subprocess.CalledProcessError) as error:
         fail(f"{paths.TESTS} does not list its cases ({error}); scripts/build-selftests makes it")
     # A memfile of huge pages is a memfile: its suites allow no difference.
-    return [name for name in run.stdout.split() if not name.partition(".")[0].endswith(("_huge", "_hidden"))]
+    return [name for name in run.stdout.split() if not name.partition(".")[0].endswith(("_huge", "_1g", "_hidden"))]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from memfile.check.outcome import Outcome
 from memfile.check.session import Check, read_text
-from memfile.check.suites import OWN_MACHINE
+from memfile.check.suites import OWN_MACHINE, own_machine
 from memfile.ktap import FAIL, PASS, SKIP, Case
 from memfile.mutants.guards import known_tests, rows_in_words
 from memfile.mutants.results import KILLED, SAID, Phase, judge, phases
@@ -83,7 +83,7 @@ class Mutants:
             self.boots += 1
             name = f"machine-{self.boots}"
         options = ["--kernel", "mutants", "--tcg-thread", "single", "--kunit", "--append", "kunit.filter_glob=none"]
-        options += OWN_MACHINE.get(own_machine(batch[0]), [])
+        options += OWN_MACHINE.get(machine_of(batch[0]), [])
         seconds = 60 + sum(mutant.seconds for mutant in batch)
         result = self.machines.boot(name, self.script(batch), options, seconds, self.progress)
         output = read_text(self.log / name / "out.log").splitlines()
@@ -137,7 +137,7 @@ class Mutants:
         for machine in ("", *OWN_MACHINE):
             others = [
                 mutant for mutant in self.mutants
-                if mutant.expect not in ("hang", "died") and own_machine(mutant) == machine
+                if mutant.expect not in ("hang", "died") and machine_of(mutant) == machine
             ]
             batches = [others[n : n + SHARE] for n in range(0, len(others), SHARE)] + batches
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -153,7 +153,7 @@ class Mutants:
         return code
 
 
-def own_machine(mutant: Mutant) -> str:
+def machine_of(mutant: Mutant) -> str:
     """The suite that wants a machine for itself and has the tests of this mutant, or none."""
-    suites = {test.split(".")[0] for test in mutant.tests}
-    return suites.pop() if len(suites) == 1 and suites <= set(OWN_MACHINE) else ""
+    machines = {own_machine(test.split(".")[0]) for test in mutant.tests}
+    return machines.pop() if len(machines) == 1 else ""

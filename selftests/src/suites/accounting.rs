@@ -15,7 +15,7 @@ use crate::support::setup::{GUEST, Setup};
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::{Exit, Slot, Vcpu, Vm};
-use crate::{MIB, PAGE, conformance};
+use crate::{GIB, MIB, PAGE, conformance};
 
 pub static SUITES: &[Suite] = &[
     conformance!(
@@ -35,6 +35,13 @@ pub static SUITES: &[Suite] = &[
             charge_is_the_allocators_until_the_page_goes,
             many_lives_leave_nothing_behind,
             memory_limit_is_enospc_and_leaves_nothing_behind,
+        ]
+    ),
+    // Of one page only; hugetlb_1g.no_page_and_no_reservation_is_left_behind has the orders of ends.
+    conformance!(
+        @suite GIGANTIC, "accounting_1g",
+        [
+            charge_is_the_allocators_until_the_page_goes,
         ]
     ),
     conformance!(
@@ -225,7 +232,8 @@ fn expect_charged(on: &Backend, cgroup: &Cgroup, wanted: u64, when: &str) -> Res
     let held = cgroup.line("memory.stat", kind)?;
     ensure!(held.abs_diff(wanted) < LAG, "{when}: charged for {held} bytes, wanted {wanted}");
     if on.page != PAGE {
-        let pages = cgroup.get("hugetlb.2MB.current")?;
+        let size = if on.page == GIB { "1GB" } else { "2MB" };
+        let pages = cgroup.get(&format!("hugetlb.{size}.current"))?;
         ensure!(pages == wanted, "{when}: {pages} bytes of huge pages are charged, not {wanted}");
     }
     ensure!(cgroup.current()? + LAG > wanted, "{when}: memory.current is too small");
@@ -271,7 +279,7 @@ fn cgroup_is_charged_for_what_is_there(on: &'static Backend) -> CaseResult {
 
 /// v5 charged the current task at the allocation, and uncharged the current task at the punch.
 fn charge_is_the_allocators_until_the_page_goes(on: &'static Backend) -> CaseResult {
-    let size = 16 * MIB;
+    let size = on.page.max(16 * MIB);
     let fd = on.file(size)?;
     let _charged = ChargedForHuge::set(on)?;
     let (ours, theirs) = (enter_cgroup(on)?, new_cgroup(on)?);

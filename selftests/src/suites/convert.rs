@@ -35,6 +35,8 @@ conformance!(
     memfile: [page_of_a_huge_private_one_converts_alone],
     huge: all,
     shmem: [vm_without_private_memory_has_no_regions],
+    // Refusals, and ranges without memory, do not look at pages.
+    gigantic: [both_doors_are_one_state, single_pages_convert_alone],
 );
 
 /// A private slot of which both sides are filled; SKIP where there is no memfile.

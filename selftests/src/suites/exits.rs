@@ -36,6 +36,11 @@ conformance!(
         conversion_that_overtakes_a_fault_names_the_page,
     ],
     huge: all,
+    // The others end before a page is there, or use a slot that no page of 1 GiB fits into.
+    gigantic: [
+        slot_deleted_and_made_again_has_its_content,
+        conversion_that_overtakes_a_fault_names_the_page,
+    ],
 );
 
 /// The exit of a private access to the page at `gpa`.

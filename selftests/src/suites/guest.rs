@@ -32,6 +32,13 @@ conformance!(
     ],
     huge: all,
     hidden: all,
+    // Not those that need a second page, nor those about places where KVM maps no page of 1 GiB: for
+    // these there is hugetlb_1g.
+    gigantic: [
+        private_memory_starts_as_zeros,
+        several_vcpus_see_one_private_content,
+        converted_part_does_not_touch_its_neighbours,
+    ],
 );
 
 fn runs_code_in_private_memory(on: &'static Backend) -> CaseResult {

@@ -32,6 +32,8 @@ conformance!(
     ],
     huge: all,
     small: [maps_private_memory, allocates_what_was_asked_for],
+    // The others are about the range that is asked for, and not about pages.
+    gigantic: [keeps_content, runs_against_punch],
 );
 
 /// Pre-fault a range that must work.

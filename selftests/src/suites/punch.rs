@@ -39,6 +39,14 @@ conformance!(
     huge: all,
     hidden: all,
     small: [file_outlives_its_vm],
+    // The other holes differ in where they lie, not in what becomes of the page.
+    gigantic: [
+        second_vcpu_sees_the_hole,
+        vcpu_that_reads_meanwhile_sees_the_hole_at_once,
+        hole_flushes_the_tlb_a_bounded_number_of_times,
+        fallocate_over_live_memory_changes_no_byte,
+        hole_leaves_the_shared_view_alone,
+    ],
 );
 
 /// What the guest writes to a hole.

@@ -72,6 +72,8 @@ conformance!(
         all_on_huge_private_pages,
         all_on_huge_pages,
     ],
+    // Two areas are two slots on parts of one page. The other scenarios convert all of an area.
+    gigantic: [part_of_private_memory_is_shared_and_back],
 );
 
 /// The patterns of the host, then of the guest, then of each next stage.

@@ -40,6 +40,12 @@ conformance!(
         access_against_everything,
         access_against_everything_unaligned,
     ],
+    // What the others do is a part of these, but that conversions alone leave no time for a hole.
+    gigantic: [
+        access_against_everything,
+        access_against_slot_replacement,
+        access_while_consumers_and_vms_come_and_go,
+    ],
 );
 
 /// A table with one wrong entry must end the stress.

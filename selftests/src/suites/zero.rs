@@ -27,6 +27,9 @@ conformance!(
         fresh_pages_after_punch,
     ],
     huge: all,
+    // Each takes the page twice. For one that fallocate made, see punch_1g; pre-fault and demand take
+    // the same way.
+    gigantic: [fresh_pages_next_to_written_ones],
 );
 
 const SIZE: u64 = 8 * MIB;

@@ -26,7 +26,7 @@ use crate::pressure::{Pool, Setting};
 use crate::skip::{missing_memfile, skip};
 use crate::sys::{self, Errno, SysResult};
 use crate::uapi::*;
-use crate::vm::{Private, Vm, VmType};
+use crate::vm::{Private, Slot, Vm, VmType, small_pages, small_pages_aligned};
 use crate::{PAGE, mem};
 
 /// A kind of memory for guests. To add one: a constant below, and a line in
@@ -73,6 +73,10 @@ pub static HUGE: Backend = Backend {
     counted: true,
 };
 
+/// The same with pages of 1 GiB, of which the machine has one.
+pub static GIGANTIC: Backend =
+    Backend { flags: (MFD_HUGETLB | 30 << MFD_HUGE_SHIFT) as u64, page: crate::GIB, ..HUGE };
+
 /// The kernel's own private memory.
 pub static GMEM: Backend = Backend {
     kind: Private::GuestMemfd,
@@ -111,9 +115,15 @@ impl From<Private> for &'static Backend {
 
 impl Backend {
     /// What it needs of the machine for the time of a case: hugetlbfs an allowance to take pages
-    /// from free memory.
+    /// from free memory, or a page that was put aside at boot.
     pub fn prepare(&self) -> Result<Option<Setting>> {
-        if *self == HUGE { Pool::of(self.page)?.overcommit(512).map(Some) } else { Ok(None) }
+        if *self == HUGE {
+            return Pool::of(self.page)?.overcommit(512).map(Some);
+        }
+        if *self == GIGANTIC && Pool::of(self.page)?.usage()?.free == 0 {
+            return skip("no page of 1 GiB is free");
+        }
+        Ok(None)
     }
 
     /// Whether memfile's promises are its own.
@@ -183,6 +193,37 @@ impl Backend {
     /// A file that is in no slot; see [`Backend::create`].
     pub fn file(&self, size: u64) -> Result<OwnedFd> {
         self.create(&self.vm()?, size)
+    }
+
+    /// A private slot of at least `size` bytes from byte `offset` of the file on: of a gigantic page
+    /// all, if the slot begins where the page does, for KVM maps the page as one only then. The size
+    /// that the slot is said to have is what the case uses.
+    pub fn add_slot(
+        &self,
+        vm: &Vm,
+        id: u32,
+        (gpa, offset): (u64, u64),
+        size: u64,
+        fd: impl AsFd,
+    ) -> Result<Slot> {
+        let whole = *self == GIGANTIC && gpa % self.page == 0 && offset % self.page == 0;
+        let view = if whole {
+            small_pages_aligned(size.next_multiple_of(self.page), self.page)?
+        } else {
+            small_pages(size)?
+        };
+        let slot = vm.add(id, gpa, view, Some((self.kind, fd.as_fd(), offset)))?;
+        self.set_private(vm, slot.gpa, slot.size)?;
+        Ok(Slot { size, ..slot })
+    }
+
+    /// Fail unless KVM has mapped the gigantic page, all of which the slot has, as one.
+    pub fn expect_whole(&self, vm: &Vm, slot: &Slot) -> Result<()> {
+        if *self == GIGANTIC && slot.view.len() >= self.page {
+            let mapped = vm.stats()?.get("pages_1g")?;
+            ensure!(mapped == 1, "{mapped} pages of 1 GiB are mapped, not 1");
+        }
+        Ok(())
     }
 
     /// Make a part of a guest's memory private, where there is anything else.
@@ -272,7 +313,8 @@ fn note(what: &str, does: &str) {
 /// that count small pages, for which there is the suite `hugetlb`. With `huge: all` it is those of the
 /// first three lists; `small` are then further ones for all kinds but huge pages, and `shmem` further
 /// ones for a memfile of small pages only. `hidden` is the same as `huge` for a memfile that is not in
-/// the kernel's direct map.
+/// the kernel's direct map, and `gigantic` for one of pages of 1 GiB: the machine has one page, and to
+/// clear it takes seconds, so these are the cases in which a page of that size makes a difference.
 #[macro_export]
 macro_rules! conformance {
     (
@@ -282,7 +324,8 @@ macro_rules! conformance {
         $(, memfile: [$($own:ident $(: $own_limit:literal)?),* $(,)?])?
         , huge: all $(, small: [$($small:ident $(: $small_limit:literal)?),* $(,)?])?
         $(, shmem: [$($shmem:ident $(: $shmem_limit:literal)?),* $(,)?])?
-        $(, hidden: [$($out:ident $(: $out_limit:literal)?),* $(,)?])? $(,)?
+        $(, hidden: [$($out:ident $(: $out_limit:literal)?),* $(,)?])?
+        $(, gigantic: [$($one:ident $(: $one_limit:literal)?),* $(,)?])? $(,)?
     ) => {
         $crate::conformance!(
             $name,
@@ -301,6 +344,7 @@ macro_rules! conformance {
                 $($($own $(: $own_limit)?,)*)?
             ]
             $(, hidden: [$($out $(: $out_limit)?,)*])?
+            $(, gigantic: [$($one $(: $one_limit)?,)*])?
         );
     };
     (
@@ -308,7 +352,8 @@ macro_rules! conformance {
         [$($all:ident $(: $all_limit:literal)?),* $(,)?]
         $(, converting: [$($both:ident $(: $both_limit:literal)?),* $(,)?])?
         , huge: all, hidden: all
-        $(, small: [$($small:ident $(: $small_limit:literal)?),* $(,)?])? $(,)?
+        $(, small: [$($small:ident $(: $small_limit:literal)?),* $(,)?])?
+        $(, gigantic: [$($one:ident $(: $one_limit:literal)?),* $(,)?])? $(,)?
     ) => {
         $crate::conformance!(
             $name,
@@ -320,6 +365,7 @@ macro_rules! conformance {
                 $($all $(: $all_limit)?,)*
                 $($($both $(: $both_limit)?,)*)?
             ]
+            $(, gigantic: [$($one $(: $one_limit)?,)*])?
         );
     };
     (
@@ -328,7 +374,8 @@ macro_rules! conformance {
         , converting: [$($both:ident $(: $both_limit:literal)?),* $(,)?]
         $(, memfile: [$($own:ident $(: $own_limit:literal)?),* $(,)?])?
         $(, huge: [$($huge:ident $(: $huge_limit:literal)?),* $(,)?])?
-        $(, hidden: [$($out:ident $(: $out_limit:literal)?),* $(,)?])? $(,)?
+        $(, hidden: [$($out:ident $(: $out_limit:literal)?),* $(,)?])?
+        $(, gigantic: [$($one:ident $(: $one_limit:literal)?),* $(,)?])? $(,)?
     ) => {
         pub static SUITES: &[$crate::ktap::Suite] = &[
             $crate::conformance!(@suite MEMFILE, $name, [
@@ -340,6 +387,9 @@ macro_rules! conformance {
             ]),)?
             $($crate::conformance!(@suite HIDDEN, concat!($name, "_hidden"), [
                 $($out $($out_limit)?,)*
+            ]),)?
+            $($crate::conformance!(@suite GIGANTIC, concat!($name, "_1g"), [
+                $($one $($one_limit)?,)*
             ]),)?
             $crate::conformance!(@suite GMEM, concat!($name, "_gmem"), [
                 $($both $($both_limit)?,)*
@@ -352,7 +402,8 @@ macro_rules! conformance {
         $(, converting: [$($both:ident $(: $both_limit:literal)?),* $(,)?])?
         $(, memfile: [$($own:ident $(: $own_limit:literal)?),* $(,)?])?
         $(, huge: [$($huge:ident $(: $huge_limit:literal)?),* $(,)?])?
-        $(, hidden: [$($out:ident $(: $out_limit:literal)?),* $(,)?])? $(,)?
+        $(, hidden: [$($out:ident $(: $out_limit:literal)?),* $(,)?])?
+        $(, gigantic: [$($one:ident $(: $one_limit:literal)?),* $(,)?])? $(,)?
     ) => {
         pub static SUITES: &[$crate::ktap::Suite] = &[
             $crate::conformance!(@suite MEMFILE, $name, [
@@ -365,6 +416,9 @@ macro_rules! conformance {
             ]),)?
             $($crate::conformance!(@suite HIDDEN, concat!($name, "_hidden"), [
                 $($out $($out_limit)?,)*
+            ]),)?
+            $($crate::conformance!(@suite GIGANTIC, concat!($name, "_1g"), [
+                $($one $($one_limit)?,)*
             ]),)?
             $crate::conformance!(@suite GMEM, concat!($name, "_gmem"), [
                 $($all $($all_limit)?,)*

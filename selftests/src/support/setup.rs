@@ -137,8 +137,7 @@ impl Setup {
         layout: Layout,
     ) -> Result<Setup> {
         let on = on.into();
-        let slot = vm.add_private(SLOT, layout.gpa, size, on.kind, &fd, layout.offset)?;
-        on.set_private(&vm, slot.gpa, slot.size)?;
+        let slot = on.add_slot(&vm, SLOT, (layout.gpa, layout.offset), size, &fd)?;
         let vcpu = vm.vcpu(0)?;
         Ok(Setup { on, vm, vcpu, fd, slot, offset: layout.offset })
     }
@@ -173,7 +172,8 @@ impl Setup {
     /// [`GUEST`].
     pub fn fill_both(&mut self) -> Result<()> {
         fill_view(&self.slot, SHARED);
-        self.vcpu.fill(self.slot.gpa, self.slot.size, GUEST)
+        self.vcpu.fill(self.slot.gpa, self.slot.size, GUEST)?;
+        self.on.expect_whole(&self.vm, &self.slot)
     }
 }
 

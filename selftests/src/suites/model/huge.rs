@@ -12,8 +12,8 @@ pub static SUITE: Suite = suite!(
     "model_huge",
     [
         memfile_has_the_pages_it_was_told_to_have,
-        memfile_of_a_guest_has_what_both_made_of_it,
-        memfile_of_a_guest_at_another_place_has_what_both_made_of_it,
+        memfile_of_a_guest_has_what_both_made_of_it: 120,
+        memfile_of_a_guest_at_another_place_has_what_both_made_of_it: 120,
     ]
 );
 
