@@ -16,6 +16,7 @@ from memfile.check.suites import (
     SECONDS,
     VARIANT,
     VARIANTS,
+    WITHOUT_PORTS,
     WITH_QEMU,
     guest_cases,
     own_machine,
@@ -29,6 +30,19 @@ from memfile.ktap import FAIL, Case, Parser, parse
 # nothing before it counts as such.
 AGAIN, SILENCE = "-again", 300
 
+# Without the ports to the host, and with them again and with what was said meanwhile.
+UNPLUG = """
+ports=/sys/bus/virtio/drivers/virtio_console
+for port in $ports/virtio*; do port=${port##*/}; done
+echo $port >$ports/unbind
+exec >/tmp/said 2>&1
+"""
+PLUG = """
+echo $port >$ports/bind
+until [ -c /dev/out ]; do sleep 1; done
+exec >/dev/out 2>&1
+cat /tmp/said
+"""
 LEAK_SCAN = """
 rmmod memfile 2>/dev/null
 if [ -e /sys/kernel/debug/kmemleak ]; then
@@ -103,8 +117,9 @@ def guest_boot(
         require = "" if check.flavour == "base" else "--require-memfile"
         command = (
             f"({prepare}) || {{ echo 'the settings are not in force'; exit 1; }}\n"
+            f"{UNPLUG if name in WITHOUT_PORTS else ''}"
             f"memfile-tests --kmsg --time-factor {check.slow} {require} {patterns}\n"
-            f"rc=$?\n{LEAK_SCAN}exit $rc"
+            f"rc=$?\n{PLUG if name in WITHOUT_PORTS else ''}{LEAK_SCAN}exit $rc"
         )
     parser = Parser()
     seen: list[Case] = []

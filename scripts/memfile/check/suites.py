@@ -42,6 +42,7 @@ OWN_MACHINE = {
         word for name in ("stress-ng", "trinity") if (found := shutil.which(name)) for word in ("--add", found))],
     # The memory of the kernel that runs after the crash, and that kernel.
     "crash_dump": ["--mem", "2G", "--append", "crashkernel=320M", "--add-kernel"],
+    "hibernation": [],
     # No VM can have private memory there.
     "cap_without_npt": ["--append", "kvm_amd.npt=0"],
     "cap_without_tdp_mmu": ["--append", "kvm.tdp_mmu=0"],
@@ -54,7 +55,12 @@ MACHINE_OF = {
     )
 }
 # What such a machine does first; it fails if the settings are not in force.
-PREPARE = {"crash_dump": "[ -e /proc/vmcore ] || exec memfile-crash"}
+PREPARE = {
+    "crash_dump": "[ -e /proc/vmcore ] || exec memfile-crash",
+}
+# Machines without the ports to the host while the suite runs: hibernation stops all devices, and an
+# open port of virtio_console is dead after that. What the suite says comes afterwards.
+WITHOUT_PORTS = ("hibernation",)
 
 
 def own_machine(suite: str) -> str:

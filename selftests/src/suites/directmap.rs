@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Private memory that the kernel does not see, `MEMFILE_F_KERNEL_INACCESSIBLE` (rule 25).
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
-use crate::pressure::{self, Cgroup, Counts, Failing, Image, Memory, Swap, frames, word};
+use crate::pressure::{self, Cgroup, Counts, Failing, Memory, Swap, frames, word};
 use crate::support::directmap::{Hidden, direct_map, memory, populate_hidden};
 use crate::support::inject::Injector;
 use crate::support::setup::{BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, SLOT, Setup};
@@ -41,9 +41,6 @@ pub static SUITE: Suite = suite!(
         allocation_that_fails_changes_nothing: 120,
         binding_that_fails_can_be_repeated: 120,
         broken_page_does_not_come_back_with_others,
-        hibernation_is_refused,
-        hibernation_that_has_begun_is_refused: 120,
-        hibernation_finds_no_secret_and_guests_go_on: 240,
         secret_is_nowhere_in_memory: 240,
         thousand_lives_leak_nothing: 240,
     ]
@@ -499,66 +496,6 @@ fn broken_page_does_not_come_back_with_others() -> CaseResult {
     let now = memory.absent()?;
     ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
     Ok(())
-}
-
-fn hibernation_is_refused() -> CaseResult {
-    const DISK: &str = "/sys/power/disk";
-    drop(Image::open()?);
-    let refused = |when: &str, wanted: bool| -> Result<()> {
-        let text = fs::read_to_string(DISK)?;
-        ensure!(text.contains("[disabled]") == wanted, "{when}: {DISK} has {text}");
-        let open = Image::raw_open();
-        ensure!(open.is_err() == wanted, "{when}: /dev/snapshot opens: {}", open.is_ok());
-        Ok(())
-    };
-    refused("before", false)?;
-    let s = Setup::filled(HIDDEN, MIB)?;
-    refused("with hidden pages", true)?;
-    drop(s);
-    refused("after", false)
-}
-
-/// The guest touches its first such page when all others are frozen already.
-fn hibernation_that_has_begun_is_refused() -> CaseResult {
-    lock_own_memory()?;
-    let image = Image::open()?;
-    let mut s = Setup::with_flags(HIDDEN, MIB)?;
-    image.freeze()?;
-    s.vcpu.fill(s.slot.gpa, MIB, GUEST)?;
-    let result = image.raw_create();
-    drop(image);
-    expect_errno("an image with hidden pages", result, &[Errno::EPERM])?;
-    s.vcpu.verify(s.slot.gpa, MIB, GUEST)
-}
-
-fn hibernation_finds_no_secret_and_guests_go_on() -> CaseResult {
-    lock_own_memory()?;
-    // What was hidden has left nothing behind, and the direct map has all pages that are copied.
-    let (first, second) = (Pattern::Generation(7001), Pattern::Generation(7002));
-    let mut s = Setup::with_flags(HIDDEN, SIZE)?;
-    s.vcpu.fill(s.slot.gpa, SIZE, first)?;
-    let gpa = s.slot.gpa;
-    drop(s);
-    let mut s = Setup::with_flags(PINNED, SIZE)?;
-    s.vcpu.fill(gpa, SIZE, second)?;
-
-    let mut image = Image::open()?;
-    image.freeze()?;
-    image.raw_create().context("make an image")?;
-    let (found, pages) = image.search(first, gpa, SIZE)?;
-    drop(image);
-    s.vcpu.verify(gpa, SIZE, second)?;
-    println!("an image of {pages} pages");
-    ensure!(found == 0, "what was hidden is in the image {found} times");
-
-    // Without the flag it is found, so that the above can fail.
-    let mut image = Image::open()?;
-    image.freeze()?;
-    image.raw_create().context("make another image")?;
-    let (found, _) = image.search(second, gpa, SIZE)?;
-    drop(image);
-    ensure!(found >= SIZE / 64, "without the flag it is in the image {found} times");
-    s.vcpu.verify(gpa, SIZE, second)
 }
 
 fn secret_is_nowhere_in_memory() -> CaseResult {

@@ -24,6 +24,7 @@ mod exits;
 mod fault;
 mod fdinfo;
 mod guest;
+mod hibernation;
 mod huge;
 mod hugetlb;
 mod hugetlb_numa;
@@ -118,6 +119,7 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&directmap_huge::SUITE),
     one(&directmap_huge::SUITE_1G),
     one(&crash_dump::SUITE),
+    one(&hibernation::SUITE),
     one(&poison::SUITE),
     one(&overcommit::SUITE),
     one(&qemu::SUITE),
