@@ -53,6 +53,7 @@ elif out:
     "cargo": """
 for name in (
     "memfile-tests", "memfile-demo", "memfile-bench", "memfile-trace", "memfile-replay", "memfile-vm",
+    "memfile-crash",
     "memfile-guest", "memfile-plot",
 ):
     path = pathlib.Path(os.environ["CARGO_TARGET_DIR"], "x86_64-unknown-linux-gnu/release", name)

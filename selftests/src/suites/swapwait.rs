@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
@@ -32,6 +32,7 @@ pub static SUITE: Suite = suite!(
         hole_is_punched_while_a_vcpu_waits: 120,
         several_vcpus_wait_for_one_page: 120,
         everything_comes_back_as_it_was: 120,
+        swapoff_brings_everything_back_and_keeps_no_page: 120,
     ]
 );
 
@@ -374,6 +375,27 @@ fn everything_comes_back_as_it_was() -> CaseResult {
             counts.expect_grown(&["memfile.get_pfn_wait", "swap_ra", "swap_ra_hit"], 1)?;
             host.swap.expect_used(0, "all read again")?;
         }
+    }
+    Ok(())
+}
+
+/// Nearly every page is still being read when swapoff looks at it.
+fn swapoff_brings_everything_back_and_keeps_no_page() -> CaseResult {
+    const LARGE: u64 = 16 * MIB;
+    let mut host = Host::new(Duration::from_millis(1))?;
+    let before = host.cgroup.current()?;
+    let mut s = Setup::filled(BOTH, LARGE)?;
+    host.swap_out(&s)?;
+    host.swap.off()?;
+    ensure!(s.resident()? == LARGE / PAGE, "{} pages are back", s.resident()?);
+    s.vcpu.verify(s.slot.gpa, LARGE, GUEST)?;
+    drop(s);
+    // A page is charged as long as anybody has a reference to it; CPUs keep some for a moment.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while host.cgroup.current()? > before + LARGE / 4 {
+        let charged = host.cgroup.current()? - before;
+        ensure!(Instant::now() < deadline, "{charged} bytes are still charged after the guest");
+        thread::sleep(Duration::from_millis(10));
     }
     Ok(())
 }
