@@ -6,7 +6,7 @@
 //! `scripts/check-layers` proves it.
 //!
 //! * [`entry`]: the functions that C calls, the core's callbacks and the exports for other modules.
-//! * [`engine`]: what a memfile does, for every store. No `unsafe`.
+//! * [`engine`]: the behaviour of a memfile, for every store. No `unsafe`.
 //! * [`store`]: the owners of the pages: one trait, shmem, and the stores of other modules. No
 //!   `unsafe`.
 //! * [`abi`]: C's objects as safe Rust.

@@ -3,7 +3,7 @@
  * Stores of other modules.  memfile.ko exports this for modules that have files
  * of their own, with pages that consumers (KVM) are to map.
  *
- * A store makes the files, tells which files are its own and gives their pages;
+ * A store makes the files, identifies its own files and provides their pages;
  * memfile.ko keeps their bindings, as it does for memfds.  A store of another
  * module can announce the same events to memfile.ko as shmem, and gets the same
  * requests.
@@ -18,8 +18,8 @@
  * @lookup: the node of @file, or NULL if it is none of this store's files.
  *	Does not sleep.
  * @get_page: the page at @index, which is below the size of @inode; zeroed if
- *	it is new.  With a reference for the consumer, which memfile.ko gives
- *	back.  A page of a large folio has the same place in its folio as in its
+ *	it is new.  With a reference for the consumer, which memfile.ko
+ *	releases.  A page of a large folio has the same place in its folio as in its
  *	naturally aligned block of the file.  Otherwise an ERR_PTR: -EHWPOISON
  *	for a page with a memory error, -ENOMEM, -ENOSPC; consumers get -EIO for
  *	any other.  It waits for its pages itself: there is no -EAGAIN.  May
@@ -37,16 +37,17 @@
  *	memfile_node_migrate_folio(), while no consumer has a page of @src
  *	mapped.  May sleep, does not allocate.
  *
- * @lookup and @get_page are mandatory, and are called only for files to which
- * somebody holds a reference: the file's f_op->owner keeps the store's module.
+ * @lookup and @get_page are mandatory, and are called only while a reference to
+ * the file is held: the file's f_op->owner keeps the store's module.
  * The others may be NULL.  Then there is no fallocate(); the flags and the GFP
- * mask of the inode's mapping, which memfile.ko sets in any case, tell what
- * consumers want of pages in the page cache; and migrate_folio() moves them.
+ * mask of the inode's mapping, which memfile.ko sets in any case, show the
+ * requests of consumers for pages in the page cache; and migrate_folio() moves
+ * them.
  *
  * A page leaves its file between memfile_node_invalidate_start() and
  * memfile_node_invalidate_end(), and @get_page does not return it any more when
  * the latter is called.  A page that it returned before stays allocated until
- * its reference is given back; a consumer that gets it too late does not map
+ * its reference is released; a consumer that gets it too late does not map
  * it.
  */
 struct memfile_store {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Allocations that are under way: a page on its way to the page cache of its file, where nobody
-//! finds it yet.
+//! Allocations that are under way: a page on its way to the page cache of its file, where no
+//! look-up finds it yet.
 //!
 //! C header: [`include/linux/srcu.h`](srctree/include/linux/srcu.h)
 
@@ -17,7 +17,7 @@ use kernel::types::NotThreadSafe;
 pub(crate) struct Allocation(c_int, NotThreadSafe);
 
 impl Allocation {
-    /// Begins one. Whoever allocates looks only after that at where pages may come from.
+    /// Begins one. Only after that does the caller look where pages may come from.
     pub(crate) fn begin() -> Self {
         // SAFETY: May be called anywhere.
         let index = unsafe { bindings::memfile_begin_allocation() };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What differs for the module between the kernels that it is made for: all of it, so that a move
-//! to another kernel begins here. `Documentation/porting.rst` has the way.
+//! All differences between the kernels that the module is made for: a move to another kernel begins
+//! here. `Documentation/porting.rst` has the steps.
 //!
 //! Errors: `kernel::error::code` has these since 7.3. An [`Error`] can be made in a constant only
 //! there, hence functions. Parameters of modules: their `value()` is the number since 7.3.
@@ -25,7 +25,7 @@ pub(crate) fn enosys() -> Error {
     error(bindings::ENOSYS)
 }
 
-/// What is asked for is not supported.
+/// The request is not supported.
 pub(crate) fn eopnotsupp() -> Error {
     error(bindings::EOPNOTSUPP)
 }

@@ -79,8 +79,8 @@ impl Invalidation {
     /// The tick at which it began and its pages, or [`None`] if it is not running.
     pub(crate) fn scope(self) -> Option<Scope> {
         let raw = self.0.as_ptr();
-        // SAFETY: Valid by the type invariant. Only who owns the record writes these three, while
-        // it is on no list; `next` is the list's and not looked at.
+        // SAFETY: Valid by the type invariant. Only the record's owner writes these three, while it
+        // is on no list; `next` is the list's and not looked at.
         let (seq, start, end) = unsafe { ((*raw).seq, (*raw).start, (*raw).end) };
         let pages = Range::new(start as u64, end as u64)?;
         Some(Scope { seq, pages })

@@ -10,7 +10,7 @@ macro_rules! module_mutex {
     ($(#[$doc:meta])* static $name:ident: $type:ty = $value:expr;) => {
         kernel::sync::global_lock! {
             $(#[$doc])*
-            // SAFETY: The core's registration initialises it before anybody can call the module.
+            // SAFETY: The core's registration initialises it before C can call the module.
             pub(crate) unsafe(uninit) static $name: Mutex<$type> = $value;
         }
     };

@@ -174,7 +174,7 @@ impl Hits {
         let raw = inv.as_ptr();
         let first = self.first.map_or(core::ptr::null_mut(), Notifier::as_ptr);
         // SAFETY: Valid by the type invariant of `Invalidation`; only its owner writes here, before
-        // it calls anybody.
+        // it calls a consumer.
         unsafe {
             (*raw).first = first;
             (*raw).more = self.more;

@@ -39,8 +39,8 @@ impl<const N: usize> Counts<N> {
         }
     }
 
-    /// The count `which`, of all CPUs; 0 if there is none. What others add meanwhile is in it, or is
-    /// not. Any context.
+    /// The count `which`, of all CPUs; 0 if there is none. It may include what other CPUs add
+    /// meanwhile. Any context.
     pub(crate) fn sum(&self, which: usize) -> i64 {
         if which >= N {
             return 0;

@@ -38,7 +38,7 @@ range_events! {
     poison = memfile_trace_poison,
 }
 
-/// File page `index` is given to a consumer.
+/// A consumer gets file page `index`.
 pub(crate) fn get_pfn(inode: &Inode, index: u64, pfn: &bindings::memfile_pfn) {
     // SAFETY: The inode is valid by its type invariant.
     // CAST: Page offsets are as wide on 64 bits.

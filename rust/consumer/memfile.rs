@@ -119,9 +119,9 @@ pub(crate) struct Binding<T: Consumer, M> {
     _mode: PhantomData<M>,
 }
 
-// SAFETY: The notifier does not care for the thread, nor does a `Consumer`.
+// SAFETY: Neither the notifier nor a `Consumer` depends on the thread.
 unsafe impl<T: Consumer, M> Send for Binding<T, M> {}
-// SAFETY: What changes in the notifier is the core's, under its lock; a `Consumer` is `Sync`.
+// SAFETY: Only the core changes the notifier, under its lock; a `Consumer` is `Sync`.
 unsafe impl<T: Consumer, M> Sync for Binding<T, M> {}
 
 impl<T: Consumer> Mapper<T> {
@@ -287,13 +287,13 @@ impl<T: Consumer, M> PinnedDrop for Binding<T, M> {
     }
 }
 
-/// A page that a mapper got, with a reference that dropping it gives back.
+/// A page that a mapper got, with a reference that dropping it releases.
 ///
 /// To be dropped once the page is mapped, or will not be mapped.
 ///
 /// # Invariants
 ///
-/// `raw` comes from the store of `notifier`, which is registered, and was not given back.
+/// `raw` comes from the store of `notifier`, which is registered, and was not released.
 pub(crate) struct Page<'a> {
     notifier: &'a Opaque<bindings::memfile_notifier>,
     raw: bindings::memfile_pfn,

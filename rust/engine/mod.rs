@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a memfile does, by the rules of [`crate::policy`], in whichever [`crate::store`] its pages
-//! are.
+//! The behaviour of a memfile, by the rules of [`crate::policy`], with its pages in any
+//! [`crate::store`].
 
 pub(crate) mod node;
 pub(crate) mod pages;

@@ -11,8 +11,8 @@
 //! 2. the inode lock (set_size and shmem's fallocate run under it)
 //!    in hugetlbfs then the fault mutex of a page (allocation and holes)
 //! 3. a folio lock (migration, swap-out and memory failure run under it)
-//! 4. what consumers take in their callbacks; KVM: `mmu_lock`
-//! 5. [`Node::state`], a spinlock, held for one look or one change at a time
+//! 4. the locks that consumers take in their callbacks; KVM: `mmu_lock`
+//! 5. [`Node::state`], a spinlock, held for one look-up or one change at a time
 //!
 //! The list of the stores of other modules (`abi::foreign`) has a mutex. Registration takes it
 //! under 1 when a file is of no store in the kernel, and takes nothing under it.
@@ -33,7 +33,7 @@
 //!
 //! [`Node::bind`], [`Node::unbind`] and [`Node::drain`] wait for running invalidations that are
 //! older than themselves, and hold `slots_lock` at most. An invalidation ends without waiting for
-//! any of them: what lies between its start and its end is truncation under the inode lock, the
+//! any of them: between its start and its end lies truncation under the inode lock, the
 //! copying of one folio, or its move to the swap cache. These wait for folio locks only, and in
 //! hugetlbfs for fault mutexes, whose holders do not wait for `slots_lock`; but the holder of a
 //! fault mutex may be in reclaim for a huge page, of another file even, and a hole in a part of a
@@ -113,7 +113,7 @@ use kernel::{
     },
 };
 
-/// What the core knows of a memfile. See the module's documentation for locking.
+/// The core's state of a memfile. See the module's documentation for locking.
 #[pin_data]
 pub(crate) struct Node {
     /// The file.
@@ -238,7 +238,8 @@ impl State {
         }
     }
 
-    /// Whoever may allocate a page says so first, before the store looks at where it may lie.
+    /// Every caller that may allocate a page calls this first, before the store decides where the
+    /// page may lie.
     fn touch(&mut self, store: &AnyStore) {
         if self.untouched {
             self.untouched = false;
@@ -339,7 +340,7 @@ impl Node {
         self.allocate(pages, || self.store.fallocate(file, mode, offset, len))?;
         if self.flags().kernel_inaccessible() {
             // The pages are there. Those that stay in the direct map now leave it one by one when a
-            // consumer gets them, who learns of errors.
+            // consumer gets them; the consumer gets the errors.
             let _ = self.store.hide(pages);
         }
         Ok(())
@@ -396,7 +397,7 @@ impl Node {
                 }
 
                 // Pages that will not move any more must leave areas for movable memory, also
-                // those that nobody finds yet: they were allocated there, or are on their way
+                // those that no look-up finds yet: they were allocated there, or are on their way
                 // there. The lock is released for that and the state may change, so check again.
                 self.store.allocate_movable(false);
                 cleared = true;
@@ -464,7 +465,7 @@ impl Node {
         if let Some(pages) = Range::new(0, self.inode.pages()) {
             self.store.hide(pages)?;
         }
-        // Pages that come later are hidden before anybody gets them.
+        // Pages that come later are hidden before a consumer gets them.
         self.state.lock().hidden = true;
         Ok(())
     }
@@ -586,7 +587,7 @@ impl Node {
         self.finish(|state| state.running.remove(inv));
     }
 
-    /// Lets `remove` take a record off its list, and wakes who waits for that.
+    /// Lets `remove` take a record off its list, and wakes the tasks that wait for that.
     fn finish(&self, remove: impl FnOnce(&mut State)) {
         let mut state = self.state.lock();
         remove(&mut state);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The pages of a file: how a consumer gets one, and what the memory management does with them. The
-//! same for all stores.
+//! The pages of a file: how a consumer gets one, and how the memory management moves, reclaims and
+//! removes them. The same for all stores.
 
 use super::node::Node;
 use super::stats::Event;

@@ -186,13 +186,13 @@ events! {
     Bind = "bind",
     /// Notifiers unregistered.
     Unbind = "unbind",
-    /// Pages given to consumers.
+    /// Pages returned to consumers.
     GetPfn = "get_pfn",
     /// Pages that were in swap, or on their way there: the consumer waits and asks again.
     GetPfnWait = "get_pfn_wait",
     /// Pages refused, for any reason.
     GetPfnError = "get_pfn_error",
-    /// References to pages given back.
+    /// Page references released.
     PutPfn = "put_pfn",
     /// Invalidations, of any cause.
     Invalidate = "invalidate",
@@ -202,7 +202,7 @@ events! {
     Migrate = "migrate",
     /// Folios whose migration was refused or failed.
     MigrateError = "migrate_error",
-    /// Folios that went to swap, and were not given back by it.
+    /// Folios that went to swap, and that swap did not return.
     SwapOut = "swap_out",
     /// Folios that swap did not take: they came back at once.
     SwapOutUndone = "swap_out_undone",

@@ -389,7 +389,7 @@ pub(crate) unsafe extern "C" fn next_range(
     let Some(after) = (unsafe { Notifier::from_raw((*range).notifier) }) else {
         return false;
     };
-    // SAFETY: Whoever invalidates keeps the node. It need not be in an `Arc` of ours.
+    // SAFETY: The caller, which invalidates, keeps the node. It need not be in an `Arc` of ours.
     let node = unsafe { &*inv.node_ptr().cast_const().cast::<Node>() };
     let Some((notifier, frames)) = node.next_range(inv, after) else {
         return false;
@@ -489,7 +489,7 @@ unsafe extern "C" fn put_pfn(
             .counters
             .count(Event::PutPfn);
     }
-    // SAFETY: `get_pfn()` left the reference to the consumer, who gives it back.
+    // SAFETY: `get_pfn()` left the reference to the consumer, which releases it here.
     unsafe { bindings::memfile_put_page(pfn.page) };
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which VM may bind a file whose creator allows only one (`MFD_ONE_VM`).
+//! The VM that may bind a file whose creator allows only one (`MFD_ONE_VM`).
 
 use core::num::NonZeroU64;
 
-/// Which consumers may bind. A consumer is known by its context; one without a context cannot be
-/// told from others.
+/// The consumers that may bind. The context identifies a consumer; one without a context cannot be
+/// distinguished from others.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Claim {
     /// Every consumer may bind.

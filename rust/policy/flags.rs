@@ -31,7 +31,7 @@ impl Flags {
         if bits & !Self::ALL != 0 || bits & Self::USER_INACCESSIBLE == 0 {
             return Err(Refusal::Invalid);
         }
-        // Who migrates a page or writes it to swap has to read it.
+        // To migrate a page or write it to swap, the kernel has to read it.
         let flags = Self(bits);
         if flags.kernel_inaccessible() && bits & Self::PINNED != Self::PINNED {
             return Err(Refusal::Invalid);
@@ -73,7 +73,7 @@ impl Flags {
     ///
     /// A binding may ask for more than the file has. It may ask for less only while the file has no
     /// binding, and no page for which the promise holds. It may take pages out of the direct map only
-    /// while the file has no binding: those who have one may let the kernel use the pages.
+    /// while the file has no binding: other consumers may let the kernel use the pages.
     pub(crate) fn joined(self, bound: usize, has_pages: bool, wish: Self) -> Result<Self, Refusal> {
         let weaker = self.0 & !wish.0 != 0;
         let hides = wish.kernel_inaccessible() && !self.kernel_inaccessible();

@@ -7,9 +7,9 @@
 //!
 //! # Calls
 //!
-//! The engine calls a store through the trait. In the other direction a store tells the core what
-//! happens to its pages: shmem by the callbacks of `struct memfile_core_ops`, the store of another
-//! module by the exports of `store.h`. These are the same functions ([`crate::entry`]).
+//! The engine calls a store through the trait. In the other direction a store notifies the core of
+//! the events of its pages: shmem by the callbacks of `struct memfile_core_ops`, the store of
+//! another module by the exports of `store.h`. These are the same functions ([`crate::entry`]).
 
 mod foreign;
 mod hugetlb;
@@ -58,7 +58,7 @@ pub(crate) trait Page: Sized {
 
 /// The store of one file.
 pub(crate) trait Store: Copy + Send + Sync {
-    /// What [`Self::find`] finds.
+    /// The result of [`Self::find`].
     type Page: Page;
 
     /// This store, if `any` is one.
@@ -75,7 +75,7 @@ pub(crate) trait Store: Copy + Send + Sync {
     /// The largest order at which consumers map its pages.
     fn max_order(self) -> u32;
 
-    /// What holds for its pages, whatever consumers ask for.
+    /// The flags that its pages always have, independently of the flags that consumers request.
     fn inherent_flags(self) -> Flags {
         Flags::CREATION
     }

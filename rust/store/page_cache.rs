@@ -33,8 +33,8 @@ impl Page for Locked {
     }
 }
 
-/// What a store has found in the page cache of `inode`: out of the kernel's direct map, if it is to
-/// be (rule 25). Sleeps.
+/// A folio that a store has found in the page cache of `inode`: out of the kernel's direct map, if
+/// it is to be (rule 25). Sleeps.
 ///
 /// Errors: `ENOMEM`.
 pub(super) fn hidden(inode: Inode, found: Found<Locked>) -> Result<Found<Locked>> {

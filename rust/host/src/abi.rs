@@ -29,7 +29,7 @@ pub(crate) mod allocation {
     use std::cell::Cell;
 
     thread_local! {
-        /// How often somebody has waited for the allocations under way.
+        /// The number of waits for the allocations under way.
         pub(crate) static WAITS: Cell<u32> = const { Cell::new(0) };
     }
 

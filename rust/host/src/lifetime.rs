@@ -4,7 +4,7 @@
 //! goes on as soon as that releases the lock, and frees C's objects while the call has not returned
 //! yet.
 //!
-//! This proves little without Miri, which knows how long each reference is promised to be valid:
+//! This proves little without Miri, which knows how long each reference must be valid:
 //! `SANITIZER=miri make proof`.
 
 #![allow(unsafe_code, reason = "the node is held as C holds it")]

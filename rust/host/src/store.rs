@@ -15,7 +15,7 @@ thread_local! {
     /// The last call that reached the store.
     pub(crate) static FALLOCATED: Cell<Option<(i32, i64, i64)>> = const { Cell::new(None) };
 
-    /// What happens while that call is at work.
+    /// Runs while that call is in progress.
     pub(crate) static MEANWHILE: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
 }
 

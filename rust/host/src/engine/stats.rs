@@ -4,7 +4,7 @@
 
 use crate::kernel::prelude::*;
 
-/// What the engine counts here.
+/// The events that the engine counts here.
 pub(crate) enum Event {
     Create,
     Destroy,
