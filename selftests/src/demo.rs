@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What memory costs the host, and when: the same guest on each kind of memory.
+//! The costs of memory for the host over time: the same guest on each kind of memory.
 //!
 //! Every figure is read from the kernel after its step; none is computed from a request.
 
@@ -56,7 +56,7 @@ pub struct Figure {
     pub by_machine: i64,
 }
 
-/// One row: what happened to host memory, step by step.
+/// One row: the figures of host memory, step by step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     pub name: String,
@@ -76,7 +76,7 @@ pub struct Row {
     pub hole_reads_zeros: Option<bool>,
     /// The guest read its own content everywhere else.
     pub own_data_elsewhere: bool,
-    /// What the guest wrote was found in the kernel's direct map; none if nobody may look.
+    /// The guest's content was found in the kernel's direct map; none if no process may look.
     #[serde(default)]
     pub kernel_reads_it: Option<bool>,
     /// Pages that KVM had mapped for the guest after it wrote, from KVM's statistics.
@@ -152,7 +152,7 @@ fn kernel_reads(written: Pattern, start: u64, len: u64) -> Result<Option<bool>> 
     }
 }
 
-/// What a row measures: the object's own counter, and the growth of the machine's.
+/// The measurement of a row: the object's own counter, and the growth of the machine's.
 struct Scale(u64);
 
 impl Scale {

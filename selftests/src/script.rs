@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Scripts: what several threads do to memfiles, as data.
+//! Scripts: operations of several threads on memfiles, as data.
 //!
 //! The fuzzer makes them, `fuzz/corpus` keeps them, `memfile-replay` and the suite `fuzz_corpus`
 //! run them. The text of a script has one operation per line, after the number of its thread; a
@@ -7,7 +7,7 @@
 //!
 //! A script runs in a process of its own, so that all that it leaves open is closed when it ends.
 //! It fails if the guests or the ways around them see content that they cannot see, if memory is
-//! lost that nobody gave up, if it does not end, or if a file stays.
+//! lost that no operation freed, if it does not end, or if a file stays.
 
 mod marks;
 pub mod op;
@@ -81,7 +81,7 @@ fn child(script: &Script, system: &System, probe: &dyn Probe, write: OwnedFd) ->
         Ok(Err(error)) => (1, format!("{error:#}")),
         Err(_) => (1, "a thread of the script panicked".into()),
     };
-    // Nobody else is there to be told that this failed.
+    // No other process is left to report a failure to.
     let _ = std::fs::File::from(write).write_all(text.as_bytes());
     // SAFETY: Ends the process without what the parent has registered for its own end.
     unsafe { libc::_exit(code) }

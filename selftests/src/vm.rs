@@ -208,7 +208,7 @@ impl Vm {
         Ok(Slot { id, gpa, size: view.len(), flags: region.flags, view })
     }
 
-    /// Delete a slot; hands the shared side back.
+    /// Delete a slot; returns the shared side.
     pub fn delete(&self, slot: Slot) -> Result<Mapping> {
         self.raw_delete(slot.id).with_context(|| format!("delete slot {}", slot.id))?;
         Ok(slot.view)

@@ -128,7 +128,7 @@ fn holes(kind: Private, hole: u64, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The page is the last of the file, which nobody has bound.
+/// The page is the last of the file, which is not bound.
 fn whole(kind: Private, size: u64, report: &mut Report) -> Result<()> {
     if !report.wants(&WHOLE) {
         return Ok(());
@@ -150,7 +150,7 @@ fn whole(kind: Private, size: u64, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Each of them is told of the hole.
+/// Each of them is notified of the hole.
 fn observers(many: u64, report: &mut Report) -> Result<()> {
     if !report.wants(&[OBSERVED]) {
         return Ok(());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What an operation costs, and the report.
+//! The cost of an operation, and the report.
 
 use std::ops::{AddAssign, Sub};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +17,7 @@ const FLUSHES: &str = "remote_tlb_flush_requests";
 /// Windows that were begun.
 static WINDOWS: AtomicU32 = AtomicU32::new(0);
 
-/// What some work cost, or the difference or sum of several works.
+/// The cost of some work, or the difference or sum of several costs.
 #[derive(Clone, Debug, Default)]
 pub struct Cost {
     instructions: i64,
@@ -123,7 +123,7 @@ impl Report {
         self.run = run;
     }
 
-    /// A report of the same figures that nobody reads: the first operation of a kind costs more,
+    /// A report of the same figures that is discarded: the first operation of a kind costs more,
     /// with empty per-CPU caches, static calls to be patched and page tables to be made.
     pub fn scratch(&self) -> Report {
         Report { only: self.only.clone(), ..Report::default() }

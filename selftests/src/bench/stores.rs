@@ -63,7 +63,7 @@ fn measure(store: Store, subject: Subject, report: &mut Report) -> Result<()> {
     all(store, subject, report)
 }
 
-/// A GiB in pages of this size. Of gigantic pages the machine has what it was given at boot.
+/// A GiB in pages of this size. The machine has only the gigantic pages that were reserved at boot.
 fn pool(page: u64) -> Result<Option<Setting>> {
     // Whether the kernel has such files comes first: it is the shorter answer.
     drop(huge_file(page, page)?);
@@ -112,7 +112,7 @@ fn all(store: Store, subject: Subject, report: &mut Report) -> Result<()> {
     let again = b.count(|b| b.touch(0, GIB, subject.page))?;
     report.add(TOUCH, subject, first - &again, 1);
 
-    // As a VMM does it: what a conversion made useless is given back. The other side is empty.
+    // As a VMM does it: it frees the pages that a conversion made useless. The other side is empty.
     let mut convert = b.count(|b| {
         b.vm.set_shared(GPA, GIB)?;
         b.punch(0, GIB)

@@ -65,7 +65,7 @@ pub enum Step {
     Reclaimed,
     /// The guest has read all its memory.
     Read,
-    /// The guest has given all but one of [`KEEP`] pages back.
+    /// The guest has returned all but one of [`KEEP`] pages.
     Punched,
     /// The host has compacted its memory.
     Compacted,
@@ -77,7 +77,7 @@ pub enum Step {
     Booted,
     /// It has files in its page cache, processes, and memory of its own.
     Worked,
-    /// It has given most of that up, and the host has what it reported.
+    /// It has freed most of that, and the host has the pages that it reported.
     Freed,
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A crash dump: what a second kernel finds of the memory of the one that has crashed.
+//! A crash dump: the memory of a crashed kernel as a second kernel finds it.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

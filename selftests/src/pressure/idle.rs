@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Idle page tracking: it tells which page frames were used since they were marked idle.
+//! Idle page tracking: it reports the page frames that were used since they were marked idle.
 
 use std::fs::{File, OpenOptions};
 use std::io;

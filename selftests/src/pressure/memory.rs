@@ -20,7 +20,7 @@ const LINE: usize = 64;
 pub struct Memory(File);
 
 impl Memory {
-    /// SKIP where the kernel lets nobody read it.
+    /// SKIP where no process may read it.
     pub fn open() -> Result<Memory> {
         require_root()?;
         match File::open("/dev/mem") {
@@ -132,7 +132,7 @@ pub fn word(bytes: &[u8], offset: usize) -> u64 {
 
 /// How often 64 bytes of `pattern` as it is in `[start, start + len)` are in `bytes`.
 pub fn hits(bytes: &[u8], pattern: Pattern, start: u64, len: u64) -> u64 {
-    // Whoever counts the frames that are absent wants none, and all of memory is long.
+    // A caller that counts absent frames needs no hits, and a search of all memory takes long.
     if len == 0 {
         return 0;
     }

@@ -163,13 +163,13 @@ pub fn moved(before: &BTreeMap<u64, Frame>, after: &BTreeMap<u64, Frame>) -> u64
     before.iter().filter(elsewhere).count() as u64
 }
 
-/// What happens to a guest's pages while the kernel looks for pages to move.
+/// The scans and isolations of a guest's pages while the kernel looks for pages to move.
 #[derive(Clone, Copy, Debug)]
 pub struct Isolation {
     /// How many of the pages were scanned.
     pub seen: u64,
-    /// How often a page was isolated in vain: taken off its list, refused, and put back. It counts
-    /// other pages as well, but nearly all of them move.
+    /// How often an isolated page did not move: taken off its list, refused, and put back. It
+    /// counts other pages as well, but nearly all of them move.
     pub vain: u64,
 }
 
@@ -196,7 +196,7 @@ impl Isolation {
         Ok(isolation)
     }
 
-    /// Fail unless the scanned pages were isolated in vain.
+    /// Fail unless the scanned pages were isolated and put back.
     pub fn expect_vain(&self) -> Result<()> {
         ensure!(self.seen > 0 && self.vain >= self.seen / 2, "{} were isolated", self.vain);
         Ok(())

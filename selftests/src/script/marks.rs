@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What guests may find in memory.
+//! The words that guests may find in memory.
 //!
 //! Every file has a place in every VM, and guests write there words that only fit this place and
 //! this run. A word that is read is zero or such a word: of just this address, unless the file was
-//! ever bound elsewhere as well. And it is not zero if a guest has written it and nobody has done
-//! anything since that takes content away.
+//! ever bound elsewhere as well. And it is not zero if a guest has written it and no later
+//! operation has removed content.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ use super::op::{FILES, PAGES};
 use crate::pattern::{Pattern, mix};
 use crate::{GIB, PAGE};
 
-/// What is known of the place of a file.
+/// The known facts about the place of a file.
 #[derive(Default)]
 struct Place {
     /// The file was bound at other places as well.
@@ -28,7 +28,7 @@ struct Place {
     written: Mutex<HashMap<(usize, u64), u64>>,
 }
 
-/// What is known of all places, in this run.
+/// The known facts about all places, in this run.
 pub struct Marks {
     generation: u64,
     places: [Place; FILES],
@@ -111,7 +111,7 @@ impl Marks {
             return Ok(());
         }
         let right = self.pattern().word(addr);
-        // Read after the value: who binds elsewhere says so before anything can be written there.
+        // Read after the value: a thread sets it before it binds the file elsewhere.
         let other = || place.elsewhere.load(Ordering::SeqCst) && self.is_of(file, addr, value);
         ensure!(value == right || other(), "{value:#x} at {addr:#x}, wanted {right:#x} or zero");
         Ok(())

@@ -76,7 +76,7 @@ pub enum Op {
     /// It accesses a page.
     Get { consumer: u8, at: u16, how: How },
 
-    /// The second store: what it can be told of a page.
+    /// The second store: an event of a page.
     Store { file: u8, at: u16, what: StoreWhat },
 
     /// The memory management of the machine.
@@ -102,7 +102,7 @@ pub enum Way {
     FdInfo,
 }
 
-/// What a vCPU does.
+/// The work of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Act {
     Fill,
@@ -132,7 +132,7 @@ pub enum How {
     Fault,
 }
 
-/// What the second store is told.
+/// An event that the second store receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum StoreWhat {
     Migrate,
@@ -142,7 +142,7 @@ pub enum StoreWhat {
     Fail { errno: u8 },
 }
 
-/// What the machine is told.
+/// A request to the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Machine {
     Compact,

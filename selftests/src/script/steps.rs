@@ -70,7 +70,7 @@ impl Script {
     }
 }
 
-/// Told when a thread of a script begins and ends, and how its operations ended.
+/// Called when a thread of a script begins and ends, and with the result of each operation.
 pub trait Probe: Sync {
     fn enter(&self, thread: usize);
     fn leave(&self, thread: usize);
@@ -78,7 +78,7 @@ pub trait Probe: Sync {
     fn ended(&self, thread: usize, op: &Op, errno: Errno);
 }
 
-/// Wants to be told nothing.
+/// Ignores all calls.
 pub struct NoProbe;
 
 impl Probe for NoProbe {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The machine around scripts: what they need of it, and how it is set back after each.
+//! The machine around scripts: its setup for them, and its reset after each.
 
 use std::ffi::CString;
 use std::fs;
@@ -143,7 +143,8 @@ impl System {
         Ok(())
     }
 
-    /// What is left of a script that is over and that no file is left of; nothing if all is well.
+    /// The resources that a script left behind, once it is over and its files are gone; none if
+    /// all is well.
     pub(super) fn left(&self) -> Result<Option<String>> {
         let Some((pool, _)) = &self.pool else { return Ok(None) };
         let usage = pool.usage()?;
@@ -166,15 +167,15 @@ impl System {
         }
     }
 
-    /// An error in a frame, or a wish to do without it.
+    /// An error in a frame, or a request to take it out of use.
     pub(super) fn lose(&self, pfn: u64, soft: bool) {
         let file = fs::OpenOptions::new().create(true).append(true).open(&self.lost);
-        // What is not remembered stays out of use, no more.
+        // A frame that is not recorded only stays out of use.
         let _ = file.and_then(|mut file| writeln!(file, "{pfn}"));
         let _ = if soft { pressure::soft_offline(pfn) } else { pressure::poison(pfn) };
     }
 
-    /// What may fail: for want of rights, or for what other threads do.
+    /// Requests that may fail: for lack of rights, or because of other threads.
     pub(super) fn tell(&self, machine: Machine) {
         let set = |path: &str, value: &str| drop(raw_write(Path::new(path), value));
         let switch = |path: &str, on: bool| set(path, if on { "1" } else { "0" });

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the threads of a script work on, and how they do each operation.
+//! The objects that the threads of a script work on, and the execution of each operation.
 //!
-//! An operation that the kernel refuses is as good as one that it does: what counts is what becomes
-//! of content and of the kernel.
+//! An operation that the kernel refuses is as good as one that it does: only the state of content
+//! and of the kernel counts.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
@@ -29,7 +29,7 @@ const COMMAND: Duration = Duration::from_secs(10);
 /// missing, or another thread convert all the time.
 const EXITS: u32 = 256;
 const REPEATED: u32 = 4;
-/// How long a consumer holds a page that nobody takes away.
+/// How long a consumer holds a page that no operation removes.
 const HOLD: Duration = Duration::from_millis(50);
 /// How many pages a guest looks at in one operation.
 const LOOKS: u64 = 12;
@@ -49,7 +49,7 @@ fn get<T>(place: &Shared<T>) -> Option<Arc<T>> {
 
 fn put<T>(place: &Shared<T>, value: Option<T>) {
     let old = std::mem::replace(&mut *lock(place), value.map(Arc::new));
-    // Closed, if nobody uses it, without the lock.
+    // Closed without the lock, if no thread uses it.
     drop(old);
 }
 
@@ -540,7 +540,7 @@ fn gpa(file: u8, range: Range) -> u64 {
     place(usize::from(file) % FILES) + range.offset()
 }
 
-/// A vCPU at work.
+/// A running vCPU.
 struct Run<'a> {
     world: &'a World<'a>,
     m: &'a Machine,

@@ -128,7 +128,7 @@ struct Counted {
     /// Bytes in files: of shmem, or of pages that are not in the pool.
     held: u64,
     unevictable: u64,
-    /// Huge pages that are in the pool, or promised to somebody.
+    /// Huge pages that are in the pool, or reserved.
     pool: u64,
     reserved: u64,
 }
@@ -323,8 +323,8 @@ fn live(on: &'static Backend, order: [End; 4]) -> Result<()> {
     order.into_iter().try_for_each(|end| life.end(end))
 }
 
-/// The limit of all memory, where it counts huge pages: who allocates is told, no page and no
-/// reservation is taken, and both go on when there is room.
+/// The limit of all memory, where it counts huge pages: the allocating task gets the error, no page
+/// and no reservation is taken, and both continue when there is room.
 fn memory_limit_is_enospc_and_leaves_nothing_behind(on: &'static Backend) -> CaseResult {
     drop(memfile_unsized()?);
     let _charged = ChargedForHuge::set(on)?;

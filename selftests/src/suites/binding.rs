@@ -63,7 +63,7 @@ impl Bench {
         region(1, GIB, &self.view, Some((self.on.kind, self.fd.as_fd(), 0)))
     }
 
-    /// A memfile refuses the request with that errno. What another backend makes is deleted again.
+    /// A memfile refuses the request with that errno. A slot of another backend is deleted again.
     fn refused(&self, what: &str, request: kvm_userspace_memory_region2, e: Errno) -> Result<()> {
         let result = self.vm.raw_set_region(&request);
         self.on.errno(what, result, &[e])?;

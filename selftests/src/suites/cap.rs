@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! KVM_CAP_MEMFILE: which flags a VM's slots are registered with (rule 8).
+//! KVM_CAP_MEMFILE: the flags with which a VM's slots are registered (rule 8).
 
 use std::os::fd::AsFd;
 use std::sync::Barrier;
@@ -165,8 +165,8 @@ fn different_flags_on_one_file_are_refused() -> CaseResult {
     Ok(())
 }
 
-/// Two VMs with different wishes, each for its own half of one file: neither asks for more than the
-/// other, so the second is refused, and the file always has the flags of the first.
+/// Two VMs that request different flags, each for its own half of one file: neither asks for more
+/// than the other, so the second is refused, and the file always has the flags of the first.
 fn racing_bindings_leave_the_flags_of_the_winner() -> CaseResult {
     let wishes = [RECLAIMABLE, MOVABLE];
     let vms = [protected()?, protected()?];
@@ -273,8 +273,8 @@ fn weaker_flags_are_refused_while_there_is_a_page() -> CaseResult {
         choose(&vm, first)?;
         let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
         vm.delete(slot)?;
-        // The flags at the time of its allocation are promised to a page, whichever task allocates
-        // it.
+        // A page keeps the promise of the flags at the time of its allocation, whichever task
+        // allocates it.
         allocate(&fd, 0, PAGE)?;
         let result = bind_second(&fd, second)?;
         if first & !second == 0 {

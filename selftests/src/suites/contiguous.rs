@@ -165,7 +165,7 @@ fn pages_older_than_their_binding_are_never_in_the_area() -> CaseResult {
     Ok(())
 }
 
-/// Pages of a file that nobody has bound lie elsewhere, until somebody moves them into the area: to
+/// Pages of a file that is not bound lie elsewhere, until a request moves them into the area: to
 /// take their frames out of use, say.
 fn pages_that_were_moved_there_leave_it_when_they_are_pinned() -> CaseResult {
     const PAGES: u64 = 64;
@@ -408,7 +408,7 @@ fn pool_inside(area: &Area) -> Result<[Setting; 2]> {
     Ok([pool.fill(4)?, pool.overcommit(8)?])
 }
 
-/// Somebody wants the memory in which pages of the pool lie, and guests use these.
+/// A driver requests the memory in which pages of the pool lie, and guests use these.
 fn movable_pages_of_hugetlbfs_leave_the_area() -> CaseResult {
     let area = Area::find()?;
     for flags in [MOVABLE, BOTH] {

@@ -247,7 +247,7 @@ fn parts_of_a_split_page_stay_out() -> CaseResult {
     hidden.expect(0, "the VM is gone")
 }
 
-/// The last huge page of the file reaches beyond its end. What splits it drops the part there.
+/// The last huge page of the file reaches beyond its end. A split drops the part there.
 fn part_beyond_the_end_of_the_file_comes_back() -> CaseResult {
     let memory = memory()?;
     let _huge = pressure::shmem_huge("always")?;
@@ -323,7 +323,7 @@ fn file_keeps_the_flag_as_long_as_it_has_pages() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, MIB, GUEST)
 }
 
-/// Those who have the file may let the kernel use its pages.
+/// Other consumers of the file may let the kernel use its pages.
 fn flag_is_not_for_a_file_that_others_use() -> CaseResult {
     let fd = memfile(SIZE)?;
     let half = PAGES / 2;
@@ -503,7 +503,7 @@ fn secret_is_nowhere_in_memory() -> CaseResult {
     let memory = memory()?;
     let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
     let mut secret = 5000;
-    // What an earlier search has read may be anywhere: a new secret each time.
+    // Data that an earlier search has read may be anywhere: a new secret each time.
     let mut guest = |flags| -> Result<(Setup, Pattern)> {
         secret += 1;
         let pattern = Pattern::Generation(secret);

@@ -299,7 +299,7 @@ fn broken_page_does_not_come_back_with_others(page: u64) -> CaseResult {
     Ok(())
 }
 
-/// Who migrates or offlines memory would have to read the pages.
+/// To migrate or offline memory, the kernel would have to read the pages.
 fn pages_of_the_pool_are_not_moved(page: u64) -> CaseResult {
     let memory = memory()?;
     let (_pool, _filled) = pool(page, 4)?;
@@ -324,7 +324,7 @@ fn secret_is_nowhere_in_memory(page: u64) -> CaseResult {
         guest.vcpu.fill(guest.gpa, guest.size, pattern)?;
         Ok(guest)
     };
-    // What a search has read may be anywhere: a new secret each time.
+    // Data that a search has read may be anywhere: a new secret each time.
     let (first, second) = (Pattern::Generation(6001), Pattern::Generation(6002));
     let s = guest(PINNED, first)?;
     let (found, _) = memory.search(first, s.gpa, s.size)?;

@@ -59,7 +59,7 @@ fn begun_before_a_page_was_hidden_is_refused() -> CaseResult {
 
 fn finds_no_secret_and_guests_go_on() -> CaseResult {
     lock_own_memory()?;
-    // What was hidden has left nothing behind, and the direct map has all pages that are copied.
+    // Hidden pages have left nothing behind, and the direct map has all pages that are copied.
     let (first, second) = (Pattern::Generation(7001), Pattern::Generation(7002));
     let mut s = Setup::with_flags(HIDDEN, SIZE)?;
     s.vcpu.fill(s.slot.gpa, SIZE, first)?;

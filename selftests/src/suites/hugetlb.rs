@@ -3,8 +3,8 @@
 //! mapped in their full size (rule 24).
 //!
 //! The same cases run with pages of 2 MiB, and of 1 GiB on a machine that reserves one at boot
-//! (`hugetlb_1g`: `scripts/check` boots it). What memfiles on all stores have in common is tested
-//! by the suites `…_huge`.
+//! (`hugetlb_1g`: `scripts/check` boots it). The suites `…_huge` test what memfiles on all stores
+//! have in common.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Barrier, mpsc};
@@ -266,7 +266,7 @@ fn pool_may_grow_as_the_administrator_says(page: u64) -> CaseResult {
     Ok(())
 }
 
-/// Two vCPUs want the same page at once, and the pool has one: neither is told that there is none.
+/// Two vCPUs want the same page at once, and the pool has one: neither gets an error.
 fn last_page_is_for_all_who_want_it(page: u64) -> CaseResult {
     let (pool, _filled) = pool(page, 1)?;
     let rounds = if page == GIB { 3 } else { 100 };
@@ -379,7 +379,7 @@ fn fallocate_reserves_and_says_enospc(page: u64) -> CaseResult {
     allocate(&fd, page - 1, 2)?;
     pool.expect_used(2, "two bytes in two pages")?;
     expect_errno("more than there are", allocate(&fd, 0, 8 * page), &[Errno::ENOSPC])?;
-    // What was allocated before the error is there.
+    // The pages that were allocated before the error are there.
     let held = allocated(&fd)?;
     ensure!(held == 4 * page, "the file holds {held} bytes");
     let mut guest = Guest::on(PINNED, page, fd, 8 * page, Layout { gpa: 4 * GIB, offset: 0 })?;
@@ -570,8 +570,8 @@ fn conversion_of_a_part_keeps_every_neighbour(page: u64) -> CaseResult {
     Ok(())
 }
 
-/// While a hole is made in one part of a huge page, nobody maps the page: a fault in another part
-/// is repeated until the hole is there.
+/// While a hole is made in one part of a huge page, no consumer maps the page: a fault in another
+/// part is repeated until the hole is there.
 fn faults_are_held_off_in_the_whole_page(page: u64) -> CaseResult {
     let (_pool, _filled) = pool(page, 1)?;
     let mut guest = Guest::new(PINNED, page, 1)?;
@@ -655,7 +655,7 @@ fn another_error_in_the_same_page_costs_one_more(page: u64) -> CaseResult {
         guest.vcpu.verify(guest.gpa + broken, PAGE, GUEST)?;
         let first = lost.frames.first().copied();
         let frame = match first {
-            // What is broken already cannot be faulted in with the rest.
+            // A page that is broken already cannot be faulted in with the rest.
             Some(frame) => frame - 3 + broken / PAGE,
             None => frames_of(&guest)?.get(&broken).context("no frame")?.pfn,
         };
@@ -674,8 +674,8 @@ fn another_error_in_the_same_page_costs_one_more(page: u64) -> CaseResult {
 }
 
 /// Memory that is being taken away is isolated as a whole, and then moved page by page. While a page
-/// is isolated the kernel does not handle its errors, but takes note of them: its consumers are told
-/// all the same.
+/// is isolated the kernel does not handle its errors, but takes note of them: its consumers are
+/// notified all the same.
 fn error_in_a_page_that_is_about_to_move_is_told(page: u64) -> CaseResult {
     const COUNT: u64 = 8;
     // More than a block has.
@@ -856,7 +856,7 @@ fn pinned_pages_are_never_in_the_way(page: u64) -> CaseResult {
     }
     let before = frames_of(&guest)?;
     zone.shuffle()?;
-    // Somebody asks for one of them, and is refused before anything is isolated.
+    // A request for one of them is refused before a page is isolated.
     let frame = before.get(&0).context("the page has no frame")?.pfn;
     let isolation = Isolation::during(&before, || {
         let refused = pressure::soft_offline(frame);

@@ -210,7 +210,7 @@ fn pages_come_from_the_nodes_of_the_cpuset() -> CaseResult {
     Ok(())
 }
 
-/// What an ordinary file of hugetlbfs says to the same task, a memfile says as well.
+/// A memfile gives the same result as an ordinary file of hugetlbfs of the same task.
 fn pages_of_other_nodes_are_no_substitute_in_a_cpuset() -> CaseResult {
     let _pools = pools()?;
     let mut s = Setup::with_flags_on(&backend::HUGE, PINNED, 8 * HUGE)?;

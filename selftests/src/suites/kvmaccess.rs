@@ -71,7 +71,7 @@ fn bytes(pattern: Pattern, start: u64, len: u64) -> Vec<u8> {
     (start..start + len).step_by(8).flat_map(|at| pattern.word(at).to_le_bytes()).collect()
 }
 
-/// What the guest sends as a string, until its command is done.
+/// The string that the guest sends, until its command is done.
 fn output(vcpu: &mut Vcpu, start: u64, len: u64) -> Result<Vec<u8>> {
     let mut sent = Vec::new();
     let mut exit = vcpu.start(Command::Output, &[start, len / 4, PORT])?;
@@ -239,7 +239,7 @@ fn access_to_a_poisoned_page_ends_kvm_run_with_its_errno() -> CaseResult {
         if write == (Exit::Port { port: PORT as u16, write: false }) {
             write = second.run()?;
         }
-        // Nothing is remembered: an error of another kind is told as such.
+        // Nothing is remembered: an error of another kind is reported as such.
         s.vm.set_shared(gpa + PAGE, PAGE)?;
         s.vm.raw_delete(SLOT)?;
         let gone = s.vm.vcpu(2)?.start(Command::Output, &[gpa + PAGE, 2, PORT])?;

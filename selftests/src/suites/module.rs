@@ -229,7 +229,7 @@ fn nobody_asks_for_it_again_and_again() -> CaseResult {
     println!("101 attempts in {seconds} s and more:\n{asked}");
     ensure!(asked.lines().all(|line| line == ASKED.trim_end()), "asked: {asked:?}");
     ensure!(asked.lines().count() as u64 <= 1 + seconds, "it was asked for again and again");
-    // A user who has loaded it by hand need not wait.
+    // A user that has loaded it by hand need not wait.
     module.load()?;
     memfile(MIB).map(drop)
 }

@@ -61,7 +61,7 @@ fn program(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// stress-ng at work, until it ends or this is dropped.
+/// A running stress-ng, until it ends or this is dropped.
 struct Pressure(Child);
 
 impl Pressure {
@@ -99,7 +99,7 @@ fn beside(s: Setup, stressors: &[&str]) -> CaseResult {
     pressure.end()
 }
 
-/// What guests that others press on need of the machine.
+/// The settings and the swap that guests under pressure need.
 fn machine(huge: &str) -> Result<(Setting, Swap)> {
     program("stress-ng")?;
     lock_own_memory()?;

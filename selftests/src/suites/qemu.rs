@@ -111,7 +111,7 @@ fn with_guest(kind: Kind, work: impl FnOnce(&mut Fixture) -> CaseResult) -> Case
     with_this_guest(kind, false, work)
 }
 
-/// The same. Only a guest that is `reporting` gives back pages that nobody asks for.
+/// The same. Only a guest that is `reporting` returns pages without a request.
 fn with_this_guest(
     kind: Kind,
     reporting: bool,
@@ -342,7 +342,7 @@ fn guest_converts_pages_by_hypercall() -> CaseResult {
         ensure!(machine.shared()? == shared, "the shared side is still there");
         machine.guest().verify_zeros("convert", 0, PAGES)?;
         machine.guest().verify_pages("convert", 9, PAGES, PAGES)?;
-        // What has no private side is refused, and the guest goes on.
+        // Memory without a private side is refused, and the guest continues.
         let refused = machine.guest().convert(ORDINARY, 1, KVM_MAP_GPA_RANGE_ENCRYPTED);
         ensure!(refused.is_err(), "ordinary memory became private");
         machine.guest().verify_pages("convert", 9, PAGES, PAGES)?;
@@ -498,7 +498,7 @@ fn prealloc_of_a_guest_memfd_goes_on_after_signals() -> CaseResult {
         let config = Config::new(memory).within(&cgroup);
         let mut machine = Machine::launch(&lab, &config)?;
         let pages = |_: &Machine| Ok(cgroup.line("memory.stat", "file")? / PAGE);
-        // The kernel's figure may lag behind by what a CPU has not told yet.
+        // The kernel's figure may lag behind by the amount that a CPU has not added yet.
         halfway += stop_and_go(&mut machine, (SMALL - 4 * MIB) / PAGE, pages)?;
         machine.connect()?;
         let file = cgroup.line("memory.stat", "file")?;
@@ -559,7 +559,7 @@ fn guest_boots_on_huge_pages_and_the_pool_gets_them_back() -> CaseResult {
     let more = expect_of_the_pool(&machine, &pool)?;
     println!("{booted} huge pages when it is up, {more} with {} MiB", MORE / MIB);
     ensure!(more >= MORE / HUGE, "{more} huge pages");
-    // Each is mapped as what it is; what has been converted or split is not.
+    // Each is mapped as a huge page, unless it has been converted or split.
     let mapped = kvm_figure(machine.pid(), "pages_2m")?;
     println!("KVM maps {mapped} huge pages");
     ensure!(mapped >= MORE / HUGE / 2, "KVM maps {mapped} huge pages");
@@ -572,7 +572,7 @@ fn guest_boots_on_huge_pages_and_the_pool_gets_them_back() -> CaseResult {
     before.expect_back(2 * MIB).context("after QEMU")
 }
 
-/// What the guest's memory takes is what the pool has given. Returns the number of huge pages.
+/// The guest's memory takes exactly the pages in use of the pool. Returns the number of huge pages.
 fn expect_of_the_pool(machine: &Machine, pool: &Pool) -> Result<u64> {
     let (allocated, resident) = machine.private()?;
     ensure!(allocated == resident * PAGE, "{allocated} bytes, {resident} pages");
@@ -619,7 +619,7 @@ fn poison_ends_one_process_of_the_guest_and_no_other() -> CaseResult {
     let base = devices.pointer("/0/data/addr").and_then(serde_json::Value::as_u64);
     let base = base.context("the guest has no DIMM")? / PAGE;
     fill(&mut machine, 40)?;
-    // The last process: its pages are new to the host, which tells where they are.
+    // The last process: its pages are new to the host, which shows where they are.
     let trace = Trace::start(&["memfile:memfile_get_pfn"])?;
     machine.guest().fork("locked", 1, PROCESS, 50)?;
     let events = trace.events()?;

@@ -428,7 +428,7 @@ fn full_swap_keeps_the_rest_in_memory() -> CaseResult {
     Ok(())
 }
 
-/// Whichever allocation fails on the way to or from swap, the guest goes on with its content.
+/// Whichever allocation fails on the way to or from swap, the guest continues with its content.
 fn failed_allocations_lose_nothing() -> CaseResult {
     let host = Host::new()?;
     for huge in ["never", "always"] {

@@ -172,7 +172,7 @@ fn consumer_gets_the_same_page_until_it_is_punched() -> CaseResult {
     Ok(())
 }
 
-/// Rule 13: the reference keeps the memory. The debug kernel sees if it is given back twice.
+/// Rule 13: the reference keeps the memory. The debug kernel detects a double release.
 fn page_that_is_held_outlives_its_hole() -> CaseResult {
     let stores = Stores::new()?;
     let fd = stores.file()?;
@@ -328,8 +328,8 @@ fn broken_page_is_lost_until_it_is_punched() -> CaseResult {
     s.vcpu.verify(gpa, PAGE, Pattern::ZERO)
 }
 
-/// `EAGAIN` would let KVM wait for a page that nobody gave it, `EINTR` and `EFAULT` mean something else
-/// to a VMM, and 512 is no errno of userspace.
+/// `EAGAIN` would let KVM wait for a page that it did not get, `EINTR` and `EFAULT` mean something
+/// else to a VMM, and 512 is no errno of userspace.
 fn error_that_no_consumer_knows_is_eio() -> CaseResult {
     let stores = Stores::new()?;
     let fd = stores.file()?;

@@ -40,7 +40,7 @@ conformance!(
         access_against_everything,
         access_against_everything_unaligned,
     ],
-    // What the others do is a part of these, but that conversions alone leave no time for a hole.
+    // These include the work of the others, except that conversions alone leave no time for a hole.
     gigantic: [
         access_against_everything,
         access_against_slot_replacement,

@@ -5,16 +5,17 @@
 //! code: `punch` on a memfile, `punch_gmem` on a guest_memfd, and so on. A case gets the backend
 //! and asks it for files and VMs.
 //!
-//! A case has two ways to judge what it sees. What no kind of memory may get wrong, such as the
-//! content that a guest reads, it checks as any other test does. What may differ from kind to kind,
-//! such as an errno, it gives to [`Backend::errno`] or [`Backend::expect`]. On a memfile these fail
-//! if it is not as promised. On every backend they write what it does as a diagnostic,
+//! A case has two ways to judge a result. It checks results that must be the same on every kind of
+//! memory, such as the content that a guest reads, as any other test does. It passes results that
+//! may differ from kind to kind, such as an errno, to [`Backend::errno`] or [`Backend::expect`]. On
+//! a memfile these fail if the result is not as promised. On every backend they write it as a
+//! diagnostic,
 //!
 //! ```text
 //! # does: mmap -> EPERM
 //! ```
 //!
-//! and `scripts/differences` compares: what one backend does otherwise than a memfile must be in
+//! and `scripts/differences` compares: each difference of a backend from a memfile must be in
 //! `scripts/differences.toml`, with the reason.
 
 use std::fmt;
@@ -37,7 +38,7 @@ pub struct Backend {
     pub kind: Private,
     /// More flags for the call that makes the file: `memfd_create`, or `KVM_CREATE_GUEST_MEMFD`.
     pub flags: u64,
-    /// What the VM chooses of `MEMFILE_F_*`, if it chooses.
+    /// The `MEMFILE_F_*` that the VM chooses, if it chooses.
     pub choice: Option<u64>,
     /// The type of VM that can have such memory. In one of [`VmType::Default`] nothing can be
     /// converted: all of the guest's memory is the file's.
@@ -114,7 +115,7 @@ impl From<Private> for &'static Backend {
 }
 
 impl Backend {
-    /// What it needs of the machine for the time of a case: hugetlbfs an allowance to take pages
+    /// Sets the machine up for the time of a case: hugetlbfs an allowance to take pages
     /// from free memory, or a page that was put aside at boot.
     pub fn prepare(&self) -> Result<Option<Setting>> {
         if *self == HUGE {
@@ -255,7 +256,7 @@ impl Backend {
         if self.promises() { sys::expect_errno(what, result, promised) } else { Ok(()) }
     }
 
-    /// Write down how a call ends that must succeed on a memfile. What it gives, if it does.
+    /// Write down how a call ends that must succeed on a memfile. Returns its result, if it does.
     pub fn works<T>(&self, what: &str, result: SysResult<T>) -> Result<Option<T>> {
         note(what, &ending(&result));
         match result {

@@ -33,7 +33,7 @@ impl Hidden {
     }
 }
 
-/// The guest finds the first `len` bytes that it was given as initial content, which can be given
+/// The guest finds the first `len` bytes of its initial content, which can be written
 /// once; none of them are in the direct map.
 pub fn populate_hidden(
     memory: &Memory,

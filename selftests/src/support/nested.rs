@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A guest of the guest, on AMD: it executes one instruction, HLT, and so exits.
 //!
-//! Its control block and what else it consists of lies in the system slot. It has no paging of its own;
+//! Its control block and its other parts lie in the system slot. It has no paging of its own;
 //! its nested page tables map every address to itself, as mainline takes the address of the nested guest
 //! for that of our guest when it asks whether memory is private.
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the models of all kinds of files share: random places, and comparisons.
+//! The common parts of the models of all kinds of files: random places, and comparisons.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;

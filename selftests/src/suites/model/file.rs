@@ -48,7 +48,7 @@ impl File {
         File { size, unit: 1, pages: BTreeMap::new(), seals }
     }
 
-    /// The same of pages that are `unit` small pages each; nobody can seal it.
+    /// The same of pages that are `unit` small pages each; it cannot be sealed.
     pub fn of_pages(unit: u64, size: u64) -> File {
         File { unit, ..File::new(size, 0) }
     }

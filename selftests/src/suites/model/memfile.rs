@@ -49,7 +49,7 @@ enum Step {
     Rebind,
 }
 
-/// What memfiles are made of, and which part of them a guest has.
+/// The pages of memfiles, and the part of them that a guest has.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub on: &'static Backend,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Files of shmem: what programs do with them, call by call.
+//! Files of shmem: the calls of programs on them, one by one.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
