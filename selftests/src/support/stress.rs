@@ -346,8 +346,9 @@ impl Bench {
             let missing = done.iter().position(|&times| times < 2);
             let over = match self.length {
                 Length::Time(duration) => start.elapsed() >= duration,
-                Length::Actions(count) => done.iter().sum::<u64>() >= count && checked(),
+                Length::Actions(count) => done.iter().sum::<u64>() >= count,
             };
+            let over = over && checked();
             if over && missing.is_none() {
                 break;
             }
