@@ -184,24 +184,12 @@ pub fn read_frame(pfn: u64) -> Result<Vec<u8>> {
 
 /// The offset in `/proc/kcore` of a physical address.
 pub fn kcore_offset(core: &fs::File, physical: u64) -> Result<u64> {
-    use std::os::unix::fs::FileExt;
-    let word = |at: u64| -> Result<u64> {
-        let mut bytes = [0; 8];
-        core.read_exact_at(&mut bytes, at).context("read /proc/kcore")?;
-        Ok(u64::from_ne_bytes(bytes))
-    };
-    // ELF64: e_phoff; e_phentsize and e_phnum, two bytes each.
-    let (first, sizes) = (word(32)?, word(54)?);
-    let (size, count) = (sizes & 0xffff, sizes >> 16 & 0xffff);
-    for header in (0..count).map(|n| first + n * size) {
-        // p_type and p_flags; p_offset, p_vaddr, p_paddr, p_filesz.
-        let is_load = word(header)? & 0xffff_ffff == 1;
-        let (offset, start, len) = (word(header + 8)?, word(header + 24)?, word(header + 32)?);
-        if is_load && start != u64::MAX && (start..start.saturating_add(len)).contains(&physical) {
-            return Ok(offset + (physical - start));
-        }
-    }
-    Err(anyhow::anyhow!("/proc/kcore has no segment for {physical:#x}"))
+    let segments = dump::segments(core).context("/proc/kcore")?;
+    let holds = |s: &&dump::Segment| (s.start..s.start.saturating_add(s.bytes)).contains(&physical);
+    // An address that the kernel does not know is all ones.
+    let found = segments.iter().filter(|s| s.start != u64::MAX).find(holds);
+    let segment = found.with_context(|| format!("/proc/kcore has no segment for {physical:#x}"))?;
+    Ok(segment.offset + (physical - segment.start))
 }
 
 /// Overwrite a page frame, regardless of its owner.

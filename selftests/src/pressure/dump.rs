@@ -39,11 +39,40 @@ pub fn load_crash_kernel(kernel: &Path, initramfs: &Path, command_line: &str) ->
     .context("kexec_file_load")
 }
 
+/// A part of an ELF file that has memory.
+pub(super) struct Segment {
+    /// In the file.
+    pub(super) offset: u64,
+    /// Physical address.
+    pub(super) start: u64,
+    pub(super) bytes: u64,
+}
+
+/// The memory in a file of the form ELF64, such as `/proc/kcore`.
+pub(super) fn segments(file: &File) -> Result<Vec<Segment>> {
+    let word = |at: u64| -> Result<u64> {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, at).context("read the headers")?;
+        Ok(u64::from_ne_bytes(bytes))
+    };
+    // e_phoff; e_phentsize and e_phnum, two bytes each.
+    let (first, sizes) = (word(32)?, word(54)?);
+    let (size, count) = (sizes & 0xffff, sizes >> 16 & 0xffff);
+    let mut segments = Vec::new();
+    for header in (0..count).map(|n| first + n * size) {
+        // p_type and p_flags; p_offset, p_vaddr, p_paddr, p_filesz.
+        if word(header)? & 0xffff_ffff == u64::from(libc::PT_LOAD) {
+            let (offset, start) = (word(header + 8)?, word(header + 24)?);
+            segments.push(Segment { offset, start, bytes: word(header + 32)? });
+        }
+    }
+    Ok(segments)
+}
+
 /// All memory of the kernel that has crashed, as `/proc/vmcore` has it.
 pub struct Dump {
     file: File,
-    /// Parts of the file with content: offset and bytes.
-    parts: Vec<(u64, u64)>,
+    segments: Vec<Segment>,
 }
 
 impl Dump {
@@ -53,28 +82,14 @@ impl Dump {
         let Ok(file) = File::open(VMCORE) else {
             return skip("no kernel has crashed before this one");
         };
-        let word = |at: u64| -> Result<u64> {
-            let mut bytes = [0; 8];
-            file.read_exact_at(&mut bytes, at).context(VMCORE)?;
-            Ok(u64::from_ne_bytes(bytes))
-        };
-        // ELF64: e_phoff; e_phentsize and e_phnum, two bytes each; p_type, p_offset, p_filesz.
-        let (headers, sizes) = (word(32)?, word(54)?);
-        let (size, count) = (sizes & 0xffff, sizes >> 16 & 0xffff);
-        let mut parts = Vec::new();
-        for n in 0..count {
-            let header = headers + n * size;
-            if word(header)? & 0xffff_ffff == u64::from(libc::PT_LOAD) {
-                parts.push((word(header + 8)?, word(header + 32)?));
-            }
-        }
-        ensure!(!parts.is_empty(), "{VMCORE} has no memory");
-        Ok(Dump { file, parts })
+        let segments = segments(&file).context(VMCORE)?;
+        ensure!(!segments.is_empty(), "{VMCORE} has no memory");
+        Ok(Dump { file, segments })
     }
 
     /// Bytes in it.
     pub fn size(&self) -> u64 {
-        self.parts.iter().map(|(_, bytes)| bytes).sum()
+        self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
     /// Read all of it. How often 64 bytes of each pattern, at any address in `[start, start + len)`,
@@ -82,7 +97,7 @@ impl Dump {
     pub fn search(&self, patterns: &[Pattern], start: u64, len: u64) -> Result<Vec<u64>> {
         let mut found = vec![0; patterns.len()];
         let mut chunk = vec![0; CHUNK as usize];
-        for &(first, bytes) in &self.parts {
+        for &Segment { offset: first, bytes, .. } in &self.segments {
             let mut done = 0;
             while done < bytes {
                 let part = &mut chunk[..(bytes - done).min(CHUNK) as usize];
