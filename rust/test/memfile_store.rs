@@ -62,6 +62,8 @@ const CREATE: u32 = _IO(MAGIC, 1);
 const REGISTER: u32 = _IO(MAGIC, 2);
 /// Unregisters it.
 const UNREGISTER: u32 = _IO(MAGIC, 3);
+/// Reports an error in the page frame of that number, as hardware does.
+const HARD_ERROR: u32 = _IO(MAGIC, 11);
 
 struct Device;
 
@@ -84,6 +86,7 @@ impl MiscDevice for Device {
             }
             REGISTER => abi::register()?,
             UNREGISTER => abi::unregister()?,
+            HARD_ERROR => abi::hard_error(arg)?,
             _ => return Err(ENOTTY),
         }
         Ok(0)

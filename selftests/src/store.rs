@@ -16,6 +16,7 @@ const MAGIC: u32 = b'M' as u32;
 ioctl_io_nr!(CREATE, MAGIC, 1);
 ioctl_io_nr!(REGISTER, MAGIC, 2);
 ioctl_io_nr!(UNREGISTER, MAGIC, 3);
+ioctl_io_nr!(HARD_ERROR, MAGIC, 11);
 // Ioctls of the store's files.
 ioctl_io_nr!(MIGRATE, MAGIC, 4);
 ioctl_io_nr!(REFERENCED, MAGIC, 5);
@@ -48,6 +49,12 @@ impl Store {
     /// Its files get no new bindings then.
     pub fn unregister(&self) -> SysResult<()> {
         ioctl_val(&self.0, UNREGISTER(), 0).map(drop)
+    }
+
+    /// Report an error in a page frame as hardware does. The frame is lost until the machine ends,
+    /// and the kernel takes no injected error back from now on.
+    pub fn hard_error(&self, pfn: u64) -> SysResult<()> {
+        ioctl_val(&self.0, HARD_ERROR(), pfn).map(drop)
     }
 }
 

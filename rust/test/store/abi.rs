@@ -61,6 +61,13 @@ pub(crate) fn register() -> Result {
     to_result(unsafe { bindings::memfile_register_store(&STORE) })
 }
 
+/// Tells the kernel that hardware has reported an error in a page frame, as opposed to one that is
+/// injected: until the machine's end. Sleeps. The errors are those of `memory_failure()`.
+pub(crate) fn hard_error(pfn: usize) -> Result {
+    // SAFETY: Takes any number.
+    to_result(unsafe { bindings::memfile_store_hard_error(pfn) })
+}
+
 /// Unregisters the store. Sleeps. `EINVAL` if it is not registered.
 pub(crate) fn unregister() -> Result {
     // SAFETY: Takes any pointer.

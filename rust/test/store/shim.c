@@ -4,6 +4,7 @@
 #include <linux/highmem.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/set_memory.h>
 
 #include "shim.h"
 
@@ -45,4 +46,15 @@ pgoff_t memfile_store_index(struct folio *folio)
 void memfile_store_copy(struct folio *dst, struct folio *src)
 {
 	copy_highpage(folio_page(dst, 0), folio_page(src, 0));
+}
+
+/*
+ * What x86's machine check handlers do about an error in a page frame that hardware
+ * reports.  unpoison_memory() does not work any more from then on.
+ */
+int memfile_store_hard_error(unsigned long pfn)
+{
+	int err = memory_failure(pfn, 0);
+
+	return err ?: set_mce_nospec(pfn);
 }

@@ -12,5 +12,6 @@ struct folio *memfile_store_lock(struct page *page, pgoff_t index);
 void memfile_store_unlock(struct folio *folio);
 pgoff_t memfile_store_index(struct folio *folio);
 void memfile_store_copy(struct folio *dst, struct folio *src);
+int memfile_store_hard_error(unsigned long pfn);
 
 #endif /* _MEMFILE_STORE_SHIM_H */

@@ -43,6 +43,8 @@ OWN_MACHINE = {
     # The memory of the kernel that runs after the crash, and that kernel.
     "crash_dump": ["--mem", "2G", "--append", "crashkernel=320M", "--add-kernel"],
     "hibernation": [],
+    # Once hardware has reported an error, the kernel takes no injected one back.
+    "hardware_error": ["--mem", "1G"],
     # No VM can have private memory there.
     "cap_without_npt": ["--append", "kvm_amd.npt=0"],
     "cap_without_tdp_mmu": ["--append", "kvm.tdp_mmu=0"],

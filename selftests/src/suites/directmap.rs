@@ -13,7 +13,9 @@ use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Counts, Failing, Memory, Swap, frames, word};
 use crate::support::directmap::{Hidden, direct_map, memory, populate_hidden};
 use crate::support::inject::Injector;
-use crate::support::setup::{BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, SLOT, Setup};
+use crate::support::setup::{
+    BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup,
+};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Vm};
@@ -32,6 +34,7 @@ pub static SUITE: Suite = suite!(
         parts_of_a_split_page_stay_out,
         part_beyond_the_end_of_the_file_comes_back,
         content_of_an_earlier_binding_leaves,
+        swapoff_brings_no_content_into_the_map,
         file_keeps_the_flag_as_long_as_it_has_pages,
         flag_is_not_for_a_file_that_others_use,
         flag_is_for_pinned_pages_only,
@@ -296,6 +299,26 @@ fn content_of_an_earlier_binding_leaves() -> CaseResult {
     Ok(())
 }
 
+/// Of what went to swap before the file's first binding with the flag.
+fn swapoff_brings_no_content_into_the_map() -> CaseResult {
+    lock_own_memory()?;
+    let _pages = pressure::base_pages()?;
+    let (cgroup, mut swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
+    let hidden = Hidden::now()?;
+    let s = Setup::filled(RECLAIMABLE, SIZE)?;
+    for _ in 0..8 {
+        cgroup.reclaim(2 * SIZE)?;
+    }
+    swap.expect_used(SIZE, "after reclaim")?;
+    let mut s = s.pass_on(HIDDEN)?;
+    hidden.expect(0, "all is in swap")?;
+    swap.off()?;
+    hidden.expect(PAGES, "all came back, untouched")?;
+    s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
+    drop(s);
+    hidden.expect(0, "the VM is gone")
+}
+
 fn file_keeps_the_flag_as_long_as_it_has_pages() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let memory = memory()?;
@@ -491,6 +514,8 @@ fn broken_page_does_not_come_back_with_others() -> CaseResult {
         s.vcpu.verify(gpa + 36 * PAGE, 3 * PAGE, Pattern::ZERO)?;
         drop(s);
         hidden.expect(0, "the VM is gone")?;
+        // The error was injected, the frame is a good one.
+        memory.expect_empty(pages[37], GUEST, gpa, SIZE)?;
         pressure::unpoison(pages[37])?;
     }
     let now = memory.absent()?;

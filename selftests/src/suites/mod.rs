@@ -24,6 +24,7 @@ mod exits;
 mod fault;
 mod fdinfo;
 mod guest;
+mod hardware_error;
 mod hibernation;
 mod huge;
 mod hugetlb;
@@ -120,6 +121,7 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&directmap_huge::SUITE_1G),
     one(&crash_dump::SUITE),
     one(&hibernation::SUITE),
+    one(&hardware_error::SUITE),
     one(&poison::SUITE),
     one(&overcommit::SUITE),
     one(&qemu::SUITE),

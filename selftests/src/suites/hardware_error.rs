@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memory errors that hardware reports, in pages that are out of the direct map: not even a CPU that
+//! speculates may read the broken page, so it never comes back, and the others do (rules 21 and 25).
+//!
+//! A test module reports them as x86's machine check handlers do. From then on the kernel takes no
+//! injected error back: `scripts/check` runs the suite in a machine of its own.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::ktap::{CaseResult, Suite};
+use crate::module::Module;
+use crate::pattern::Pattern;
+use crate::pressure::{self, Memory, frames};
+use crate::store::Store;
+use crate::support::directmap::{Hidden, memory};
+use crate::support::hugetlb::{Guest, frames_of, pool};
+use crate::support::setup::{GUEST, HIDDEN, Setup};
+use crate::sys::*;
+use crate::vm::Vcpu;
+use crate::{HUGE, MIB, PAGE, suite};
+
+pub static SUITE: Suite = suite!(
+    "hardware_error",
+    [
+        broken_page_never_comes_back,
+        broken_page_of_a_huge_page_never_comes_back,
+        broken_page_of_hugetlbfs_never_comes_back,
+    ]
+);
+
+const SIZE: u64 = 4 * MIB;
+/// The page with the error.
+const BROKEN: u64 = 37;
+
+/// The module that reports errors, and its device, which is closed first.
+fn reporter() -> Result<(Store, Module)> {
+    let module = Module::store()?;
+    module.load().context("load memfile_store.ko")?;
+    Ok((Store::open()?, module))
+}
+
+/// Only the broken page is lost to the guest.
+fn expect_neighbours(vcpu: &mut Vcpu, gpa: u64, size: u64) -> Result<()> {
+    let after = (BROKEN + 1) * PAGE;
+    vcpu.verify(gpa, BROKEN * PAGE, GUEST)?;
+    vcpu.verify(gpa + after, size - after, GUEST)
+}
+
+/// All have left their file: what is not broken is in the direct map, and empty.
+fn expect_given_back(memory: &Memory, pfns: &[u64], gpa: u64) -> Result<()> {
+    let size = pfns.len() as u64 * PAGE;
+    for (page, pfn) in (0..).zip(pfns) {
+        if page == BROKEN {
+            ensure!(!memory.has(*pfn)?, "the broken frame {pfn:#x} is in the direct map");
+        } else {
+            memory.expect_empty(*pfn, GUEST, gpa, size)?;
+        }
+    }
+    Ok(())
+}
+
+fn broken_page(huge: &str) -> CaseResult {
+    let (memory, hidden, reporter) = (memory()?, Hidden::now()?, reporter()?);
+    let _huge = pressure::shmem_huge(huge)?;
+    let absent = memory.absent()?;
+    let mut s = Setup::filled(HIDDEN, SIZE)?;
+    let gpa = s.slot.gpa;
+    let pfns: Vec<u64> = frames(&s.vcpu, &s.slot, &s.fd)?.values().map(|frame| frame.pfn).collect();
+    ensure!(pfns.len() as u64 == SIZE / PAGE, "only {} pages have a frame", pfns.len());
+
+    reporter.0.hard_error(pfns[BROKEN as usize])?;
+    memory.expect_all(&pfns, false, "a page is broken")?;
+    expect_neighbours(&mut s.vcpu, gpa, SIZE)?;
+    // The hole makes room for another page in its place.
+    punch(&s.fd, BROKEN * PAGE, PAGE)?;
+    ensure!(!memory.has(pfns[BROKEN as usize])?, "the hole brought the broken frame back");
+    s.vcpu.verify(gpa + BROKEN * PAGE, PAGE, Pattern::ZERO)?;
+    expect_neighbours(&mut s.vcpu, gpa, SIZE)?;
+
+    drop(s);
+    hidden.expect(0, "the VM is gone")?;
+    expect_given_back(&memory, &pfns, gpa)?;
+    let now = memory.absent()?;
+    ensure!(now == absent + 1, "{absent} frames were not in the direct map, now {now}");
+    Ok(())
+}
+
+fn broken_page_never_comes_back() -> CaseResult {
+    broken_page("never")
+}
+
+fn broken_page_of_a_huge_page_never_comes_back() -> CaseResult {
+    broken_page("always")
+}
+
+fn broken_page_of_hugetlbfs_never_comes_back() -> CaseResult {
+    let (memory, hidden, reporter) = (memory()?, Hidden::now()?, reporter()?);
+    for whole in [true, false] {
+        let (_pool, _filled) = pool(HUGE, 1)?;
+        let absent = memory.absent()?;
+        let mut guest = Guest::new(HIDDEN, HUGE, 1)?;
+        let gpa = guest.gpa;
+        guest.vcpu.fill(gpa, HUGE, GUEST)?;
+        let pfns: Vec<u64> = frames_of(&guest)?.values().map(|frame| frame.pfn).collect();
+        ensure!(pfns.len() as u64 == HUGE / PAGE, "only {} pages have a frame", pfns.len());
+
+        reporter.0.hard_error(pfns[BROKEN as usize])?;
+        memory.expect_all(&pfns, false, "a page is broken")?;
+        expect_neighbours(&mut guest.vcpu, gpa, HUGE)?;
+        if !whole {
+            punch(&guest.fd, (BROKEN - 1) * PAGE, 3 * PAGE)?;
+            memory.expect_all(&pfns, false, "a hole around it")?;
+            for page in [BROKEN - 1, BROKEN + 1] {
+                guest.vcpu.verify(gpa + page * PAGE, PAGE, Pattern::ZERO)?;
+            }
+        }
+        drop(guest);
+        hidden.expect(0, "the VM is gone")?;
+        expect_given_back(&memory, &pfns, gpa)?;
+        let now = memory.absent()?;
+        ensure!(now == absent + 1, "{absent} frames were not in the direct map, now {now}");
+    }
+    Ok(())
+}
