@@ -43,8 +43,9 @@ OWN_MACHINE = {
     # The memory of the kernel that runs after the crash, and that kernel.
     "crash_dump": ["--mem", "2G", "--append", "crashkernel=320M", "--add-kernel"],
     "hibernation": [],
-    # Once hardware has reported an error, the kernel takes no injected one back.
-    "hardware_error": ["--mem", "1G"],
+    # Once hardware has reported an error, the kernel takes no injected one back, and a broken page of
+    # hugetlbfs stays in the pool, in use.
+    "hardware_error": ["--mem", "1G", "--append", "hugepages=2"],
     # No VM can have private memory there.
     "cap_without_npt": ["--append", "kvm_amd.npt=0"],
     "cap_without_tdp_mmu": ["--append", "kvm.tdp_mmu=0"],
