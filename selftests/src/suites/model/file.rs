@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A naive model of a file of shmem or hugetlbfs, page by page, as a program sees it.
 //!
-//! No swap, no limits. shmem has small pages only; the huge pages of hugetlbfs are small pages that
-//! come and go together. Each call returns the result that the kernel must give.
+//! No swap, no limits. What takes memory is counted in pages of the file, which are huge ones on
+//! hugetlbfs; content is kept in small pages, and only where there is any. Each call returns the
+//! result that the kernel must give.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::sys::{Errno, SysResult};
 use crate::uapi::*;
@@ -14,22 +15,16 @@ const PAGE: usize = crate::PAGE as usize;
 /// A write looks at F_SEAL_GROW once for a chunk of this many bytes.
 const CHUNK: u64 = crate::HUGE;
 
-/// A page that takes memory; a hole has none.
-#[derive(Clone, Debug)]
-enum Page {
-    /// Allocated and never used since: zeros, and a hole to SEEK_DATA if it is of shmem.
-    Reserved,
-    Used(Box<[u8; PAGE]>),
-}
-
 /// A file.
 #[derive(Clone, Debug)]
 pub struct File {
     size: u64,
-    /// Small pages that come and go together.
+    /// Small pages in a page of the file; they come and go together.
     unit: u64,
-    /// Those past the end of the file, too.
-    pages: BTreeMap<u64, Page>,
+    /// The pages of the file that take memory, those past its end, too.
+    held: BTreeSet<u64>,
+    /// The small pages that have been used. The others are zeros, and of shmem holes to SEEK_DATA.
+    used: BTreeMap<u64, Box<[u8; PAGE]>>,
     seals: u32,
 }
 
@@ -45,7 +40,7 @@ fn pieces(start: u64, end: u64) -> impl Iterator<Item = (u64, std::ops::Range<us
 
 impl File {
     pub fn new(size: u64, seals: u32) -> File {
-        File { size, unit: 1, pages: BTreeMap::new(), seals }
+        File { size, unit: 1, held: BTreeSet::new(), used: BTreeMap::new(), seals }
     }
 
     /// The same of pages that are `unit` small pages each; it cannot be sealed.
@@ -63,34 +58,40 @@ impl File {
 
     /// The bytes of memory that it takes.
     pub fn allocated(&self) -> u64 {
-        self.pages.len() as u64 * PAGE as u64
+        self.held.len() as u64 * self.bytes()
     }
 
     fn sealed(&self, seals: u32) -> bool {
         self.seals & seals != 0
     }
 
-    /// Allocate the page, and those that come with it.
-    fn reserve(&mut self, index: u64) {
-        let first = index - index % self.unit;
-        for index in first..first + self.unit {
-            self.pages.entry(index).or_insert(Page::Reserved);
-        }
+    /// Bytes of a page of the file.
+    fn bytes(&self) -> u64 {
+        self.unit * PAGE as u64
     }
 
-    /// The page, made ready for use; EPERM for a hole that only fallocate may fill.
+    /// The small pages that have been used.
+    pub fn used_pages(&self) -> impl Iterator<Item = u64> {
+        self.used.keys().copied()
+    }
+
+    /// The small page, made ready for use; EPERM for a hole that only fallocate may fill.
     fn used(&mut self, index: u64) -> SysResult<&mut [u8; PAGE]> {
-        if !self.pages.contains_key(&index) && self.sealed(F_SEAL_AUTO_ALLOCATE) {
+        let held = self.held.contains(&(index / self.unit));
+        if !held && self.sealed(F_SEAL_AUTO_ALLOCATE) {
             return Err(Errno::EPERM);
         }
-        self.reserve(index);
-        let page = self.pages.entry(index).or_insert(Page::Reserved);
-        if let Page::Reserved = page {
-            *page = Page::Used(Box::new([0; PAGE]));
-        }
-        match page {
-            Page::Used(bytes) => Ok(bytes),
-            Page::Reserved => unreachable!(),
+        self.held.insert(index / self.unit);
+        Ok(self.used.entry(index).or_insert_with(|| Box::new([0; PAGE])))
+    }
+
+    /// Pages are faulted in, and nobody has used them: `count` small ones from `first` on.
+    pub fn populate(&mut self, first: u64, count: u64) {
+        for page in first / self.unit..(first + count).div_ceil(self.unit) {
+            self.held.insert(page);
+            if self.unit == 1 {
+                self.used.entry(page).or_insert_with(|| Box::new([0; PAGE]));
+            }
         }
     }
 
@@ -98,9 +99,9 @@ impl File {
     pub fn read(&self, at: u64, len: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (index, piece) in pieces(at, (at + len).min(self.size).max(at)) {
-            match self.pages.get(&index) {
-                Some(Page::Used(page)) => bytes.extend_from_slice(&page[piece]),
-                _ => bytes.resize(bytes.len() + piece.len(), 0),
+            match self.used.get(&index) {
+                Some(page) => bytes.extend_from_slice(&page[piece]),
+                None => bytes.resize(bytes.len() + piece.len(), 0),
             }
         }
         bytes
@@ -166,12 +167,10 @@ impl File {
         if end > self.size && self.sealed(F_SEAL_GROW) {
             return Err(Errno::EPERM);
         }
-        for (index, _) in pieces(offset, end) {
-            match self.pages.get_mut(&index) {
-                None => self.reserve(index),
-                // Requested twice: made ready for use, so that a failure does not free it.
-                Some(page @ Page::Reserved) => *page = Page::Used(Box::new([0; PAGE])),
-                Some(Page::Used(_)) => {}
+        for page in offset / self.bytes()..end.div_ceil(self.bytes()) {
+            // Requested twice: shmem makes it ready for use, so that a failure does not free it.
+            if !self.held.insert(page) && self.unit == 1 {
+                self.used.entry(page).or_insert_with(|| Box::new([0; PAGE]));
             }
         }
         if mode & libc::FALLOC_FL_KEEP_SIZE == 0 {
@@ -182,18 +181,15 @@ impl File {
 
     /// Free the pages inside of `[start, end)`, and zero its parts of other pages.
     fn discard(&mut self, start: u64, end: u64) {
-        let bytes = self.unit * PAGE as u64;
-        let inside = |index: &u64| {
-            let unit = index / self.unit;
-            unit * bytes >= start && (unit + 1) * bytes <= end
-        };
-        self.pages.retain(|index, _| !inside(index));
-        for (index, page) in self.pages.range_mut(start / PAGE as u64..end.div_ceil(PAGE as u64)) {
-            if let Page::Used(page) = page {
-                let base = index * PAGE as u64;
-                let within = |at: u64| (at.clamp(base, base + PAGE as u64) - base) as usize;
-                page[within(start)..within(end)].fill(0);
-            }
+        let (first, last) = (start.div_ceil(self.bytes()), end / self.bytes());
+        let freed = |page: u64| first <= page && page < last;
+        self.held.retain(|page| !freed(*page));
+        let unit = self.unit;
+        self.used.retain(|index, _| !freed(index / unit));
+        for (index, page) in self.used.range_mut(start / PAGE as u64..end.div_ceil(PAGE as u64)) {
+            let base = index * PAGE as u64;
+            let within = |at: u64| (at.clamp(base, base + PAGE as u64) - base) as usize;
+            page[within(start)..within(end)].fill(0);
         }
     }
 
@@ -228,14 +224,14 @@ impl File {
         if from >= self.size {
             return Err(Errno::ENXIO);
         }
-        let used = |index| match self.pages.get(&index) {
-            Some(Page::Used(_)) => true,
-            // hugetlbfs clears a page when it allocates it.
-            Some(Page::Reserved) => self.unit > 1,
-            None => false,
+        // hugetlbfs clears a page when it allocates it.
+        let has_data = |page: &u64| match self.unit {
+            1 => self.used.contains_key(page),
+            _ => self.held.contains(page),
         };
-        match pieces(from, self.size).find(|&(index, _)| used(index) == data) {
-            Some((index, _)) => Ok(from.max(index * PAGE as u64)),
+        let mut pages = from / self.bytes()..self.size.div_ceil(self.bytes());
+        match pages.find(|page| has_data(page) == data) {
+            Some(page) => Ok(from.max(page * self.bytes())),
             None if data => Err(Errno::ENXIO),
             None => Ok(self.size),
         }
