@@ -54,7 +54,8 @@ OWN_MACHINE = {
 # Suites that run in the machine of another one: what they need is the same.
 MACHINE_OF = {
     f"{name}_1g": "hugetlb_1g" for name in (
-        "accounting", "convert", "exits", "guest", "prefault", "punch", "scenarios", "sharing", "stress", "zero",
+        "accounting", "convert", "exits", "guest", "model", "prefault", "punch", "scenarios", "sharing", "stress",
+        "zero",
     )
 }
 # What such a machine does first; it fails if the settings are not in force.

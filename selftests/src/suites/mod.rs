@@ -73,6 +73,7 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&security::SUITE),
     one(&model::SUITE),
     one(&model::SUITE_HUGE),
+    one(&model::SUITE_1G),
     binding::SUITES,
     one(&cap::SUITE),
     one(&cap_without::NPT),

@@ -13,7 +13,7 @@ mod memfile;
 mod operation;
 mod shmem;
 
-pub use self::huge::SUITE as SUITE_HUGE;
+pub use self::huge::{SUITE as SUITE_HUGE, SUITE_1G};
 use self::memfile::*;
 use self::shmem::*;
 use crate::ktap::Suite;

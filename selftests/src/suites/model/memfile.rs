@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Memfiles, with a guest and without.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
 
-use super::dice::{Dice, END, KEEP, Log, OPERATIONS, PUNCH, REFUSED, same};
+use super::dice::{Dice, END, KEEP, LONGEST, Log, OPERATIONS, PUNCH, REFUSED, same};
 use super::file::File;
 use crate::ktap::CaseResult;
 use crate::pattern::mix;
@@ -14,7 +15,7 @@ use crate::support::backend::{Backend, MEMFILE};
 use crate::support::setup::{LAYOUTS, SLOT};
 use crate::sys::*;
 use crate::vm::{ConvertBy, Slot, Vcpu, Vm};
-use crate::{PAGE, mem};
+use crate::{GIB, PAGE, mem};
 
 /// The operations on a memfile, and of its guest.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +102,6 @@ impl Memfile {
         ftruncate(&memfile.fd, shape.end)?;
         memfile.model = File::of_pages(shape.unit(), shape.end);
         let vm = shape.on.vm()?;
-        vm.set_private(shape.gpa, shape.size)?;
         let slot = Self::bind(&vm, &shape, &memfile.fd)?;
         let vcpu = vm.vcpu(0)?;
         memfile.guest = Some((vm, vcpu, slot));
@@ -109,7 +109,7 @@ impl Memfile {
     }
 
     fn bind(vm: &Vm, shape: &Shape, fd: &OwnedFd) -> Result<Slot> {
-        vm.add_private(SLOT, shape.gpa, shape.size, shape.on.kind, fd, shape.offset)
+        shape.on.add_slot(vm, SLOT, (shape.gpa, shape.offset), shape.size, fd)
     }
 
     /// A random operation.
@@ -122,7 +122,8 @@ impl Memfile {
         let count = 1 + dice.below(pages - page);
         match dice.below(if self.guest.is_some() { 30 } else { 12 }) {
             0 => Step::Truncate(offset),
-            1 => Step::Truncate(offset - offset % self.shape.on.page),
+            1 if dice.coin() => Step::Truncate(offset - offset % self.shape.on.page),
+            1 => Step::Truncate(offset.next_multiple_of(self.shape.on.page)),
             2 => Step::Fallocate { mode: PUNCH, offset, len },
             3..6 => Step::Fallocate { mode: PUNCH, offset: aligned.0, len: aligned.1 },
             6..9 => Step::Fallocate { mode: [0, KEEP][dice.coin() as usize], offset, len },
@@ -164,6 +165,18 @@ impl Memfile {
         self.model.fault(self.shape.offset / PAGE + page).context("the model has no such page")
     }
 
+    /// The pages of the guest: of so many as are in a page of 1 GiB those that have been used, and
+    /// the next one of each.
+    fn guest_pages(&self) -> BTreeSet<u64> {
+        let pages = self.shape.size / PAGE;
+        if self.shape.on.page < GIB {
+            return (0..pages).collect();
+        }
+        let first = self.shape.offset / PAGE;
+        let used = self.model.used_pages().filter_map(|index| index.checked_sub(first));
+        used.flat_map(|page| [page, page + 1]).filter(|page| *page < pages).collect()
+    }
+
     /// Do one operation on both.
     fn apply(&mut self, step: Step) -> Result<()> {
         self.number += 1;
@@ -187,7 +200,7 @@ impl Memfile {
                 same("lseek", lseek(&self.fd, from, whence), self.model.seek(from, data))?;
             }
             (Step::Read { at, len }, _) => {
-                let mut bytes = vec![0; len as usize];
+                let mut bytes = vec![0; len.min(LONGEST) as usize];
                 same("pread", pread(&self.fd, &mut bytes, at), Err(Errno::EPERM))?;
                 same("pwrite", pwrite(&self.fd, &bytes, at), Err(Errno::EPERM))?;
                 let part = Some((self.fd.as_fd(), 0));
@@ -205,9 +218,7 @@ impl Memfile {
             }
             (Step::PreFault { page, count }, Some((_, vcpu, _))) => {
                 vcpu.raw_pre_fault(base + page * PAGE, count * PAGE).0.context("pre-fault")?;
-                for page in page..page + count {
-                    self.guest_page(page)?;
-                }
+                self.model.populate(self.shape.offset / PAGE + page, count);
             }
             (Step::Convert { page, count, by }, Some((vm, vcpu, slot))) => {
                 let (gpa, len) = (base + page * PAGE, count * PAGE);
@@ -256,8 +267,7 @@ pub fn run_with_guest(shape: Shape, files: u64) -> CaseResult {
     for _ in 0..files {
         let mut memfile = Memfile::with_guest(shape)?;
         memfile.run(&mut dice, 2 * OPERATIONS)?;
-        // All pages of the guest, once more.
-        for page in 0..shape.size / PAGE {
+        for page in memfile.guest_pages() {
             memfile.apply(Step::Load(page)).with_context(|| format!("page {page} in the end"))?;
         }
     }
