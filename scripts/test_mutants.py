@@ -16,7 +16,7 @@ sys.dont_write_bytecode = True
 
 from memfile.ktap import Case
 from memfile.mutants import host, results, sources
-from memfile.mutants.machines import Mutants
+from memfile.mutants.machines import Mutants, machine_of
 from memfile.mutants.results import Phase
 
 ENTRY = """
@@ -242,6 +242,16 @@ class Machines(MutantsTest):
         second = {("b", "disabled"): "pass", ("b", "enabled"): "fail"}
         self.assertEqual(self.run_with([first, second], ["a", "b"]), {"a": "fail", "b": "pass"})
         self.assertEqual(self.asked, [["a", "b"], ["b"]])
+
+    def test_the_machine_is_that_of_the_tests(self) -> None:
+        def machine(*tests: str) -> str:
+            fails = ", ".join(f'"{test}"' for test in tests)
+            [mutant] = self.read(ENTRY.replace('"punch.hole"', fails))
+            return machine_of(mutant)
+
+        self.assertEqual(machine("punch.hole"), "")
+        self.assertEqual(machine("hugetlb_1g.hole", "punch_1g.hole"), "hugetlb_1g")
+        self.assertEqual(machine("punch.hole", "punch_1g.hole"), "")
 
 
 if __name__ == "__main__":
