@@ -54,8 +54,8 @@ OWN_MACHINE = {
 # Suites that run in the machine of another one: what they need is the same.
 MACHINE_OF = {
     f"{name}_1g": "hugetlb_1g" for name in (
-        "accounting", "convert", "exits", "guest", "model", "prefault", "punch", "scenarios", "sharing", "stress",
-        "zero",
+        "accounting", "convert", "exits", "guest", "model", "motion", "prefault", "punch", "scenarios", "sharing",
+        "stress", "zero",
     )
 }
 # What such a machine does first; it fails if the settings are not in force.
@@ -138,7 +138,7 @@ VARIANT = "variant_"
 # Seconds that suites took, as the longer ones say themselves; the others take one or two. Only to
 # share them out.
 SECONDS = {
-    "qemu": 350, "qemu_long": 900, "directmap": 155, "directmap_huge": 130, "directmap_1g": 120, "hugetlb_1g": 100,
+    "qemu": 350, "qemu_long": 900, "directmap": 155, "directmap_huge": 130, "directmap_1g": 120, "hugetlb_1g": 210,
     "kvmaccess": 50, "reclaim": 50, "pinned": 46, "sharing_huge": 45, "swapwait": 38, "poison": 36, "overcommit": 38,
     "motion": 33, "idle": 28, "hugetlb": 23, "stress": 23, "stress_huge": 22, "stress_hidden": 20, "contiguous": 20,
     "scenarios": 18, "huge": 15, "migrate": 15, "scenarios_huge": 13, "zswap": 12, "stress_gmem": 11, "zero": 8,

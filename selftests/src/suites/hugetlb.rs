@@ -6,7 +6,7 @@
 //! (`hugetlb_1g`: `scripts/check` boots it). The suites `…_huge` test what memfiles on all stores
 //! have in common.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -75,6 +75,7 @@ suites! {
         run_without_a_page_in_the_pool_says_enospc_and_goes_on: 120,
         last_page_is_for_all_who_want_it: 300,
         no_page_and_no_reservation_is_left_behind: 120,
+        allocation_that_fails_leaves_the_pool_as_it_was: 600,
         whole_pages_are_freed_by_a_hole,
         hole_of_a_part_reads_zeros_and_frees_nothing,
         kvm_maps_whole_pages_where_everything_agrees: 120,
@@ -85,6 +86,8 @@ suites! {
         pre_fault_maps_whole_pages,
         memory_error_costs_one_small_page,
         another_error_in_the_same_page_costs_one_more,
+        hole_does_not_touch_a_broken_page,
+        page_without_another_to_move_to_stays,
         other_consumers_get_whole_pages,
     ]
 }
@@ -266,15 +269,21 @@ fn pool_may_grow_as_the_administrator_says(page: u64) -> CaseResult {
     Ok(())
 }
 
+/// A file that has all free pages of the pool but one.
+fn all_but_one(pool: &Pool) -> Result<OwnedFd> {
+    let spare = pool.usage()?.free - 1;
+    let rest = file(pool.page, spare.max(1))?;
+    if spare != 0 {
+        allocate(&rest, 0, spare * pool.page)?;
+    }
+    Ok(rest)
+}
+
 /// Two vCPUs want the same page at once, and the pool has one: neither gets an error.
 fn last_page_is_for_all_who_want_it(page: u64) -> CaseResult {
     let (pool, _filled) = pool(page, 1)?;
     let rounds = if page == GIB { 3 } else { 100 };
-    let spare = pool.usage()?.free - 1;
-    let rest = file(page, spare.max(1))?;
-    if spare != 0 {
-        allocate(&rest, 0, spare * page)?;
-    }
+    let _rest = all_but_one(&pool)?;
     let guest = Guest::new(PINNED, page, 1)?;
     let gpa = guest.gpa;
     let mut other = guest.vm.vcpu(1)?;
@@ -399,7 +408,10 @@ fn fallocate_survives_a_storm(page: u64) -> CaseResult {
 /// Every allocation of the kernel on the way fails once, and all of them from some point on: the
 /// call says so, takes no page and no reservation, and works when there is memory again.
 fn allocation_that_fails_leaves_the_pool_as_it_was(page: u64) -> CaseResult {
-    let (pool, _filled) = pool(page, 2)?;
+    // The guest touches another page than fallocate got, or the only one after a hole.
+    let count = if page == GIB { 1 } else { 2 };
+    let (pool, _filled) = pool(page, count)?;
+    let before = pool.usage()?.total - pool.usage()?.free;
     let injector = Injector::new()?;
     let mut refused = (0, 0);
     for shortage in SHORTAGES {
@@ -407,18 +419,20 @@ fn allocation_that_fails_leaves_the_pool_as_it_was(page: u64) -> CaseResult {
         while short {
             n += 1;
             let words = format!("{shortage:?} {n}");
-            let fd = file(page, 2)?;
+            let fd = file(page, count)?;
             let call = || allocate(&fd, 0, page);
             let (result, first) = injector.call(shortage, n, call, |r| r.is_err())?;
             if let Err(errno) = result {
                 ensure!(errno == Errno::ENOMEM, "{words}: fallocate says {errno}");
-                pool.expect_used(0, &words)?;
+                pool.expect_used(before, &words)?;
                 expect_allocated(&fd, 0, &words)?;
                 refused.0 += 1;
+            } else if count == 1 {
+                punch(&fd, 0, page)?;
             }
             let layout = Layout { gpa: 4 * GIB, offset: 0 };
-            let mut guest = Guest::on(PINNED, page, fd, 2 * page, layout)?;
-            let (used, gpa) = (pool.usage()?, guest.gpa + page);
+            let mut guest = Guest::on(PINNED, page, fd, count * page, layout)?;
+            let (used, gpa) = (pool.usage()?, guest.gpa + (count - 1) * page);
             guest.vcpu.post(Command::Store, &[gpa, 77])?;
             let vcpu = &mut guest.vcpu;
             let (exit, second) =
@@ -434,7 +448,7 @@ fn allocation_that_fails_leaves_the_pool_as_it_was(page: u64) -> CaseResult {
             }
             ensure!(guest.vcpu.load(gpa)? == 77, "{words}");
             drop(guest);
-            pool.expect_used(0, &words)?;
+            pool.expect_used(before, &words)?;
             short = first || second;
         }
     }
@@ -757,10 +771,11 @@ fn error_in_a_page_that_is_about_to_move_is_told(page: u64) -> CaseResult {
 }
 
 fn hole_does_not_touch_a_broken_page(page: u64) -> CaseResult {
-    let (pool, _filled) = pool(page, 2)?;
+    let (pool, _filled) = pool(page, if page == GIB { 1 } else { 2 })?;
+    let _rest = if page == GIB { Some(all_but_one(&pool)?) } else { None };
     let mut lost = Broken::none(page);
     let mut guest = Guest::new(PINNED, page, 1)?;
-    guest.vcpu.fill(guest.gpa, page, GUEST)?;
+    guest.vcpu.fill(guest.gpa, HUGE, GUEST)?;
     let broken = 37 * PAGE;
     let frame = break_at(&guest, broken)?;
     lost.frames.push(frame);
@@ -771,11 +786,17 @@ fn hole_does_not_touch_a_broken_page(page: u64) -> CaseResult {
     guest.vcpu.verify(guest.gpa + broken + PAGE, 2 * PAGE, Pattern::ZERO)?;
     guest.vcpu.verify(guest.gpa + broken + 3 * PAGE, PAGE, GUEST)?;
     expect_broken(&mut guest, broken)?;
-    // A hole of the whole huge page gets rid of it: the next touch takes another one.
+    // A hole of the whole huge page gets rid of it: the next touch takes another one, if there is one.
     punch(&guest.fd, 0, page)?;
-    guest.vcpu.verify(guest.gpa, page, Pattern::ZERO)?;
-    guest.vcpu.fill(guest.gpa, page, GUEST)?;
-    ensure!(frames_of(&guest)?.values().all(|f| f.pfn != frame), "the broken page is back");
+    if page == GIB {
+        let exit = guest.vcpu.start(Command::Load, &[guest.gpa])?;
+        expect_exit(&exit, Errno::ENOSPC, guest.gpa)?;
+        ensure!(pool.usage()?.free == 0, "the broken page is free: {:?}", pool.usage()?);
+    } else {
+        guest.vcpu.verify(guest.gpa, page, Pattern::ZERO)?;
+        guest.vcpu.fill(guest.gpa, page, GUEST)?;
+        ensure!(frames_of(&guest)?.values().all(|f| f.pfn != frame), "the broken page is back");
+    }
     drop(guest);
     ensure!(pool.usage()?.reserved == 0);
     Ok(())
@@ -866,6 +887,31 @@ fn pinned_pages_are_never_in_the_way(page: u64) -> CaseResult {
     ensure!(isolation.vain == 0, "the page was isolated");
     ensure!(frames_of(&guest)? == before, "a pinned page has moved");
     guest.vcpu.verify(guest.gpa, guest.size, GUEST)
+}
+
+/// The kernel makes no page of this size to move one to, and the pool has no other: whoever wants
+/// the page away is refused. A pinned page is not even isolated.
+fn page_without_another_to_move_to_stays(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 1)?;
+    let _rest = all_but_one(&pool)?;
+    for (flags, isolated) in [(PINNED, false), (MOVABLE, true), (BOTH, true)] {
+        let mut guest = Guest::new(flags, page, 1)?;
+        guest.touch(page, GUEST)?;
+        let before = frames_of(&guest)?;
+        let frame = before.get(&0).context("the page has no frame")?.pfn;
+        let (counts, usage) = (Counts::now()?, pool.usage()?);
+        let isolation = Isolation::during(&before, || {
+            ensure!(pressure::soft_offline(frame).is_err(), "the only page was given up");
+            Ok(())
+        })?;
+        ensure!((isolation.vain != 0) == isolated, "{flags:#x}: {isolation:?}");
+        counts.expect_same(&["memfile.migrate"])?;
+        ensure!(pool.usage()? == usage, "the pool was {usage:?} and is {:?}", pool.usage()?);
+        ensure!(frames_of(&guest)? == before, "the page is elsewhere");
+        guest.expect(page, GUEST)?;
+        guest.expect_mapped(page, 1, "it stays")?;
+    }
+    Ok(())
 }
 
 fn pages_that_become_pinned_leave_movable_memory(page: u64) -> CaseResult {

@@ -112,6 +112,7 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&idle::SUITE),
     one(&motion::SUITE),
     one(&motion::SUITE_HUGE),
+    one(&motion::SUITE_1G),
     one(&contiguous::SUITE),
     one(&huge::SUITE),
     one(&hugetlb::SUITE),

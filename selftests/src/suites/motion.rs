@@ -105,6 +105,38 @@ fn movable_pages_break_and_move() -> CaseResult {
     checked_huge(BOTH)
 }
 
+/// The same on a page of 1 GiB, which can move nowhere while the pool has no other.
+pub static SUITE_1G: Suite = suite!(
+    "motion_1g",
+    [pinned_page_is_wanted_elsewhere_and_stays: 120, movable_page_is_wanted_elsewhere_and_stays: 120]
+);
+
+fn pinned_page_is_wanted_elsewhere_and_stays() -> CaseResult {
+    checked_gigantic(PINNED)
+}
+
+fn movable_page_is_wanted_elsewhere_and_stays() -> CaseResult {
+    checked_gigantic(BOTH)
+}
+
+fn checked_gigantic(flags: u64) -> CaseResult {
+    lock_own_memory()?;
+    let _page = backend::GIGANTIC.prepare()?;
+    let mut s = Setup::with_flags_on(&backend::GIGANTIC, flags, PAGES * PAGE)?;
+    s.vcpu.store(s.slot.gpa, 1)?;
+    let place = frames(&s.vcpu, &s.slot, &s.fd)?.get(&0).context("the page has no frame")?.pfn;
+    let take = move || -> CaseResult {
+        ensure!(pressure::soft_offline(place).is_err(), "the only page was given up");
+        Ok(())
+    };
+    let host = Host { cgroup: Cgroup::enter()?, take: Box::new(take) };
+    let counts = Counts::now()?;
+    let bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(2 * DURATION))?;
+    bench.run(2, &[&[Action::Compact, Action::Take][..], &EVERYTHING].concat())?;
+    counts.expect_same(&["memfile.migrate"])?;
+    counts.expect_grown(&["memfile.punch", "memfile.get_pfn"], 1)
+}
+
 /// Pages of hugetlbfs, of which the host takes the memory away or tries to. In the last huge page
 /// of the file is another VM, whose pages break one after the other.
 fn checked_huge(flags: u64) -> CaseResult {
