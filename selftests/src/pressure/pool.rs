@@ -70,6 +70,17 @@ impl Pool {
         Setting::set(self.path.join("nr_overcommit_hugepages"), &count.to_string())
     }
 
+    /// Lower it to `count` pages, as far as none of them is in use, until the returned value is
+    /// dropped: those in use are surplus.
+    pub fn lower(&self, count: u64) -> Result<Setting> {
+        Setting::set(self.path.join("nr_hugepages"), &count.to_string())
+    }
+
+    /// Split `count` of its free pages into smaller ones.
+    pub fn demote(&self, count: u64) -> Result<()> {
+        super::write(self.path.join("demote"), &count.to_string())
+    }
+
     /// Its figures.
     pub fn usage(&self) -> Result<Usage> {
         let figure = |name: &str| read_number(self.path.join(name));

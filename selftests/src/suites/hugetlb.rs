@@ -18,7 +18,7 @@ use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{
-    self, Block, Cgroup, Counts, Failing, Isolation, MovableZone, Pool, Setting, Swap,
+    self, Block, Cgroup, Counts, Failing, Isolation, MovableZone, Pool, Setting, Swap, Trace,
 };
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::{Injector, SHORTAGES};
@@ -28,7 +28,7 @@ use crate::support::setup::{
 use crate::support::storm::in_a_storm;
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{CONVERT_BY, Exit, Private, Vcpu};
+use crate::vm::{CONVERT_BY, Exit, Private, Vcpu, region, small_pages};
 use crate::{GIB, HUGE, MIB, PAGE, mem};
 
 suites! {
@@ -42,6 +42,7 @@ suites! {
         new_pages_are_zeroed,
         run_without_a_page_in_the_pool_says_enospc_and_goes_on,
         pool_may_grow_as_the_administrator_says,
+        pool_that_shrinks_takes_no_page_in_use,
         last_page_is_for_all_who_want_it,
         limit_of_the_cgroup_is_enospc_and_its_charge_returns,
         no_page_and_no_reservation_is_left_behind,
@@ -67,12 +68,15 @@ suites! {
         allocation_before_binding_takes_what_the_pool_has,
         offset_in_the_middle_of_a_page_is_bound_as_well,
         other_consumers_get_whole_pages,
+        figures_are_those_of_any_memfile,
+        file_for_one_vm_is_refused_to_another,
         pinning_waits_for_no_allocation_of_another_file,
     ]
     [SUITE_1G, "hugetlb_1g", GIB]: [
         size_is_set_once_to_whole_huge_pages,
         pages_come_from_the_pool_when_they_are_touched,
         run_without_a_page_in_the_pool_says_enospc_and_goes_on: 120,
+        pool_that_shrinks_takes_no_page_in_use,
         last_page_is_for_all_who_want_it: 300,
         no_page_and_no_reservation_is_left_behind: 120,
         allocation_that_fails_leaves_the_pool_as_it_was: 600,
@@ -266,6 +270,33 @@ fn pool_may_grow_as_the_administrator_says(page: u64) -> CaseResult {
     drop(guest);
     let usage = pool.usage()?;
     ensure!((usage.surplus, usage.total, usage.free) == (0, 1, 1), "{usage:?}");
+    Ok(())
+}
+
+/// The administrator lowers the pool, and has its gigantic pages split: what a guest has is not theirs.
+fn pool_that_shrinks_takes_no_page_in_use(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 1)?;
+    let _rest = all_but_one(&pool)?;
+    let before = pool.usage()?;
+    let mut guest = Guest::new(PINNED, page, 1)?;
+    guest.touch(page, GUEST)?;
+    let frames = frames_of(&guest)?;
+    {
+        let _lowered = pool.lower(0)?;
+        let usage = pool.usage()?;
+        let all = before.total;
+        ensure!((usage.total, usage.free, usage.surplus) == (all, 0, all), "{usage:?}");
+        guest.expect(page, GUEST)?;
+    }
+    if page == GIB {
+        println!("demote: {:?}", pool.demote(1));
+        ensure!(pool.usage()?.total == before.total, "a page in use was split");
+    }
+    guest.expect(page, GUEST)?;
+    guest.expect_mapped(page, 1, "nothing was taken")?;
+    ensure!(frames_of(&guest)? == frames, "the page is elsewhere");
+    drop(guest);
+    ensure!(pool.usage()? == before, "the pool was {before:?} and is {:?}", pool.usage()?);
     Ok(())
 }
 
@@ -985,6 +1016,70 @@ fn other_consumers_get_whole_pages(page: u64) -> CaseResult {
     consumer.expect_callbacks(&[(3, 4)])?;
     let taken = Consumer::new()?.bind(&fd, MAPPER, Span::same(1, 1));
     expect_errno("bind it twice", taken, &[Errno::EEXIST])
+}
+
+/// What fdinfo, the counters and the tracepoints say: pages are counted in 4 KiB.
+fn figures_are_those_of_any_memfile(page: u64) -> CaseResult {
+    let (_pool, _filled) = pool(page, 2)?;
+    let fd = file(page, 2)?;
+    let twin = fd.try_clone().context("dup")?;
+    let fdinfo = |bindings: u64, pages: u64| -> CaseResult {
+        for (key, wanted) in [("memfile-bindings", bindings), ("memfile-pages", pages)] {
+            let got = mem::fdinfo(&twin, key)?.context(key)?;
+            ensure!(got == wanted.to_string(), "{key} reads {got}, wanted {wanted}");
+        }
+        Ok(())
+    };
+    fdinfo(0, 0)?;
+    let inode = fstat(&twin)?.st_ino;
+    let counts = Counts::now()?;
+    let events = ["bind", "get_pfn", "invalidate_start", "invalidate_end", "unbind"];
+    let names = events.map(|name| format!("memfile:memfile_{name}"));
+    let trace = Trace::start(&names.each_ref().map(String::as_str))?;
+    let mut guest = Guest::on(BOTH, page, fd, 2 * page, Layout { gpa: 4 * GIB, offset: 0 })?;
+    guest.vcpu.store(guest.gpa, 7)?;
+    fdinfo(1, page / PAGE)?;
+    punch(&guest.fd, PAGE, PAGE)?;
+    fdinfo(1, page / PAGE)?;
+    punch(&guest.fd, 0, page)?;
+    fdinfo(1, 0)?;
+    drop(guest);
+    fdinfo(0, 0)?;
+    let recorded = trace.events()?;
+    for name in events {
+        let of_file = recorded.iter().filter(|event| event.number("ino") == Some(inode));
+        let happened = of_file.filter(|event| event.name == format!("memfile_{name}")).count();
+        ensure!(happened != 0, "no memfile_{name} of inode {inode}");
+    }
+    let counted = ["bind", "unbind", "get_pfn", "punch", "invalidate"];
+    let counted = counted.map(|name| format!("memfile.{name}"));
+    counts.expect_grown(&counted.each_ref().map(String::as_str), 1)?;
+    let files = std::fs::read_to_string("/sys/kernel/debug/memfile/files").context("files")?;
+    ensure!(files.lines().any(|line| line.starts_with(&format!("{inode} "))), "{files}");
+    drop(twin);
+    counts.expect_grown(&["memfile.destroy"], 1)
+}
+
+fn file_for_one_vm_is_refused_to_another(page: u64) -> CaseResult {
+    let (_pool, _filled) = pool(page, 2)?;
+    let fd = memfd_create(memfile_huge_flags(page) | MFD_ONE_VM).context("MFD_ONE_VM")?;
+    ftruncate(&fd, 2 * page)?;
+    let twin = fd.try_clone().context("dup")?;
+    let mut guest = Guest::on(PINNED, page, fd, page, Layout { gpa: 4 * GIB, offset: 0 })?;
+    guest.touch(page, GUEST)?;
+    let other = vm_with_flags(PINNED)?;
+    let view = small_pages(page)?;
+    let refused = |when: &str| {
+        // A page without a binding.
+        let request = region(SLOT, 4 * GIB, &view, Some((Private::Memfile, twin.as_fd(), page)));
+        expect_errno(when, other.raw_set_region(&request), &[Errno::EPERM])
+    };
+    refused("another VM")?;
+    let taken = Consumer::new()?.bind(&twin, MAPPER, Span::same(page / PAGE, 1));
+    expect_errno("another consumer", taken, &[Errno::EPERM])?;
+    guest.expect(page, GUEST)?;
+    drop(guest);
+    refused("when the first one is gone")
 }
 
 /// Pinning waits until the pages that are being allocated are there, those of the file.
