@@ -22,7 +22,9 @@ conformance!(
         other_files_cannot_be_bound,
         refused_memfd_stays_readable_and_mappable,
     ],
-    memfile: [memfile_stays_inaccessible_after_unbinding, reopened_memfile_is_as_inaccessible]
+    memfile: [memfile_stays_inaccessible_after_unbinding, reopened_memfile_is_as_inaccessible],
+    // The others are about files that are no memfile.
+    huge: [memfile_stays_inaccessible_after_unbinding, reopened_memfile_is_as_inaccessible],
 );
 
 /// Fail unless binding `fd` is refused as no file of this kind.
@@ -82,37 +84,36 @@ fn refused_memfd_stays_readable_and_mappable(on: &'static Backend) -> CaseResult
     ftruncate(&fd, 2 * MIB).context("its size may still change")
 }
 
-fn try_map(fd: BorrowedFd) -> SysResult<()> {
-    Mapping::map(PAGE, libc::PROT_READ, libc::MAP_SHARED, Some((fd, 0))).map(drop)
+fn try_map(on: &Backend, fd: BorrowedFd) -> SysResult<()> {
+    Mapping::map(on.page, libc::PROT_READ, libc::MAP_SHARED, Some((fd, 0))).map(drop)
 }
 
-fn memfile_stays_inaccessible_after_unbinding(_: &'static Backend) -> CaseResult {
-    let fd = memfile(MIB)?;
+fn memfile_stays_inaccessible_after_unbinding(on: &'static Backend) -> CaseResult {
+    let fd = on.file(MIB)?;
     for round in 0..2 {
-        let vm = Vm::protected()?;
-        let slot = vm.add_private(1, GIB, MIB, Private::Memfile, &fd, 0)?;
-        vm.set_private(GIB, MIB)?;
+        let vm = on.vm()?;
+        let slot = on.add_slot(&vm, 1, (GIB, 0), MIB, &fd)?;
         vm.vcpu(0)?.store(GIB, 1)?;
-        expect_errno("mmap while bound", try_map(fd.as_fd()), &[Errno::EPERM])?;
+        expect_errno("mmap while bound", try_map(on, fd.as_fd()), &[Errno::EPERM])?;
         if round == 0 {
             vm.delete(slot)?;
         }
         drop(vm);
-        expect_errno("mmap once unbound", try_map(fd.as_fd()), &[Errno::EPERM])?;
+        expect_errno("mmap once unbound", try_map(on, fd.as_fd()), &[Errno::EPERM])?;
         expect_errno("ftruncate", ftruncate(&fd, 2 * MIB), &[Errno::EPERM])?;
     }
     Ok(())
 }
 
-fn reopened_memfile_is_as_inaccessible(_: &'static Backend) -> CaseResult {
-    let fd = memfile(MIB)?;
+fn reopened_memfile_is_as_inaccessible(on: &'static Backend) -> CaseResult {
+    let fd = on.file(MIB)?;
     allocate(&fd, 0, PAGE)?;
     for mode in [libc::O_RDONLY, libc::O_RDWR] {
         let again = reopen(&fd, mode).context("reopen")?;
-        expect_errno("mmap", try_map(again.as_fd()), &[Errno::EPERM])?;
+        expect_errno("mmap", try_map(on, again.as_fd()), &[Errno::EPERM])?;
     }
     // Even after the first descriptor is gone.
     let again = reopen(&fd, libc::O_RDWR)?;
     drop(fd);
-    expect_errno("mmap", try_map(again.as_fd()), &[Errno::EPERM])
+    expect_errno("mmap", try_map(on, again.as_fd()), &[Errno::EPERM])
 }

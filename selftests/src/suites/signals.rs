@@ -22,7 +22,12 @@ conformance!(
         fallocate_survives_a_storm: 120,
         fallocate_in_a_storm_changes_no_live_byte: 120,
     ],
-    memfile: [fatal_signal_ends_fallocate]
+    memfile: [fatal_signal_ends_fallocate],
+    // Not of a GiB, which the machine has no huge pages for.
+    huge: [
+        fallocate_survives_a_storm: 120,
+        fallocate_in_a_storm_changes_no_live_byte: 120,
+    ],
 );
 
 /// The results of the rounds in a storm.
