@@ -82,6 +82,8 @@ pub struct Row {
     /// Pages that KVM had mapped for the guest after it wrote, from KVM's statistics.
     pub kvm_pages_4k: u64,
     pub kvm_pages_2m: u64,
+    #[serde(default)]
+    pub kvm_pages_1g: u64,
 }
 
 /// The results of the demo.
@@ -109,8 +111,13 @@ pub fn run(size: u64, progress: &mut dyn FnMut(&str)) -> Result<Report> {
     let kernel = sys::kernel_release()?;
     let machine = mem::meminfo("MemTotal")?;
     let (mut rows, mut missing) = (Vec::new(), Vec::new());
-    let plans =
-        KINDS.map(|(name, backing)| Plan { name, backing, size, touch: size / 4, places: 1 });
+    let plans = KINDS.map(|(name, backing)| {
+        // The guest writes as much on each kind, though a slot may have to be larger.
+        let touch = size / 4;
+        let gigantic = backing == Backing::MemfileGigantic;
+        let size = if gigantic { size.next_multiple_of(GIB) } else { size };
+        Plan { name, backing, size, touch, places: 1 }
+    });
     let large = Plan {
         name: "memfile, on demand, 32 GiB",
         backing: Backing::MemfileOnDemand,
@@ -181,6 +188,7 @@ fn make_row(plan: Plan, written: Pattern) -> Result<Row> {
     }
     let after_write = measure()?;
     let (kvm_pages_4k, kvm_pages_2m) = (stats.get("pages_4k")?, stats.get("pages_2m")?);
+    let kvm_pages_1g = stats.get("pages_1g")?;
     let kernel_reads_it = kernel_reads(written, GPA, plan.size)?;
 
     // The second half of each piece becomes a hole.
@@ -219,6 +227,7 @@ fn make_row(plan: Plan, written: Pattern) -> Result<Row> {
         kernel_reads_it,
         kvm_pages_4k,
         kvm_pages_2m,
+        kvm_pages_1g,
     })
 }
 
@@ -256,6 +265,7 @@ fn make_row_without_guest(plan: Plan, written: Pattern) -> Result<Row> {
         kernel_reads_it,
         kvm_pages_4k: 0,
         kvm_pages_2m: 0,
+        kvm_pages_1g: 0,
     })
 }
 

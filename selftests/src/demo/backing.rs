@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The kinds of guest memory that the demo compares.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
 
 use crate::mem;
 use crate::pressure::{Pool, Setting};
-use crate::skip::missing_memfile;
+use crate::skip::{missing_memfile, skip};
 use crate::sys::{self, Mapping};
 use crate::uapi::{KVM_CAP_MEMFILE, MEMFILE_F_ALL, MEMFILE_F_KERNEL_INACCESSIBLE};
-use crate::vm::{Private, Slot, Vm, VmType, small_pages};
+use crate::vm::{Private, Slot, Vm, VmType, small_pages, small_pages_aligned};
 use crate::{GIB, HUGE};
 
 /// Guest physical address of the memory under test.
@@ -28,19 +28,22 @@ pub enum Backing {
     MemfileHidden,
     /// On hugetlbfs, from a pool of pages of 2 MiB that is as large as the slot.
     MemfileHuge,
+    /// On hugetlbfs, from the pages of 1 GiB that the machine has.
+    MemfileGigantic,
     GuestMemfd,
     /// Out of the kernel's direct map, but a process has it mapped. KVM refuses to give it to guests.
     Secret,
 }
 
 /// The rows, in their order.
-pub const KINDS: [(&str, Backing); 8] = [
+pub const KINDS: [(&str, Backing); 9] = [
     ("anonymous memory", Backing::Anonymous),
     ("shared memfd", Backing::SharedMemfd),
     ("memfile, fallocate first", Backing::MemfileFallocate),
     ("memfile, on demand", Backing::MemfileOnDemand),
     ("memfile, kernel inaccessible", Backing::MemfileHidden),
     ("memfile on hugetlbfs, 2M", Backing::MemfileHuge),
+    ("memfile on hugetlbfs, 1G", Backing::MemfileGigantic),
     ("guest_memfd", Backing::GuestMemfd),
     ("memfd_secret", Backing::Secret),
 ];
@@ -52,7 +55,8 @@ impl Backing {
             Backing::MemfileFallocate
             | Backing::MemfileOnDemand
             | Backing::MemfileHidden
-            | Backing::MemfileHuge => Some(Private::Memfile),
+            | Backing::MemfileHuge
+            | Backing::MemfileGigantic => Some(Private::Memfile),
             Backing::GuestMemfd => Some(Private::GuestMemfd),
         }
     }
@@ -84,7 +88,7 @@ pub struct Memory {
 
 impl Memory {
     /// `size` bytes in slot 1 at `gpa`; the `pieces` (offset, length) are private if the kind has
-    /// private memory.
+    /// private memory, and all of a page of 1 GiB.
     ///
     /// Only these, because KVM keeps an attribute per page, which for 32 GiB would be the largest
     /// item.
@@ -106,16 +110,28 @@ impl Memory {
             };
             return Ok(Memory { backing, fd, slot: vm.add_shared(1, gpa, view)?, _pool: None });
         };
-        let (fd, pool) = if backing == Backing::MemfileHuge {
-            (sys::memfile_huge(HUGE, size)?, Some(Pool::of(HUGE)?.fill(size / HUGE)?))
-        } else {
-            (kind.create(vm, size)?, None)
+        let (fd, pool) = match backing {
+            Backing::MemfileHuge => {
+                (sys::memfile_huge(HUGE, size)?, Some(Pool::of(HUGE)?.fill(size / HUGE)?))
+            }
+            Backing::MemfileGigantic => {
+                let free = Pool::of(GIB)?.usage()?.free;
+                if free < size / GIB {
+                    return skip(format!("{free} pages of 1 GiB are free"));
+                }
+                (sys::memfile_huge(GIB, size)?, None)
+            }
+            _ => (kind.create(vm, size)?, None),
         };
         if backing == Backing::MemfileFallocate {
             sys::allocate(&fd, 0, size).context("fallocate")?;
         }
-        let slot = vm.add_private(1, gpa, size, kind, &fd, 0)?;
-        for &(offset, len) in pieces {
+        // KVM maps a huge page as one only if the shared side lies in its own pages as well.
+        let view = small_pages_aligned(size, if size % GIB == 0 { GIB } else { HUGE })?;
+        let slot = vm.add(1, gpa, view, Some((kind, fd.as_fd(), 0)))?;
+        // KVM maps a huge page as one if all of it is private.
+        let all = [(0, size)];
+        for &(offset, len) in if backing == Backing::MemfileGigantic { &all } else { pieces } {
             vm.set_private(gpa + offset, len)?;
         }
         Ok(Memory { backing, fd: Some(fd), slot, _pool: pool })

@@ -73,11 +73,12 @@ pub fn costs(report: &Report) -> Table {
         ]
     };
     let mut notes = absent(&report.missing);
-    let spread = report.rows.iter().find(|row| row.touched != row.size / 4);
-    if let Some(row) = spread {
+    let others: Vec<_> = report.rows.iter().filter(|row| row.touched != row.size / 4).collect();
+    if let Some(row) = others.first() {
+        let sizes: Vec<_> = others.iter().map(|row| (row.size / MIB).to_string()).collect();
         notes.push(format!(
-            "\nIn the row of {} MiB the guest writes {} MiB, spread all over, instead of a quarter.",
-            row.size / MIB,
+            "\nOf {} MiB the guest writes {} MiB instead of a quarter; of 32 GiB they are spread all over.",
+            sizes.join(" and "),
             row.touched / MIB
         ));
     }
@@ -336,6 +337,7 @@ pub fn csv(report: &Report) -> String {
             "kernel_reads_it",
             "kvm_pages_4k",
             "kvm_pages_2m",
+            "kvm_pages_1g",
         ]
         .map(str::to_owned),
     );
@@ -353,6 +355,7 @@ pub fn csv(report: &Report) -> String {
         line.push(known(row.kernel_reads_it));
         line.push(row.kvm_pages_4k.to_string());
         line.push(row.kvm_pages_2m.to_string());
+        line.push(row.kvm_pages_1g.to_string());
         out += &(line.join(",") + "\n");
     }
     out
@@ -401,6 +404,7 @@ pub(super) mod tests {
             kernel_reads_it: Some(true),
             kvm_pages_4k: 3,
             kvm_pages_2m: 0,
+            kvm_pages_1g: 0,
         };
         let missing = vec![Missing { name: "c".into(), reason: "no c here".into() }];
         Report { kernel: "7.3".into(), machine: MIB, rows: vec![row], missing, story: story() }
