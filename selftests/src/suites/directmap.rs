@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 
 use crate::consumer::{Consumer, Mode, Span};
+use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Counts, Failing, Memory, Swap, frames, word};
@@ -18,7 +19,7 @@ use crate::support::setup::{
 };
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{Private, Vm};
+use crate::vm::{Exit, Private, Vm};
 use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
@@ -43,6 +44,7 @@ pub static SUITE: Suite = suite!(
         fallocate_after_binding_takes_pages_out,
         allocation_that_fails_changes_nothing: 120,
         binding_that_fails_can_be_repeated: 120,
+        page_that_cannot_leave_the_map_is_not_given_out: 240,
         broken_page_does_not_come_back_with_others,
         secret_is_nowhere_in_memory: 240,
         thousand_lives_leak_nothing: 240,
@@ -495,6 +497,87 @@ fn binding_that_fails_can_be_repeated() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
     drop(s);
     hidden.expect(0, "the VM is gone")
+}
+
+/// A guest, and where it is about to store a word.
+struct Toucher {
+    s: Setup,
+    pending: Option<u64>,
+}
+
+impl Toucher {
+    /// The guest stores a word, or goes on with what it could not store before.
+    fn touch(&mut self, offset: u64) -> SysResult<()> {
+        if self.pending.is_none() {
+            let post = self.s.vcpu.post(Command::Store, &[self.s.slot.gpa + offset, 77]);
+            post.map_err(|_| Errno::EIO)?;
+            self.pending = Some(offset);
+        }
+        match self.s.vcpu.enter()? {
+            Exit::Done => {
+                self.pending = None;
+                Ok(())
+            }
+            Exit::MemoryFault { errno, .. } | Exit::Error(errno) => Err(errno),
+            _ => Err(Errno::EIO),
+        }
+    }
+
+    fn pre_fault(&mut self, offset: u64) -> SysResult<()> {
+        self.s.vcpu.raw_pre_fault(self.s.slot.gpa + offset, PAGE).0
+    }
+
+    fn allocate(&mut self, offset: u64) -> SysResult<()> {
+        allocate(&self.s.fd, offset, PAGE)
+    }
+}
+
+/// The direct map has to be split then as well, and what fails can be repeated.
+fn page_that_cannot_leave_the_map_is_not_given_out() -> CaseResult {
+    const BLOCKS: u64 = 8;
+    type Way = fn(&mut Toucher, u64) -> SysResult<()>;
+    let memory = memory()?;
+    let _huge = pressure::shmem_huge("always")?;
+    let injector = Injector::new()?;
+    let hidden = Hidden::now()?;
+    let splits = mem::vmstat("direct_map_level2_splits")?;
+    let ways: [(&str, Way); 3] = [
+        ("touch", Toucher::touch),
+        ("pre-fault", Toucher::pre_fault),
+        ("fallocate", Toucher::allocate),
+    ];
+    let mut failed = 0;
+    for (name, way) in ways {
+        let mut guest = Toucher { s: Setup::with_flags(HIDDEN, BLOCKS * HUGE)?, pending: None };
+        // What one block has got stays, so that the next one gets an entry that is whole.
+        for block in 0..BLOCKS {
+            let offset = block * HUGE + 5 * PAGE;
+            failed += injector.sweep(
+                name,
+                &mut guest,
+                |guest| way(guest, offset),
+                |guest, result| {
+                    if result.is_err() {
+                        return Ok(());
+                    }
+                    let fd = &guest.s.fd;
+                    let pages = mem::fdinfo(fd, "memfile-pages")?.context("memfile-pages")?;
+                    hidden.expect(pages.parse()?, "the page is there")?;
+                    Ok(punch(fd, block * HUGE, HUGE)?)
+                },
+            )?;
+            let (vcpu, gpa) = (&mut guest.s.vcpu, guest.s.slot.gpa + offset);
+            vcpu.store(gpa, 77)?;
+            ensure!(vcpu.load(gpa)? == 77, "the guest's word is lost");
+        }
+        memory.expect_all(&pfns(&guest.s)?, false, name)?;
+        drop(guest);
+        hidden.expect(0, "the VM is gone")?;
+    }
+    let splits = mem::vmstat("direct_map_level2_splits")? - splits;
+    println!("{splits} times an entry of 2 MiB was split, {failed} calls failed");
+    ensure!(failed > 0, "no allocation was needed");
+    Ok(())
 }
 
 fn broken_page_does_not_come_back_with_others() -> CaseResult {

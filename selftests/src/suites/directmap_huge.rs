@@ -9,13 +9,13 @@ use anyhow::{Context, Result, ensure};
 use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
-use crate::pressure::{self};
+use crate::pressure::{self, frames};
 use crate::support::directmap::{Hidden, direct_map, memory, populate_hidden};
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::Injector;
 use crate::support::setup::{GUEST, HIDDEN, Layout, PINNED, SLOT, vm_with_flags};
 use crate::sys::*;
-use crate::vm::Private;
+use crate::vm::{Private, small_pages};
 use crate::{GIB, HUGE, PAGE, mem};
 
 suites! {
@@ -28,6 +28,7 @@ suites! {
         hole_without_memory_can_be_repeated: 120,
         content_of_an_earlier_binding_leaves,
         initial_content_does_not_stay,
+        initial_content_without_memory_can_be_repeated: 120,
         direct_map_is_not_split,
         broken_page_does_not_come_back_with_others: 120,
         pages_of_the_pool_are_not_moved,
@@ -246,6 +247,56 @@ fn initial_content_does_not_stay(page: u64) -> CaseResult {
     let slot = vm.add_private(SLOT, ALL.gpa, page, Private::Memfile, &fd, 0)?;
     vm.set_private(slot.gpa, page)?;
     populate_hidden(&memory, &vm, &slot, &fd, SPAN)
+}
+
+/// A page is written once the direct map has an entry for it, which needs memory.
+fn initial_content_without_memory_can_be_repeated(page: u64) -> CaseResult {
+    const COUNT: u64 = 16;
+    let memory = memory()?;
+    let (_pool, _filled) = pool(page, COUNT)?;
+    let injector = Injector::new()?;
+    let hidden = Hidden::now()?;
+    let splits = mem::vmstat("direct_map_level2_splits")?;
+    let (vm, fd) = (vm_with_flags(HIDDEN)?, file(page, COUNT)?);
+    let slot = vm.add_private(SLOT, ALL.gpa, COUNT * page, Private::Memfile, &fd, 0)?;
+    vm.set_private(slot.gpa, slot.size)?;
+    let source = small_pages(PAGE)?;
+    let mut failed = 0;
+    // Each has an entry of its own.
+    for n in 0..COUNT {
+        let gpa = slot.gpa + n * page + 5 * PAGE;
+        for offset in (0..PAGE).step_by(8) {
+            source.store(offset, GUEST.word(gpa + offset));
+        }
+        failed += injector.sweep(
+            "populate",
+            &mut (),
+            |()| vm.raw_populate(gpa, PAGE, source.addr()).0,
+            |(), result| match result {
+                // What the next try writes to.
+                Ok(()) => punch(&fd, n * page + 5 * PAGE, PAGE).context("a hole"),
+                Err(_) => Ok(()),
+            },
+        )?;
+        vm.raw_populate(gpa, PAGE, source.addr()).0.context("there is memory again")?;
+        hidden.expect((n + 1) * page / PAGE, "all stay out")?;
+    }
+    let mut vcpu = vm.vcpu(0)?;
+    for n in 0..COUNT {
+        let gpa = slot.gpa + n * page;
+        vcpu.verify(gpa, 5 * PAGE, Pattern::ZERO)?;
+        vcpu.verify(gpa + 5 * PAGE, PAGE, GUEST)?;
+    }
+    for frame in frames(&vcpu, &slot, &fd)?.values() {
+        ensure!(!memory.has(frame.pfn)?, "frame {:#x} is in the direct map", frame.pfn);
+    }
+    let splits = mem::vmstat("direct_map_level2_splits")? - splits;
+    println!("{splits} times an entry of 2 MiB was split, {failed} calls failed");
+    if splits == 0 {
+        return skip("the direct map has no large entries here");
+    }
+    ensure!(failed > 0, "no allocation was needed");
+    Ok(())
 }
 
 /// Nothing that concerns whole huge pages costs an entry of 2 MiB.
