@@ -13,14 +13,14 @@ use crate::uapi::{KVM_CAP_MEMFILE, MEMFILE_F_ALL, MEMFILE_F_KERNEL_INACCESSIBLE}
 use crate::vm::{Private, Vm};
 use crate::{HUGE, MIB, PAGE};
 
-const TOUCH: &str = "first touch of 256 MiB, per 4K";
-const POPULATE: &str = "pre-fault of 256 MiB, per 4K";
-const ALLOCATE: &str = "fallocate of 256 MiB, per 4K";
-const PUNCH: &str = "punch 256 MiB, per 4K";
-const END: &str = "end of 256 MiB, per 4K";
+const TOUCH: &str = "first touch of 64 MiB, per 4K";
+const POPULATE: &str = "pre-fault of 64 MiB, per 4K";
+const ALLOCATE: &str = "fallocate of 64 MiB, per 4K";
+const PUNCH: &str = "punch 64 MiB, per 4K";
+const END: &str = "end of 64 MiB, per 4K";
 const NAMES: [&str; 5] = [TOUCH, POPULATE, ALLOCATE, PUNCH, END];
 
-const SIZE: u64 = 256 * MIB;
+const SIZE: u64 = 64 * MIB;
 const PAGES: u64 = SIZE / PAGE;
 
 /// The subjects, and whether they are out of the direct map. scripts/memfile/bench/counts.py knows the names.
