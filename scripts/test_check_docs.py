@@ -50,8 +50,9 @@ class CheckDocs(unittest.TestCase):
         path.write_text(json.dumps({"cases": [{"name": n, "status": s} for n, s in cases.items()]}))
         return ["--results", str(path)]
 
-    def table(self, guard: str) -> str:
-        return f".. list-table::\n\n   * - No.\n     - test\n   * - A1\n     - {guard}\n\nThe end.\n"
+    def row(self, *fields: str, number: str = "A1") -> str:
+        text = ("defect", "raised", "memfile")
+        return "\n".join(["[[row]]", f'number = "{number}"', *(f'{name} = "a"' for name in text), *fields, ""])
 
     def test_tests_that_exist(self) -> None:
         text = f"``punch.hole``, ``node.rs`` and ``a->b``\n``{KUNIT}`` ``{PROPERTY}``\n"
@@ -137,15 +138,28 @@ class CheckDocs(unittest.TestCase):
             self.assertIn(f"a.rst:2: {name}: there is no such function", output)
 
     def test_rows(self) -> None:
-        def run(guard: str, *options: str) -> int:
-            return self.run_on("``guest.runs``\n" + self.table(guard), *options, name="from-v7.rst")[0]
+        other = self.row('tests = ["guest.runs"]', number="A2")
 
-        for guard in ("``punch.hole``", "open", "open: half of it; ``punch.hole``", "none: does not apply"):
-            self.assertEqual(run(guard), 0, guard)
-        for guard in ("none", "later", "``a.rs``"):
-            self.assertEqual(run(guard), 1, guard)
-        self.assertEqual(run("``punch.hole``", "--closed"), 0)
-        self.assertEqual(run("open", "--closed"), 1)
+        def run(fields: tuple[str, ...], *options: str) -> tuple[int, str]:
+            return self.run_on(other + self.row(*fields), *options, name="v7.toml")
+
+        tests, untested, missing = 'tests = ["punch.hole"]', 'untested = "does not apply"', 'open = "half of it"'
+        for good in ((tests,), (untested,), (missing,), (missing, tests)):
+            self.assertEqual(run(good)[0], 0, good)
+        for bad in ((), (tests, untested), ("tests = []",), ('untested = ""',)):
+            code, output = run(bad)
+            self.assertEqual(code, 1, bad)
+            self.assertIn("v7.toml:8: row A1: does not name tests or say why", output)
+        code, output = run(('tests = ["punch.hol"]',))
+        self.assertEqual(code, 1)
+        self.assertIn("v7.toml:8: punch.hol: there is no such test", output)
+        self.assertEqual(run((tests,), "--closed")[0], 0)
+        self.assertEqual(run((missing,), "--closed")[0], 1)
+
+    def test_file_of_rows_that_is_none(self) -> None:
+        row = self.row('tests = ["guest.runs"]')
+        for text in ("[[row", "[row]", self.row('test = "guest.runs"'), row + row, row.replace('raised = "a"', "")):
+            self.assertEqual(self.run_on(text, name="v7.toml")[0], 2, text)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from unittest import mock
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
+from memfile.docs.text import Row
 from memfile.ktap import Case
-from memfile.mutants import host, results, sources
+from memfile.mutants import guards, host, results, sources
 from memfile.mutants.machines import Mutants, machine_of
 from memfile.mutants.results import Phase
 
@@ -64,6 +65,22 @@ class MutantsTest(unittest.TestCase):
         with contextlib.redirect_stderr(io.StringIO()) as errors, self.assertRaises(SystemExit):
             self.read(text)
         return errors.getvalue()
+
+
+class Rows(MutantsTest):
+    def problems(self, *, rows: str, tests: tuple[str, ...] = ("punch.hole",), no_mutant: str = "") -> str:
+        row = Row("v7.toml", 1, "A1", tests, "", "", no_mutant)
+        return "\n".join(guards.row_problems(self.read(ENTRY + f"rows = {rows}\n"), [row]))
+
+    def test_row_and_mutant_name_the_same_test(self) -> None:
+        self.assertEqual(self.problems(rows='["A1"]'), "")
+        self.assertIn("names none of its tests", self.problems(rows='["A1"]', tests=("punch.other",)))
+        self.assertIn("has no row A2", self.problems(rows='["A1", "A2"]'))
+
+    def test_row_without_a_mutant_says_why(self) -> None:
+        self.assertIn("does not say why", self.problems(rows="[]"))
+        self.assertEqual(self.problems(rows="[]", no_mutant="It concerns cost."), "")
+        self.assertIn("and has one", self.problems(rows='["A1"]', no_mutant="It concerns cost."))
 
 
 class List(MutantsTest):

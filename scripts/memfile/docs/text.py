@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the documents say: the tests that they name, and the rows of from-v7.rst."""
+"""What the documents say: the tests that they name, and the rows of v7.toml."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from memfile.paths import ROOT
 
@@ -30,21 +32,20 @@ class Named:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the table in from-v7.rst: its number, and its last column."""
+    """A row of v7.toml: its number, the tests that it names, or why it names none."""
 
     document: str
     line: int
     number: str
-    guard: str
-
-    @property
-    def open(self) -> bool:
-        return self.guard.startswith("open")
+    tests: tuple[str, ...]
+    untested: str
+    open: str
+    no_mutant: str
 
     @property
     def settled(self) -> bool:
-        named = any(is_test(match[1]) for match in LITERAL.finditer(self.guard))
-        return self.open or named or re.match(r"none: \S", self.guard) is not None
+        """It has tests or the reason why there are none, and not both; or it is open."""
+        return bool(self.open) or bool(self.tests) != bool(self.untested)
 
     def __str__(self) -> str:
         return f"{self.document}:{self.line}: row {self.number}"
@@ -68,24 +69,31 @@ def named_tests(document: Path, text: str) -> Iterator[Named]:
                 yield Named(relative(document), number, match[1])
 
 
-def table_rows(document: Path, text: str) -> Iterator[Row]:
-    """The rows of every list-table: "* - number" and then "- column"."""
-    columns: list[str] = []
-    start = 0
+def row_tests(rows: list[Row]) -> Iterator[Named]:
+    for row in rows:
+        yield from (Named(row.document, row.line, test) for test in row.tests)
 
-    def row() -> Iterator[Row]:
-        if columns and columns[0] != "No.":
-            yield Row(relative(document), start, columns[0], columns[-1])
 
-    for number, line in enumerate(text.splitlines(), 1):
-        if match := re.match(r"   \* - (.*)", line):
-            yield from row()
-            columns, start = [match[1].strip()], number
-        elif columns and (match := re.match(r"     - (.*)", line)):
-            columns.append(match[1].strip())
-        elif columns and line.startswith("       "):
-            columns[-1] = f"{columns[-1]} {line.strip()}".strip()
-        elif line.strip():
-            yield from row()
-            columns = []
-    yield from row()
+def defect_rows(document: Path) -> list[Row]:
+    """The rows of v7.toml. A row that is not as its first lines say is an error of the file."""
+    text = document.read_text()
+    try:
+        entries = tomllib.loads(text)["row"]
+        rows = [_row(document, text, entry) for entry in entries]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{relative(document)}: {error!r}") from error
+    numbers = [row.number for row in rows]
+    if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
+        raise ValueError(f"{relative(document)}: there twice: {' '.join(twice)}")
+    return rows
+
+
+def _row(document: Path, text: str, entry: dict[str, Any]) -> Row:
+    number = entry["number"]
+    if strange := set(entry) - {"number", "defect", "raised", "memfile", "tests", "untested", "open", "no_mutant"}:
+        raise ValueError(f"row {number} has {' '.join(sorted(strange))}")
+    if not all(entry[field] for field in ("defect", "raised", "memfile")):
+        raise ValueError(f"row {number} has an empty field")
+    line = text.count("\n", 0, text.index(f'number = "{number}"')) + 1
+    reasons = (str(entry.get(field, "")) for field in ("untested", "open", "no_mutant"))
+    return Row(relative(document), line, number, tuple(entry.get("tests", ())), *reasons)

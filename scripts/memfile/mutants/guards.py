@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The tests of each mutant, and the rows of from-v7.rst: do they exist?"""
+"""The tests of each mutant, and the rows of v7.toml: do they exist?"""
 
 from __future__ import annotations
 
 import fnmatch
-import re
+from collections.abc import Iterator
 
 from memfile import paths
 from memfile.docs.tests import kunit_cases, listed_cases
-from memfile.docs.text import Row, table_rows
-from memfile.mutants.sources import Mutant, all_mutated
+from memfile.docs.text import Row, defect_rows
+from memfile.mutants.sources import Mutant, all_mutated, fail
 from memfile.paths import ROOT
 
 
@@ -17,17 +17,28 @@ def problems(mutants: list[Mutant]) -> list[str]:
     """What keeps the list from being used, without a build."""
     found = all_mutated(mutants)[1]
     known = known_tests()
-    rows = {row.number: row.guard for row in guarded_rows()}
     for mutant in mutants:
         for test in mutant.tests:
             if not fnmatch.filter(known, test):
                 found.append(f"{mutant.name}: there is no test {test}")
-        for row in mutant.rows:
-            if row not in rows:
-                found.append(f"{mutant.name}: from-v7.rst has no row {row} that names a test")
-            elif not any(f"``{test}``" in rows[row] for test in mutant.tests):
-                found.append(f"{mutant.name}: row {row} names none of its tests")
-    return found
+    return [*found, *row_problems(mutants, guarded_rows())]
+
+
+def row_problems(mutants: list[Mutant], rows: list[Row]) -> Iterator[str]:
+    """Where the list and the rows that name a test contradict each other."""
+    tests = {row.number: row.tests for row in rows}
+    for mutant in mutants:
+        for number in mutant.rows:
+            if number not in tests:
+                yield f"{mutant.name}: v7.toml has no row {number} that names a test"
+            elif not set(mutant.tests) & set(tests[number]):
+                yield f"{mutant.name}: row {number} names none of its tests"
+    shown = {number for mutant in mutants for number in mutant.rows}
+    for row in rows:
+        if row.number in shown and row.no_mutant:
+            yield f"{row}: says why it has no mutant, and has one"
+        if row.number not in shown and not row.no_mutant:
+            yield f"{row}: has no mutant and does not say why"
 
 
 def known_tests() -> list[str]:
@@ -35,10 +46,12 @@ def known_tests() -> list[str]:
 
 
 def guarded_rows() -> list[Row]:
-    """The rows of from-v7.rst that name a test."""
-    document = ROOT / "Documentation/from-v7.rst"
-    rows = table_rows(document, document.read_text())
-    return [row for row in rows if not re.match(r"none:|open", row.guard)]
+    """The rows of v7.toml that name a test, and lack nothing."""
+    try:
+        rows = defect_rows(ROOT / "Documentation/v7.toml")
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    return [row for row in rows if row.tests and not row.open]
 
 
 def rows_in_words(mutants: list[Mutant]) -> str:
