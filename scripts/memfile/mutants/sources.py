@@ -112,7 +112,7 @@ def read_list(path: Path) -> list[Mutant]:
             file = part.get("file", entry["file"])
             edits.append(Edit(name, file, part["was"].strip("\n"), part["is"].strip("\n")))
             if not WORD.search(part["is"]):
-                fail(f"{name}: the word MUTANT is missing, so it could not sleep")
+                fail(f"{name}: the word MUTANT is missing, so it could not be disabled")
         mutants.append(Mutant(
             name, entry["what"], tuple(edits), tuple(entry["fails"]), tuple(entry.get("rows", ())),
             entry.get("expect", "fail"), entry.get("seconds", SECONDS), entry.get("host", ""),
