@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_meanwhile_hears_no_end_without_a_start() -> Result {
+    fn a_binding_made_meanwhile_gets_no_end_without_a_start() -> Result {
         let journal = Journal::new();
         let file = TestFile::new(16)?;
         let a = TestConsumer::new(&journal, 'a', true, 0)?;

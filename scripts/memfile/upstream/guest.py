@@ -155,7 +155,7 @@ class Reader:
         return (program, Result(code, seconds, [*self._lines, *more], program.limit)) if program else None
 
 
-# Boots a machine: its name, the programs in it, what its shell does, and who hears each line.
+# Boots a machine: its name, the programs in it, what its shell does, and who gets each line.
 Boot = Callable[[str, list[Program], str, Callable[[str], None]], None]
 
 

@@ -34,8 +34,8 @@ pub static SUITE: Suite = suite!(
         hole_over_many_slots_flushes_once,
         hole_over_many_slots_of_two_vms_flushes_each_once,
         merged_pages_come_apart_beside_holes,
-        shared_side_under_the_hosts_hand_pinned: 240,
-        shared_side_under_the_hosts_hand_both: 240,
+        host_changes_the_shared_side_pinned: 240,
+        host_changes_the_shared_side_both: 240,
     ]
 );
 
@@ -341,7 +341,7 @@ fn merged_pages_come_apart_beside_holes() -> CaseResult {
 
 /// vCPUs check every word on both sides while the host takes pages of both: holes and conversions,
 /// reclaim, compaction, blocks that go offline, KSM, and shared pages that are discarded.
-fn under_the_hosts_hand(flags: u64) -> CaseResult {
+fn host_changes_the_shared_side(flags: u64) -> CaseResult {
     const KSM: &str = "/sys/kernel/mm/ksm";
     let _ksm = Setting::set(format!("{KSM}/run"), "1")?;
     let _swap = Swap::on(64 * MIB)?;
@@ -359,10 +359,10 @@ fn under_the_hosts_hand(flags: u64) -> CaseResult {
     counts.expect_grown(&["memfile.punch", "memfile.get_pfn", "pgmigrate_success", "pswpout"], 1)
 }
 
-fn shared_side_under_the_hosts_hand_pinned() -> CaseResult {
-    under_the_hosts_hand(PINNED)
+fn host_changes_the_shared_side_pinned() -> CaseResult {
+    host_changes_the_shared_side(PINNED)
 }
 
-fn shared_side_under_the_hosts_hand_both() -> CaseResult {
-    under_the_hosts_hand(BOTH)
+fn host_changes_the_shared_side_both() -> CaseResult {
+    host_changes_the_shared_side(BOTH)
 }

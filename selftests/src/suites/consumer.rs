@@ -34,12 +34,12 @@ pub static SUITE: Suite = suite!(
         mapper_brings_its_flags,
         hole_is_one_start_and_one_end,
         hole_is_clipped_to_the_binding_and_told_in_frames,
-        each_overlapping_binding_hears_its_own_part,
-        allocation_and_refused_holes_are_not_heard,
+        each_overlapping_binding_is_notified_of_its_own_part,
+        allocation_and_refused_holes_notify_nobody,
         mapper_gets_the_same_page_until_it_is_punched,
         mapper_gets_no_page_outside_of_its_binding,
         page_reference_does_not_hold_up_a_hole,
-        memory_failure_is_heard_and_the_page_is_refused,
+        memory_failure_is_notified_and_the_page_is_refused,
         device_loses_what_is_punched_and_faults_it_in_again,
         device_never_keeps_a_page_that_left_the_file,
         pages_stay_until_the_callback_returns,
@@ -48,7 +48,7 @@ pub static SUITE: Suite = suite!(
         unbinding_elsewhere_waits_for_nothing,
         binding_waits_for_a_hole_in_its_pages_only,
         vm_destruction_waits_for_no_other_consumer,
-        nothing_is_heard_after_unbinding,
+        no_callback_comes_after_unbinding,
         file_lives_as_long_as_its_observer,
         closing_the_device_unbinds,
         everything_goes_in_any_order,
@@ -274,7 +274,7 @@ fn hole_is_clipped_to_the_binding_and_told_in_frames() -> CaseResult {
     Ok(())
 }
 
-fn each_overlapping_binding_hears_its_own_part() -> CaseResult {
+fn each_overlapping_binding_is_notified_of_its_own_part() -> CaseResult {
     let fd = memfile(FILE)?;
     let consumers = (0..16)
         .map(|i| {
@@ -292,7 +292,7 @@ fn each_overlapping_binding_hears_its_own_part() -> CaseResult {
     Ok(())
 }
 
-fn allocation_and_refused_holes_are_not_heard() -> CaseResult {
+fn allocation_and_refused_holes_notify_nobody() -> CaseResult {
     let fd = memfile(FILE)?;
     let mapper = Consumer::bound(&fd, MAPPER, ALL)?;
     let observer = observer(&fd, ALL)?;
@@ -352,7 +352,7 @@ fn page_reference_does_not_hold_up_a_hole() -> CaseResult {
     })
 }
 
-fn memory_failure_is_heard_and_the_page_is_refused() -> CaseResult {
+fn memory_failure_is_notified_and_the_page_is_refused() -> CaseResult {
     let inject = "/sys/kernel/debug/hwpoison/corrupt-pfn";
     if !std::path::Path::new(inject).exists() {
         return skip(format!("no {inject}"));
@@ -611,7 +611,7 @@ fn vm_destruction_waits_for_no_other_consumer() -> CaseResult {
     slow.expect_callbacks(&[(0, 8)])
 }
 
-fn nothing_is_heard_after_unbinding() -> CaseResult {
+fn no_callback_comes_after_unbinding() -> CaseResult {
     let seed = seed();
     let fd = memfile(FILE)?;
     while_punching(&fd, seed, || {

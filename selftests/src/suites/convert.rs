@@ -21,7 +21,7 @@ conformance!(
     [],
     converting: [
         regions_convert,
-        both_doors_are_one_state,
+        both_ioctls_change_one_state,
         converting_twice_is_fine,
         bad_ranges_are_refused,
         unknown_attributes_are_refused,
@@ -36,7 +36,7 @@ conformance!(
     huge: all,
     shmem: [vm_without_private_memory_has_no_regions],
     // Refusals, and ranges without memory, do not look at pages.
-    gigantic: [both_doors_are_one_state, single_pages_convert_alone],
+    gigantic: [both_ioctls_change_one_state, single_pages_convert_alone],
 );
 
 /// A private slot of which both sides are filled; SKIP where there is no memfile.
@@ -55,7 +55,7 @@ fn regions_convert(on: &'static Backend) -> CaseResult {
     s.vcpu.verify(gpa, size, GUEST)
 }
 
-fn both_doors_are_one_state(on: &'static Backend) -> CaseResult {
+fn both_ioctls_change_one_state(on: &'static Backend) -> CaseResult {
     let mut s = filled(on, MIB)?;
     let (gpa, half) = (s.slot.gpa, s.slot.size / 2);
     for (one, other) in

@@ -91,14 +91,14 @@ fn page_is_not_there_whatever_made_it() -> CaseResult {
             s.vcpu.raw_pre_fault(s.slot.gpa, SIZE).0.context("pre-fault")?;
             Ok(s)
         };
-        let roads: [(&str, &dyn Fn() -> Result<Setup>); 4] = [
+        let ways: [(&str, &dyn Fn() -> Result<Setup>); 4] = [
             ("touched", &on_demand),
             ("allocated, then bound", &before),
             ("bound, then allocated", &after),
             ("faulted in ahead", &ahead),
         ];
-        for (name, road) in roads {
-            let mut s = road()?;
+        for (name, way) in ways {
+            let mut s = way()?;
             s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO)?;
             s.vcpu.fill(s.slot.gpa, SIZE, GUEST)?;
             let pfns = pfns(&s)?;

@@ -96,14 +96,14 @@ fn page_is_not_there_whatever_made_it(page: u64) -> CaseResult {
         guest.vcpu.raw_pre_fault(guest.gpa, page).0.context("pre-fault")?;
         Ok(guest)
     };
-    let roads: [(&str, &dyn Fn() -> Result<Guest>); 4] = [
+    let ways: [(&str, &dyn Fn() -> Result<Guest>); 4] = [
         ("touched", &on_demand),
         ("allocated, then bound", &before),
         ("bound, then allocated", &after),
         ("faulted in ahead", &ahead),
     ];
-    for (name, road) in roads {
-        let mut guest = road()?;
+    for (name, way) in ways {
+        let mut guest = way()?;
         guest.vcpu.verify(guest.gpa, SPAN, Pattern::ZERO)?;
         guest.vcpu.fill(guest.gpa, SPAN, GUEST)?;
         memory.expect_all(&pfns(&guest)?, false, name)?;

@@ -35,7 +35,7 @@ suites! {
     [SUITE, "hugetlb", HUGE]: [
         every_size_of_the_machine_can_be_had,
         size_is_set_once_to_whole_huge_pages,
-        no_road_leads_to_the_content,
+        every_access_to_the_content_is_refused,
         sealed_from_the_beginning,
         pages_come_from_the_pool_when_they_are_touched,
         file_may_be_larger_than_the_pool,
@@ -138,7 +138,7 @@ fn size_is_set_once_to_whole_huge_pages(page: u64) -> CaseResult {
     expect_allocated(&fd, 0, "after refusals")
 }
 
-fn no_road_leads_to_the_content(page: u64) -> CaseResult {
+fn every_access_to_the_content_is_refused(page: u64) -> CaseResult {
     let (pool, _filled) = pool(page, 2)?;
     let fd = file(page, 2)?;
     allocate(&fd, 0, page)?;

@@ -29,18 +29,18 @@ pub static SUITE: Suite = suite!(
     [
         guest_runs_on_its_pages,
         guest_runs_on_both_stores_at_once,
-        consumer_hears_its_holes,
+        consumer_is_notified_of_its_holes,
         consumer_gets_the_same_page_until_it_is_punched,
         page_that_is_held_outlives_its_hole,
         memory_comes_back,
-        hears_what_consumers_want,
+        gets_the_flags_that_consumers_want,
         pages_migrate_unless_they_are_pinned,
-        consumer_is_asked_before_swap_and_hears_of_it,
+        consumer_is_asked_before_swap_and_notified_of_it,
         broken_page_is_lost_until_it_is_punched,
         error_that_no_consumer_knows_is_eio,
         files_keep_the_rules_of_memfiles,
         exclusive_ranges_are_each_files_own,
-        files_of_nobody_are_still_refused,
+        files_without_a_store_are_still_refused,
         registered_twice_is_ebusy,
         unregistered_one_keeps_its_bindings_and_gets_no_new_ones,
         unregistering_races_with_binding,
@@ -135,7 +135,7 @@ fn guest_runs_on_both_stores_at_once() -> CaseResult {
     vcpu.verify(slots[1] + HOLE, FILE - HOLE, GUEST)
 }
 
-fn consumer_hears_its_holes() -> CaseResult {
+fn consumer_is_notified_of_its_holes() -> CaseResult {
     let stores = Stores::new()?;
     let fd = stores.file()?;
     let mapper = Consumer::bound(&fd, MAPPER, Span { pgoff: 8, pages: 8, frame: 100 })?;
@@ -219,7 +219,7 @@ fn memory_comes_back() -> CaseResult {
     expect_used(0, "closed and unbound")
 }
 
-fn hears_what_consumers_want() -> CaseResult {
+fn gets_the_flags_that_consumers_want() -> CaseResult {
     let stores = Stores::new()?;
     let fd = stores.file()?;
     let expect = |flags: u64, movable: bool, left: u64, when: &str| -> Result<()> {
@@ -287,7 +287,7 @@ fn pages_migrate_unless_they_are_pinned() -> CaseResult {
     Ok(())
 }
 
-fn consumer_is_asked_before_swap_and_hears_of_it() -> CaseResult {
+fn consumer_is_asked_before_swap_and_notified_of_it() -> CaseResult {
     let stores = Stores::new()?;
     let mut s = guest_with(BOTH, &stores)?;
     let observer = Consumer::bound(&s.fd, Mode::Observer, ALL)?;
@@ -401,7 +401,7 @@ fn exclusive_ranges_are_each_files_own() -> CaseResult {
     mapper.bind(&fd, MAPPER, ALL).context("once the VM is gone")
 }
 
-fn files_of_nobody_are_still_refused() -> CaseResult {
+fn files_without_a_store_are_still_refused() -> CaseResult {
     let stores = Stores::new()?;
     let vm = Vm::protected()?;
     let files = [
