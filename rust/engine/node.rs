@@ -337,17 +337,19 @@ impl Node {
         let Space::Allocate(Some(pages)) = space else {
             return self.store.fallocate(file, mode, offset, len);
         };
-        self.allocate(pages, || self.store.fallocate(file, mode, offset, len))?;
-        if self.flags().kernel_inaccessible() {
-            // The pages are there. Those that stay in the direct map now leave it one by one when a
-            // consumer gets them; the consumer gets the errors.
-            let _ = self.store.hide(pages);
-        }
-        Ok(())
+        self.allocate(pages, || {
+            self.store.fallocate(file, mode, offset, len)?;
+            if self.flags().kernel_inaccessible() {
+                // The pages are there. Those that stay in the direct map now leave it one by one
+                // when a consumer gets them; the consumer gets the errors.
+                let _ = self.store.hide(pages);
+            }
+            Ok(())
+        })
     }
 
-    /// Does `work`, which allocates `pages`; [`Self::bind`] waits for that if the pages must not lie
-    /// in areas for movable memory. Sleeps.
+    /// Does `work`, which allocates `pages` and may hide them; [`Self::bind`] waits for that if the
+    /// pages must not lie in areas for movable memory, or must not be hidden any more. Sleeps.
     fn allocate<R>(&self, pages: Range, work: impl FnOnce() -> R) -> R {
         Invalidation::with(self, |record| {
             let mut state = self.state.lock();
@@ -392,6 +394,15 @@ impl Node {
                         return Err(refusal.into());
                     }
                 };
+                if state.flags.kernel_inaccessible()
+                    && !flags.kernel_inaccessible()
+                    && !state.allocating.is_empty()
+                {
+                    // The file has no pages yet. Those that are on their way may be hidden, so check
+                    // again when they are there. No allocation begins while the lock is held.
+                    self.ended.wait(&mut state);
+                    continue;
+                }
                 if !flags.unmovable() || !state.in_movable_areas {
                     break flags;
                 }

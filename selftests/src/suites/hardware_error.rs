@@ -7,24 +7,25 @@
 
 use anyhow::{Context, Result, ensure};
 
+use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
 use crate::pattern::Pattern;
-use crate::pressure::{self, Memory, Pool, frames};
+use crate::pressure::{self, Counts, Memory, Pool, frames};
 use crate::store::Store;
 use crate::support::directmap::{Hidden, memory};
 use crate::support::hugetlb::{Guest, frames_of};
 use crate::support::setup::{GUEST, HIDDEN, Setup};
 use crate::sys::*;
-use crate::vm::Vcpu;
+use crate::vm::{Exit, Vcpu};
 use crate::{HUGE, MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
     "hardware_error",
     [
-        broken_page_never_comes_back,
-        broken_page_of_a_huge_page_never_comes_back,
-        broken_page_of_hugetlbfs_never_comes_back,
+        broken_page_never_comes_back: 120,
+        broken_page_of_a_huge_page_never_comes_back: 120,
+        broken_page_of_hugetlbfs_never_comes_back: 240,
     ]
 );
 
@@ -39,7 +40,15 @@ fn reporter() -> Result<(Store, Module)> {
     Ok((Store::open()?, module))
 }
 
-/// Only the broken page is lost to the guest.
+/// The broken page is lost to the guest, and no other.
+fn expect_lost(vcpu: &mut Vcpu, gpa: u64, size: u64) -> Result<()> {
+    let exit = vcpu.start(Command::Load, &[gpa + BROKEN * PAGE + 8])?;
+    let lost = matches!(exit, Exit::MemoryFault { errno: Errno::EHWPOISON, .. });
+    ensure!(lost, "the guest reads the broken page: {exit:x?}");
+    vcpu.restart()?;
+    expect_neighbours(vcpu, gpa, size)
+}
+
 fn expect_neighbours(vcpu: &mut Vcpu, gpa: u64, size: u64) -> Result<()> {
     let after = (BROKEN + 1) * PAGE;
     vcpu.verify(gpa, BROKEN * PAGE, GUEST)?;
@@ -63,14 +72,18 @@ fn broken_page(huge: &str) -> CaseResult {
     let (memory, hidden, reporter) = (memory()?, Hidden::now()?, reporter()?);
     let _huge = pressure::shmem_huge(huge)?;
     let absent = memory.absent()?;
+    let counts = Counts::now()?;
     let mut s = Setup::filled(HIDDEN, SIZE)?;
+    if huge == "always" {
+        counts.expect_grown(&["thp_file_alloc"], SIZE / HUGE)?;
+    }
     let gpa = s.slot.gpa;
     let pfns: Vec<u64> = frames(&s.vcpu, &s.slot, &s.fd)?.values().map(|frame| frame.pfn).collect();
     ensure!(pfns.len() as u64 == SIZE / PAGE, "only {} pages have a frame", pfns.len());
 
     reporter.0.hard_error(pfns[BROKEN as usize])?;
     memory.expect_all(&pfns, false, "a page is broken")?;
-    expect_neighbours(&mut s.vcpu, gpa, SIZE)?;
+    expect_lost(&mut s.vcpu, gpa, SIZE)?;
     // The hole makes room for another page in its place.
     punch(&s.fd, BROKEN * PAGE, PAGE)?;
     ensure!(!memory.has(pfns[BROKEN as usize])?, "the hole brought the broken frame back");
@@ -109,7 +122,7 @@ fn broken_page_of_hugetlbfs_never_comes_back() -> CaseResult {
 
         reporter.0.hard_error(pfns[BROKEN as usize])?;
         memory.expect_all(&pfns, false, "a page is broken")?;
-        expect_neighbours(&mut guest.vcpu, gpa, HUGE)?;
+        expect_lost(&mut guest.vcpu, gpa, HUGE)?;
         if !whole {
             punch(&guest.fd, (BROKEN - 1) * PAGE, 3 * PAGE)?;
             memory.expect_all(&pfns, false, "a hole around it")?;

@@ -26,6 +26,11 @@ impl Hidden {
         mem::hidden_pages().map(Hidden)
     }
 
+    /// How many more there are.
+    pub fn more(&self) -> Result<u64> {
+        Ok(mem::hidden_pages()?.saturating_sub(self.0))
+    }
+
     pub fn expect(&self, more: u64, when: &str) -> Result<()> {
         let now = mem::hidden_pages()?;
         ensure!(now == self.0 + more, "{when}: {} pages were out, {now} are", self.0);
