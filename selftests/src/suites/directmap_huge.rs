@@ -251,7 +251,7 @@ fn initial_content_does_not_stay(page: u64) -> CaseResult {
 
 /// A page is written once the direct map has an entry for it, which needs memory.
 fn initial_content_without_memory_can_be_repeated(page: u64) -> CaseResult {
-    const COUNT: u64 = 16;
+    const COUNT: u64 = 40;
     let memory = memory()?;
     let (_pool, _filled) = pool(page, COUNT)?;
     let injector = Injector::new()?;
@@ -262,7 +262,7 @@ fn initial_content_without_memory_can_be_repeated(page: u64) -> CaseResult {
     vm.set_private(slot.gpa, slot.size)?;
     let source = small_pages(PAGE)?;
     let mut failed = 0;
-    // Each has an entry of its own.
+    // Each has an entry of its own. That of others is split already, if they were in a pool before.
     for n in 0..COUNT {
         let gpa = slot.gpa + n * page + 5 * PAGE;
         for offset in (0..PAGE).step_by(8) {
