@@ -43,6 +43,8 @@ OWN_MACHINE = {
     # The memory of the kernel that runs after the crash, and that kernel.
     "crash_dump": ["--mem", "2G", "--append", "crashkernel=320M", "--add-kernel"],
     "hibernation": [],
+    # A direct map that no suite has split before.
+    "directmap": [],
     # Once hardware has reported an error, the kernel takes no injected one back, and a broken page of
     # hugetlbfs stays in the pool, in use.
     "hardware_error": ["--mem", "1G", "--append", "hugepages=2"],
@@ -52,7 +54,7 @@ OWN_MACHINE = {
 }
 
 # Suites that run in the machine of another one: what they need is the same.
-MACHINE_OF = {
+MACHINE_OF = {"directmap_huge": "directmap"} | {
     f"{name}_1g": "hugetlb_1g" for name in (
         "accounting", "convert", "exits", "guest", "model", "motion", "prefault", "punch", "scenarios", "sharing",
         "stress", "zero",

@@ -25,6 +25,8 @@ use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
 pub static SUITE: Suite = suite!(
     "directmap",
     [
+        // First, because it wants entries of the direct map that are whole.
+        page_that_cannot_leave_the_map_is_not_given_out: 240,
         page_is_there_without_the_flag,
         page_is_not_there_whatever_made_it,
         kcore_does_not_have_the_content,
@@ -44,7 +46,6 @@ pub static SUITE: Suite = suite!(
         fallocate_after_binding_takes_pages_out,
         allocation_that_fails_changes_nothing: 120,
         binding_that_fails_can_be_repeated: 120,
-        page_that_cannot_leave_the_map_is_not_given_out: 240,
         broken_page_does_not_come_back_with_others,
         page_does_not_move_when_its_block_is_wanted,
         secret_is_nowhere_in_memory: 240,

@@ -251,7 +251,7 @@ fn initial_content_does_not_stay(page: u64) -> CaseResult {
 
 /// A page is written once the direct map has an entry for it, which needs memory.
 fn initial_content_without_memory_can_be_repeated(page: u64) -> CaseResult {
-    const COUNT: u64 = 40;
+    const COUNT: u64 = 24;
     let memory = memory()?;
     let (_pool, _filled) = pool(page, COUNT)?;
     let injector = Injector::new()?;
