@@ -117,6 +117,13 @@ impl Memory {
         Ok(())
     }
 
+    /// Fail unless that many frames are not in the direct map.
+    pub fn expect_absent(&self, wanted: u64, when: &str) -> Result<()> {
+        let now = self.absent()?;
+        ensure!(now == wanted, "{when}: {now} frames are not in the direct map, not {wanted}");
+        Ok(())
+    }
+
     /// How many frames are not in the direct map.
     pub fn absent(&self) -> Result<u64> {
         Ok(self.search(Pattern::Generation(0), 0, 0)?.1)

@@ -11,8 +11,8 @@ use crate::consumer::{Consumer, Mode, Span};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
-use crate::pressure::{self, Block, Cgroup, Counts, Failing, Memory, Swap, frames, word};
-use crate::support::directmap::{Hidden, direct_map, memory, populate_hidden};
+use crate::pressure::{self, Block, Cgroup, Counts, Failing, Memory, Swap, word};
+use crate::support::directmap::{Hidden, Splits, direct_map, memory, pfns, populate_hidden};
 use crate::support::inject::Injector;
 use crate::support::setup::{
     BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup,
@@ -55,13 +55,6 @@ pub static SUITE: Suite = suite!(
 
 const SIZE: u64 = 4 * MIB;
 const PAGES: u64 = SIZE / PAGE;
-
-/// The frames of all pages of a guest, in their order.
-fn pfns(s: &Setup) -> Result<Vec<u64>> {
-    let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
-    ensure!(frames.len() as u64 == s.slot.size / PAGE, "only {} pages have a frame", frames.len());
-    Ok(frames.values().map(|frame| frame.pfn).collect())
-}
 
 fn page_is_there_without_the_flag() -> CaseResult {
     let memory = memory()?;
@@ -276,9 +269,7 @@ fn part_beyond_the_end_of_the_file_comes_back() -> CaseResult {
     }
     drop((consumer, fd));
     hidden.expect(0, "the file is gone")?;
-    let now = memory.absent()?;
-    ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
-    Ok(())
+    memory.expect_absent(absent, "in the end")
 }
 
 fn content_of_an_earlier_binding_leaves() -> CaseResult {
@@ -442,7 +433,7 @@ fn allocation_that_fails_changes_nothing() -> CaseResult {
         allocate(&fd, 0, 16 * HUGE)?;
         Ok(fd)
     };
-    let splits = mem::vmstat("direct_map_level2_splits")?;
+    let splits = Splits::now()?;
     let mut state = (file()?, Consumer::new()?, 0);
     let span = Span::same(0, 16 * HUGE / PAGE);
     state.1.bind(&state.0, Mode::Mapper(PINNED), span)?;
@@ -466,7 +457,7 @@ fn allocation_that_fails_changes_nothing() -> CaseResult {
         )?;
         println!("round {round}: {failed} failed");
     }
-    let splits = mem::vmstat("direct_map_level2_splits")? - splits;
+    let splits = splits.since()?;
     println!("{splits} times an entry of 2 MiB was split");
     if splits == 0 && failed == 0 {
         return skip("the direct map has no large entries here");
@@ -545,7 +536,7 @@ fn page_that_cannot_leave_the_map_is_not_given_out() -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
     let injector = Injector::new()?;
     let before = Hidden::now()?;
-    let splits = mem::vmstat("direct_map_level2_splits")?;
+    let splits = Splits::now()?;
     let ways: [(&str, Way); 3] = [
         ("touch", Toucher::touch),
         ("pre-fault", Toucher::pre_fault),
@@ -591,13 +582,7 @@ fn page_that_cannot_leave_the_map_is_not_given_out() -> CaseResult {
     }
     drop(guests);
     before.expect(0, "the VMs are gone")?;
-    let splits = mem::vmstat("direct_map_level2_splits")? - splits;
-    println!("{splits} times an entry of 2 MiB was split, {refused} times a page could not leave");
-    if splits == 0 {
-        return skip("the direct map has no large entries here");
-    }
-    ensure!(refused > 0, "each page could leave");
-    Ok(())
+    splits.expect_failures(refused)
 }
 
 fn broken_page_does_not_come_back_with_others() -> CaseResult {
@@ -621,9 +606,7 @@ fn broken_page_does_not_come_back_with_others() -> CaseResult {
         memory.expect_empty(pages[37], GUEST, gpa, SIZE)?;
         pressure::unpoison(pages[37])?;
     }
-    let now = memory.absent()?;
-    ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
-    Ok(())
+    memory.expect_absent(absent, "in the end")
 }
 
 /// To migrate or offline memory, the kernel would have to read the pages.

@@ -7,16 +7,16 @@
 use anyhow::{Context, Result, ensure};
 
 use crate::consumer::{Consumer, Mode, Span};
-use crate::ktap::{CaseResult, Suite, skip};
+use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, frames};
-use crate::support::directmap::{Hidden, direct_map, memory, populate_hidden};
+use crate::support::directmap::{Hidden, Splits, direct_map, every_pfn, memory, populate_hidden};
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::Injector;
 use crate::support::setup::{GUEST, HIDDEN, Layout, PINNED, SLOT, vm_with_flags};
 use crate::sys::*;
 use crate::vm::{Private, small_pages};
-use crate::{GIB, HUGE, PAGE, mem};
+use crate::{GIB, HUGE, PAGE};
 
 suites! {
     [SUITE, "directmap_huge", HUGE]: [
@@ -54,10 +54,8 @@ const ALL: Layout = Layout { gpa: 4 * GIB, offset: 0 };
 
 /// Frames of a guest all over its memory, those of [`SPAN`] first.
 fn pfns(guest: &Guest) -> Result<Vec<u64>> {
-    let frames = frames_of(guest)?;
     let pages = guest.size / PAGE;
-    ensure!(frames.len() as u64 == pages, "only {} pages have a frame", frames.len());
-    let all = frames.values().map(|frame| frame.pfn);
+    let all = every_pfn(frames_of(guest)?, guest.size)?;
     let wanted = |n: u64| n < SPAN / PAGE || n % (pages / 512) == 0 || n == pages - 1;
     Ok((0..).zip(all).filter(|(n, _)| wanted(*n)).map(|(_, pfn)| pfn).collect())
 }
@@ -188,7 +186,7 @@ fn hole_without_memory_can_be_repeated(page: u64) -> CaseResult {
     let (memory, hidden) = (memory()?, Hidden::now()?);
     let (_pool, _filled) = pool(page, 16)?;
     let injector = Injector::new()?;
-    let splits = mem::vmstat("direct_map_level2_splits")?;
+    let splits = Splits::now()?;
     let mut guest = filled(HIDDEN, page, 16)?;
     let (pfns, gpa) = (pfns(&guest)?, guest.gpa);
     let mut failed = 0;
@@ -213,13 +211,7 @@ fn hole_without_memory_can_be_repeated(page: u64) -> CaseResult {
             },
         )?;
     }
-    let splits = mem::vmstat("direct_map_level2_splits")? - splits;
-    println!("{splits} times an entry of 2 MiB was split, {failed} holes failed");
-    if splits == 0 {
-        return skip("the direct map has no large entries here");
-    }
-    ensure!(failed > 0, "no allocation was needed");
-    Ok(())
+    splits.expect_failures(failed)
 }
 
 fn content_of_an_earlier_binding_leaves(page: u64) -> CaseResult {
@@ -256,7 +248,7 @@ fn initial_content_without_memory_can_be_repeated(page: u64) -> CaseResult {
     let (_pool, _filled) = pool(page, COUNT)?;
     let injector = Injector::new()?;
     let hidden = Hidden::now()?;
-    let splits = mem::vmstat("direct_map_level2_splits")?;
+    let splits = Splits::now()?;
     let (vm, fd) = (vm_with_flags(HIDDEN)?, file(page, COUNT)?);
     let slot = vm.add_private(SLOT, ALL.gpa, COUNT * page, Private::Memfile, &fd, 0)?;
     vm.set_private(slot.gpa, slot.size)?;
@@ -290,13 +282,7 @@ fn initial_content_without_memory_can_be_repeated(page: u64) -> CaseResult {
     for frame in frames(&vcpu, &slot, &fd)?.values() {
         ensure!(!memory.has(frame.pfn)?, "frame {:#x} is in the direct map", frame.pfn);
     }
-    let splits = mem::vmstat("direct_map_level2_splits")? - splits;
-    println!("{splits} times an entry of 2 MiB was split, {failed} calls failed");
-    if splits == 0 {
-        return skip("the direct map has no large entries here");
-    }
-    ensure!(failed > 0, "no allocation was needed");
-    Ok(())
+    splits.expect_failures(failed)
 }
 
 /// Nothing that concerns whole huge pages costs an entry of 2 MiB.
@@ -304,8 +290,7 @@ fn direct_map_is_not_split(page: u64) -> CaseResult {
     let count = if page == GIB { 1 } else { 8 };
     let (_pool, _filled) = pool(page, count)?;
     let hidden = Hidden::now()?;
-    let split = || mem::vmstat("direct_map_level2_splits");
-    let (before, map) = (split()?, direct_map()?);
+    let (splits, map) = (Splits::now()?, direct_map()?);
     for life in 0..5 {
         let mut guest = filled(HIDDEN, page, count)?;
         allocate(&guest.fd, 0, count * page)?;
@@ -317,9 +302,9 @@ fn direct_map_is_not_split(page: u64) -> CaseResult {
         }
     }
     hidden.expect(0, "all VMs are gone")?;
-    let (after, now) = (split()?, direct_map()?);
+    let (splits, now) = (splits.since()?, direct_map()?);
     println!("DirectMap 4k, 2M, 1G in bytes: {map:x?} before, {now:x?} after");
-    ensure!(after == before, "{} entries of 2 MiB were split", after - before);
+    ensure!(splits == 0, "{splits} entries of 2 MiB were split");
     ensure!(now[0] == map[0], "the direct map has more entries of 4 KiB");
     Ok(())
 }
@@ -345,9 +330,7 @@ fn broken_page_does_not_come_back_with_others(page: u64) -> CaseResult {
         drop(guest);
         hidden.expect(0, "the VM is gone")?;
     }
-    let now = memory.absent()?;
-    ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
-    Ok(())
+    memory.expect_absent(absent, "in the end")
 }
 
 /// To migrate or offline memory, the kernel would have to read the pages.

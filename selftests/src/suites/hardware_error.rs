@@ -7,17 +7,16 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
 use crate::pattern::Pattern;
-use crate::pressure::{self, Counts, Memory, Pool, frames};
+use crate::pressure::{self, Counts, Memory, Pool};
 use crate::store::Store;
-use crate::support::directmap::{Hidden, memory};
+use crate::support::directmap::{Hidden, every_pfn, memory, pfns};
 use crate::support::hugetlb::{Guest, frames_of};
 use crate::support::setup::{GUEST, HIDDEN, Setup};
 use crate::sys::*;
-use crate::vm::{Exit, Vcpu};
+use crate::vm::Vcpu;
 use crate::{HUGE, MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
@@ -42,10 +41,7 @@ fn reporter() -> Result<(Store, Module)> {
 
 /// The broken page is lost to the guest, and no other.
 fn expect_lost(vcpu: &mut Vcpu, gpa: u64, size: u64) -> Result<()> {
-    let exit = vcpu.start(Command::Load, &[gpa + BROKEN * PAGE + 8])?;
-    let lost = matches!(exit, Exit::MemoryFault { errno: Errno::EHWPOISON, .. });
-    ensure!(lost, "the guest reads the broken page: {exit:x?}");
-    vcpu.restart()?;
+    vcpu.expect_lost(gpa + BROKEN * PAGE)?;
     expect_neighbours(vcpu, gpa, size)
 }
 
@@ -78,8 +74,7 @@ fn broken_page(huge: &str) -> CaseResult {
         counts.expect_grown(&["thp_file_alloc"], SIZE / HUGE)?;
     }
     let gpa = s.slot.gpa;
-    let pfns: Vec<u64> = frames(&s.vcpu, &s.slot, &s.fd)?.values().map(|frame| frame.pfn).collect();
-    ensure!(pfns.len() as u64 == SIZE / PAGE, "only {} pages have a frame", pfns.len());
+    let pfns = pfns(&s)?;
 
     reporter.0.hard_error(pfns[BROKEN as usize])?;
     memory.expect_all(&pfns, false, "a page is broken")?;
@@ -93,9 +88,7 @@ fn broken_page(huge: &str) -> CaseResult {
     drop(s);
     hidden.expect(0, "the VM is gone")?;
     expect_given_back(&memory, &pfns, gpa)?;
-    let now = memory.absent()?;
-    ensure!(now == absent + 1, "{absent} frames were not in the direct map, now {now}");
-    Ok(())
+    memory.expect_absent(absent + 1, "in the end")
 }
 
 fn broken_page_never_comes_back() -> CaseResult {
@@ -117,8 +110,7 @@ fn broken_page_of_hugetlbfs_never_comes_back() -> CaseResult {
         let mut guest = Guest::new(HIDDEN, HUGE, 1)?;
         let gpa = guest.gpa;
         guest.vcpu.fill(gpa, HUGE, GUEST)?;
-        let pfns: Vec<u64> = frames_of(&guest)?.values().map(|frame| frame.pfn).collect();
-        ensure!(pfns.len() as u64 == HUGE / PAGE, "only {} pages have a frame", pfns.len());
+        let pfns = every_pfn(frames_of(&guest)?, HUGE)?;
 
         reporter.0.hard_error(pfns[BROKEN as usize])?;
         memory.expect_all(&pfns, false, "a page is broken")?;
@@ -133,8 +125,7 @@ fn broken_page_of_hugetlbfs_never_comes_back() -> CaseResult {
         drop(guest);
         hidden.expect(0, "the VM is gone")?;
         expect_given_back(&memory, &pfns, gpa)?;
-        let now = memory.absent()?;
-        ensure!(now == absent + 1, "{absent} frames were not in the direct map, now {now}");
+        memory.expect_absent(absent + 1, "in the end")?;
     }
     Ok(())
 }

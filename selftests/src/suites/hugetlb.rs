@@ -661,10 +661,7 @@ fn pre_fault_maps_whole_pages(page: u64) -> CaseResult {
 }
 
 fn expect_broken(guest: &mut Guest, offset: u64) -> CaseResult {
-    let gpa = guest.gpa + offset;
-    let exit = guest.vcpu.start(Command::Load, &[gpa + 8])?;
-    expect_exit(&exit, Errno::EHWPOISON, gpa)?;
-    guest.vcpu.restart()
+    guest.vcpu.expect_lost(guest.gpa + offset)
 }
 
 fn memory_error_costs_one_small_page(page: u64) -> CaseResult {

@@ -15,8 +15,7 @@ use crate::pressure::{
 };
 use crate::support::setup::{BOTH, GUEST, HIDDEN, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::sys::*;
-use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
-use crate::vm::{Exit, Vcpu};
+use crate::vm::Exit;
 use crate::{HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
@@ -75,20 +74,6 @@ fn break_page(flags: u64) -> Result<Victim> {
     Ok(Victim { s, frame })
 }
 
-/// The guest touches the broken page: the exit has its address and EHWPOISON.
-fn expect_lost(vcpu: &mut Vcpu, gpa: u64) -> Result<()> {
-    let exit = vcpu.start(Command::Load, &[gpa + 8])?;
-    let Exit::MemoryFault { errno, gpa: at, size, flags } = exit else {
-        anyhow::bail!("the access ended with {exit:x?}");
-    };
-    ensure!(errno == Errno::EHWPOISON, "KVM_RUN failed with {errno}");
-    ensure!(at == gpa && size == PAGE, "the exit names [{at:#x}, +{size:#x})");
-    ensure!(flags == KVM_MEMORY_EXIT_FLAG_PRIVATE, "the exit has flags {flags:#x}");
-    // The next KVM_RUN gives the same result.
-    ensure!(vcpu.run()? == exit, "the second try ends otherwise");
-    vcpu.restart()
-}
-
 fn expect_rest(s: &mut Setup) -> Result<()> {
     let gpa = s.slot.gpa;
     s.vcpu.verify(gpa, BROKEN, GUEST)?;
@@ -99,11 +84,11 @@ fn loses_one_page() -> CaseResult {
     for flags in CHOICES {
         let mut v = break_page(flags)?;
         let gpa = v.s.slot.gpa;
-        expect_lost(&mut v.s.vcpu, gpa + BROKEN)?;
+        v.s.vcpu.expect_lost(gpa + BROKEN)?;
         expect_rest(&mut v.s)?;
         v.s.vcpu.fill(gpa, BROKEN, Pattern::Generation(5))?;
         v.s.vcpu.verify(gpa, BROKEN, Pattern::Generation(5))?;
-        expect_lost(&mut v.s.vcpu, gpa + BROKEN)?;
+        v.s.vcpu.expect_lost(gpa + BROKEN)?;
     }
     Ok(())
 }
@@ -134,7 +119,7 @@ fn page_of_a_huge_page_that_cannot_be_split() -> CaseResult {
         println!("poison: {result:?}");
         counts.expect_grown(&["thp_split_page_failed", "memfile.poison"], 1)?;
         let gpa = s.slot.gpa;
-        expect_lost(&mut s.vcpu, gpa + BROKEN)?;
+        s.vcpu.expect_lost(gpa + BROKEN)?;
         expect_rest(&mut s)?;
         ensure!(s.vm.stats()?.get("pages_2m")? == 1, "the broken page is in a mapping of 2 MiB");
         punch(&s.fd, BROKEN, PAGE).context("punch")?;
@@ -155,7 +140,7 @@ fn hole_and_touch_give_a_fresh_page() -> CaseResult {
             let gpa = v.s.slot.gpa;
             let now = mem::meminfo("HardwareCorrupted")?;
             ensure!(now == corrupted + PAGE, "HardwareCorrupted went from {corrupted} to {now}");
-            expect_lost(&mut v.s.vcpu, gpa + BROKEN)?;
+            v.s.vcpu.expect_lost(gpa + BROKEN)?;
             expect_allocated(&v.s.fd, SIZE, "before the hole")?;
             punch(&v.s.fd, BROKEN, PAGE).context("punch")?;
             expect_allocated(&v.s.fd, SIZE - PAGE, "after the hole")?;
@@ -187,7 +172,7 @@ fn every_vcpu_loses_the_page() -> CaseResult {
         pressure::poison(pfn)?;
         let frame = Broken(pfn);
         for vcpu in &mut others {
-            expect_lost(vcpu, s.slot.gpa + BROKEN)?;
+            vcpu.expect_lost(s.slot.gpa + BROKEN)?;
             vcpu.verify(s.slot.gpa, BROKEN, GUEST)?;
         }
         drop((others, s));
@@ -217,7 +202,7 @@ fn poisoned_page_is_neither_moved_nor_swapped() -> CaseResult {
     }
     ensure!(swap.used()? <= SIZE - PAGE, "{} bytes in swap", swap.used()?);
     ensure!(swap.used()? > 0, "nothing was swapped");
-    expect_lost(&mut v.s.vcpu, gpa + BROKEN)?;
+    v.s.vcpu.expect_lost(gpa + BROKEN)?;
     expect_rest(&mut v.s)?;
     punch(&v.s.fd, 0, SIZE)?;
     swap.expect_used(0, "all punched")?;
@@ -231,7 +216,7 @@ fn shared_side_is_another_page() -> CaseResult {
     v.s.vcpu.fill(gpa, PAGE, pattern)?;
     v.s.vcpu.verify(gpa, PAGE, pattern)?;
     v.s.vm.set_private(gpa, PAGE)?;
-    expect_lost(&mut v.s.vcpu, gpa)
+    v.s.vcpu.expect_lost(gpa)
 }
 
 fn teardown_leaves_the_frame_out_of_use() -> CaseResult {
@@ -299,7 +284,7 @@ fn break_unwritten(flags: u64, size: u64, first: First, failing: bool) -> Result
         First::Neighbour => s.vcpu.verify(gpa + BROKEN + PAGE, PAGE, Pattern::ZERO)?,
     }
     for _ in 0..2 {
-        expect_lost(&mut s.vcpu, gpa + BROKEN)?;
+        s.vcpu.expect_lost(gpa + BROKEN)?;
         expect_untouched(&frame, &UNTOUCHED, "the touch")?;
     }
     // The others are there, and are zero.
@@ -307,7 +292,7 @@ fn break_unwritten(flags: u64, size: u64, first: First, failing: bool) -> Result
     s.vcpu.verify(gpa + BROKEN + PAGE, SIZE - BROKEN - PAGE, Pattern::ZERO)?;
     s.vcpu.fill(gpa, BROKEN, GUEST)?;
     s.vcpu.verify(gpa, BROKEN, GUEST)?;
-    expect_lost(&mut s.vcpu, gpa + BROKEN)?;
+    s.vcpu.expect_lost(gpa + BROKEN)?;
     punch(&s.fd, start, size).context("punch")?;
     expect_untouched(&frame, &UNTOUCHED, "the hole")?;
     // A block that could not be split goes as a whole, with the broken page, and a new one may take
@@ -315,7 +300,7 @@ fn break_unwritten(flags: u64, size: u64, first: First, failing: bool) -> Result
     let exit = s.vcpu.start(Command::Load, &[gpa + BROKEN])?;
     if failing && exit != Exit::Done {
         s.vcpu.restart()?;
-        expect_lost(&mut s.vcpu, gpa + BROKEN)?;
+        s.vcpu.expect_lost(gpa + BROKEN)?;
     } else {
         ensure!(exit == Exit::Done, "{exit:x?}");
         s.vcpu.verify(gpa + BROKEN, PAGE, Pattern::ZERO)?;
@@ -395,7 +380,7 @@ fn hole_in_a_huge_page_does_not_touch_the_broken_page() -> CaseResult {
             s.vcpu.verify(gpa, start, GUEST)?;
             s.vcpu.verify(gpa + start, BROKEN - start, Pattern::ZERO)?;
             if !can_split {
-                expect_lost(&mut s.vcpu, gpa + BROKEN)?;
+                s.vcpu.expect_lost(gpa + BROKEN)?;
                 expect_untouched(&frame, &content, "the touch")?;
             }
             let after = BROKEN + PAGE;
@@ -468,7 +453,7 @@ fn broken_page_that_swap_could_not_take_is_lost() -> CaseResult {
     pressure::poison(pfn)?;
     let frame = Broken(pfn);
     for _ in 0..3 {
-        expect_lost(&mut s.vcpu, gpa + SMALL_BROKEN)?;
+        s.vcpu.expect_lost(gpa + SMALL_BROKEN)?;
         expect_untouched(&frame, &content, "the touch")?;
     }
     let (result, left) = s.vcpu.raw_pre_fault(gpa, SMALL);
@@ -478,7 +463,7 @@ fn broken_page_that_swap_could_not_take_is_lost() -> CaseResult {
     s.vcpu.verify(gpa, SMALL_BROKEN, GUEST)?;
     let after = SMALL_BROKEN + PAGE;
     s.vcpu.verify(gpa + after, SMALL - after, GUEST)?;
-    expect_lost(&mut s.vcpu, gpa + SMALL_BROKEN)?;
+    s.vcpu.expect_lost(gpa + SMALL_BROKEN)?;
     punch(&s.fd, SMALL_BROKEN, PAGE).context("punch")?;
     s.vcpu.verify(gpa + SMALL_BROKEN, PAGE, Pattern::ZERO)?;
     expect_untouched(&frame, &content, "the hole")?;

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The kernel's direct map, and what is out of it.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::pressure::{Memory, frames};
-use crate::support::setup::GUEST;
+use crate::ktap::{CaseResult, skip};
+use crate::pressure::{Frame, Memory, frames};
+use crate::support::setup::{GUEST, Setup};
 use crate::sys::{Errno, expect_errno, memfile_unsized};
 use crate::vm::{Slot, Vm, small_pages};
 use crate::{PAGE, mem};
@@ -62,6 +64,41 @@ pub fn populate_hidden(
         ensure!(!memory.has(frame.pfn)?, "+{offset:#x} is in the direct map");
     }
     Ok(())
+}
+
+/// Entries of 2 MiB that are split because of `work`.
+pub struct Splits(u64);
+
+impl Splits {
+    pub fn now() -> Result<Splits> {
+        mem::vmstat("direct_map_level2_splits").map(Splits)
+    }
+
+    pub fn since(&self) -> Result<u64> {
+        Ok(mem::vmstat("direct_map_level2_splits")? - self.0)
+    }
+
+    /// Fail unless splits were needed and could fail, which `failed` tells. SKIP if none was needed.
+    pub fn expect_failures(&self, failed: u32) -> CaseResult {
+        let splits = self.since()?;
+        println!("{splits} times an entry of 2 MiB was split, {failed} times that failed");
+        if splits == 0 {
+            return skip("the direct map has no large entries here");
+        }
+        ensure!(failed > 0, "no allocation was needed");
+        Ok(())
+    }
+}
+
+/// The frames of all pages of a guest, in their order.
+pub fn pfns(s: &Setup) -> Result<Vec<u64>> {
+    every_pfn(frames(&s.vcpu, &s.slot, &s.fd)?, s.slot.size)
+}
+
+/// The frames of `size` bytes of a guest, which must all be there.
+pub fn every_pfn(frames: BTreeMap<u64, Frame>, size: u64) -> Result<Vec<u64>> {
+    ensure!(frames.len() as u64 == size / PAGE, "only {} pages have a frame", frames.len());
+    Ok(frames.into_values().map(|frame| frame.pfn).collect())
 }
 
 /// How much of it has entries of 4 KiB, 2 MiB and 1 GiB, in bytes.

@@ -132,6 +132,21 @@ impl Vcpu {
         Ok(vcpu)
     }
 
+    /// The guest touches a private page with a memory error: the exit has its address and
+    /// `EHWPOISON`.
+    pub fn expect_lost(&mut self, gpa: u64) -> Result<()> {
+        let exit = self.start(Command::Load, &[gpa + 8])?;
+        let Exit::MemoryFault { errno, gpa: at, size, flags } = exit else {
+            bail!("the access ended with {exit:x?}");
+        };
+        ensure!(errno == Errno::EHWPOISON, "KVM_RUN failed with {errno}");
+        ensure!(at == gpa && size == PAGE, "the exit names [{at:#x}, +{size:#x})");
+        ensure!(flags == KVM_MEMORY_EXIT_FLAG_PRIVATE, "the exit has flags {flags:#x}");
+        // The next KVM_RUN gives the same result.
+        ensure!(self.run()? == exit, "the second try ends otherwise");
+        self.restart()
+    }
+
     /// Drop the command that a memory fault interrupted, so that another can follow.
     pub fn restart(&mut self) -> Result<()> {
         let regs = kvm_regs {
