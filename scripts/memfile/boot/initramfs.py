@@ -31,9 +31,12 @@ mkdir -p /dev/shm /dev/hugepages
 mount -t tmpfs tmp /tmp
 mount -t tmpfs shm /dev/shm
 ln -sf /proc/self/fd /dev/fd
-for port in /sys/class/virtio-ports/*; do
-    read -r name <"$port/name"
-    ln -s "${port##*/}" "/dev/${name#memfile.}"
+# A port is there before its name; with its name it can be opened.
+until [ -e /dev/out ] && [ -e /dev/status ] && [ -e /dev/files ]; do
+    for port in $(ls -d /sys/class/virtio-ports/* 2>/dev/null); do
+        until read -r name <"$port/name" && [ "${name#memfile.}" != "$name" ]; do usleep 10000; done
+        ln -sf "${port##*/}" "/dev/${name#memfile.}"
+    done
 done
 echo "init $(uname -r)" >/dev/status
 if [ -e /lib/modules/load ]; then

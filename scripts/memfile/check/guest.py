@@ -30,7 +30,9 @@ from memfile.ktap import FAIL, Case, Parser, parse
 # nothing before it counts as such.
 AGAIN, SILENCE = "-again", 300
 
-# Without the ports to the host, and with them again and with what was said meanwhile.
+# Without the ports to the host, and with them again and with what was said meanwhile. A port's device
+# is there before the driver finds the port: until then it cannot be opened. And without the device
+# the name would be that of a new file.
 UNPLUG = """
 ports=/sys/bus/virtio/drivers/virtio_console
 for port in $ports/virtio*; do port=${port##*/}; done
@@ -39,8 +41,8 @@ exec >/tmp/said 2>&1
 """
 PLUG = """
 echo $port >$ports/bind
-until [ -c /dev/out ]; do sleep 1; done
-exec >/dev/out 2>&1
+until [ -c /dev/out ] && { command exec >/dev/out; } 2>/dev/null; do sleep 1; done
+exec 2>&1
 cat /tmp/said
 """
 LEAK_SCAN = """
