@@ -89,7 +89,7 @@ check! {
         referenced writeout_start writeout_undone invalidate_start invalidate_end next_range
         migrate_folio error_folio; owner
     }
-    memfile_backing_store { get_pfn put_pfn }
+    memfile_backing_store { get_pfn put_pfn prefault }
     memfile_notifier_ops { invalidate_start invalidate_end test_clear_young }
     memfile_store {
         lookup get_page fallocate set_flags allocate_movable leave_movable_areas migrate_folio

@@ -316,7 +316,7 @@ impl Node {
 
     /// May the size change from `old` to `new` bytes? Under the inode lock.
     pub(crate) fn set_size(&self, old: u64, new: u64) -> Result {
-        Ok(file::set_size(old, new, self.store.unit())?)
+        Ok(file::set_size(old, new)?)
     }
 
     /// fallocate(2), in bytes. Sleeps, takes the inode lock.
@@ -337,20 +337,13 @@ impl Node {
         let Space::Allocate(Some(pages)) = space else {
             return self.store.fallocate(file, mode, offset, len);
         };
-        self.allocate(pages, || {
-            self.store.fallocate(file, mode, offset, len)?;
-            if self.flags().kernel_inaccessible() {
-                // The pages are there. Those that stay in the direct map now leave it one by one
-                // when a consumer gets them; the consumer gets the errors.
-                let _ = self.store.hide(pages);
-            }
-            Ok(())
-        })
+        self.allocate(pages, || self.store.fallocate(file, mode, offset, len))
     }
 
-    /// Does `work`, which allocates `pages` and may hide them; [`Self::bind`] waits for that if the
-    /// pages must not lie in areas for movable memory, or must not be hidden any more. Sleeps.
-    fn allocate<R>(&self, pages: Range, work: impl FnOnce() -> R) -> R {
+    /// Does `work`, which allocates `pages`, and takes them out of the kernel's direct map if the
+    /// flags say so. [`Self::bind`] waits for that if the pages must not lie in areas for movable
+    /// memory, or must not be hidden any more. Sleeps.
+    pub(super) fn allocate(&self, pages: Range, work: impl FnOnce() -> Result) -> Result {
         Invalidation::with(self, |record| {
             let mut state = self.state.lock();
             state.touch(&self.store);
@@ -358,6 +351,11 @@ impl Node {
             state.allocating.push(record, seq, pages);
             drop(state);
             let result = work();
+            if result.is_ok() && self.flags().kernel_inaccessible() {
+                // The pages are there. Those that stay in the direct map now leave it one by one
+                // when a consumer gets them; the consumer gets the errors.
+                let _ = self.store.hide(pages);
+            }
             self.finish(|state| state.allocating.remove(record));
             result
         })

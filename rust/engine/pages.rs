@@ -67,6 +67,19 @@ pub(crate) fn get_pfn<S: Store>(
     Ok(Found::There((page, index, order)))
 }
 
+/// A consumer is going to ask for `frames`, one after the other. Pages that leave the kernel's direct
+/// map do so together, because the TLBs are then flushed once for many (rule 25). Sleeps.
+///
+/// Leaves errors to [`get_pfn`].
+pub(crate) fn prefault<S: Store>(node: &Node, file: File, span: Span, frames: Range) {
+    if !node.flags().kernel_inaccessible() {
+        return;
+    }
+    if let (Some(store), Some(pages)) = (S::of(&node.store), span.pages_of(frames)) {
+        let _ = node.allocate(pages, || store.allocate(file, pages));
+    }
+}
+
 /// Has a consumer used `pages`, all of one folio, since the last call (rule 19)? Follows
 /// `folio_referenced()`. Sleeps.
 pub(crate) fn referenced(node: &Node, pages: Range) -> bool {

@@ -116,6 +116,7 @@ impl<S: Store> BackingStore<S> {
     const OPS: bindings::memfile_backing_store = bindings::memfile_backing_store {
         get_pfn: Some(get_pfn::<S>),
         put_pfn: Some(put_pfn),
+        prefault: Some(prefault::<S>),
     };
 
     fn of(_store: S) -> &'static bindings::memfile_backing_store {
@@ -491,6 +492,28 @@ unsafe extern "C" fn put_pfn(
     }
     // SAFETY: `get_pfn()` left the reference to the consumer, which releases it here.
     unsafe { bindings::memfile_put_page(pfn.page) };
+}
+
+/// # Safety
+///
+/// `notifier` must be registered for a file of store `S`.
+unsafe extern "C" fn prefault<S: Store>(
+    notifier: *mut bindings::memfile_notifier,
+    start: u64,
+    end: u64,
+) {
+    // SAFETY: By the safety requirements of this function.
+    let Some(notifier) = (unsafe { Notifier::from_raw(notifier) }) else {
+        return;
+    };
+    // SAFETY: The notifier holds the file, which holds the node.
+    let node = unsafe { borrow_node(notifier.node_ptr()) };
+    // SAFETY: The notifier holds the file, whose node it is.
+    let file = unsafe { File::bound_by(notifier) };
+    let span = notifier.span(node.inode.pages());
+    if let (Some(file), Ok(span), Some(frames)) = (file, span, Range::new(start, end)) {
+        pages::prefault::<S>(&node, file, span, frames);
+    }
 }
 
 #[cfg(CONFIG_KUNIT = "y")]

@@ -105,6 +105,15 @@ impl Span {
         (page < self.pages.end).then_some(page)
     }
 
+    /// The file pages behind those `frames` that are bound.
+    pub(crate) fn pages_of(self, frames: Range) -> Option<Range> {
+        let len = self.pages.end.checked_sub(self.pages.start)?;
+        let bound = Range::new(self.frame, self.frame.checked_add(len)?)?;
+        let hit = bound.intersect(frames)?;
+        let start = self.page_of(hit.start)?;
+        Range::new(start, start.checked_add(hit.end - hit.start)?)
+    }
+
     /// The consumer's frames of those `pages` that are bound.
     pub(crate) fn frames_of(self, pages: Range) -> Option<Range> {
         let hit = self.pages.intersect(pages)?;
@@ -207,6 +216,30 @@ mod tests {
         assert_eq!(span.page_of(109), Some(19));
         assert_eq!(span.page_of(110), None);
         assert_eq!(span.page_of(u64::MAX), None);
+    }
+
+    #[test]
+    fn frames_below_above_and_astride_the_binding_are_clipped() {
+        for frame in [0, 10, 1000] {
+            let span = bind(10, 10, frame);
+            let of = |start, end| span.pages_of(Range::of(frame + start, frame + end));
+            assert_eq!(of(0, 10), Some(Range::of(10, 20)));
+            assert_eq!(of(2, 4), Some(Range::of(12, 14)));
+            assert_eq!(of(9, 99), Some(Range::of(19, 20)));
+            assert_eq!(of(10, 11), None);
+            if frame > 0 {
+                assert_eq!(span.pages_of(Range::of(0, frame)), None);
+                assert_eq!(
+                    span.pages_of(Range::of(0, frame + 1)),
+                    Some(Range::of(10, 11))
+                );
+            }
+        }
+        let last = bind(10, 10, u64::MAX - 10);
+        assert_eq!(
+            last.pages_of(Range::of(0, u64::MAX)),
+            Some(Range::of(10, 20))
+        );
     }
 
     #[test]

@@ -17,10 +17,7 @@ use crate::abi::folio::{
 use crate::abi::hugetlb::HugetlbInode;
 use crate::abi::inode::Inode;
 use crate::policy::flags::Flags;
-use crate::policy::range::{
-    Range,
-    PAGE_SIZE, //
-};
+use crate::policy::range::Range;
 use kernel::prelude::*;
 
 impl Store for HugetlbInode {
@@ -35,10 +32,6 @@ impl Store for HugetlbInode {
 
     fn inode(self) -> Inode {
         HugetlbInode::inode(self)
-    }
-
-    fn unit(self) -> u64 {
-        PAGE_SIZE << self.order()
     }
 
     fn max_order(self) -> u32 {
@@ -58,6 +51,10 @@ impl Store for HugetlbInode {
     /// There is no swap to wait for.
     fn find(self, file: File, index: u64) -> Result<Found<Locked>> {
         page_cache::hidden(self.inode(), Found::There(self.folio(file, index)?))
+    }
+
+    fn allocate(self, file: File, pages: Range) -> Result {
+        page_cache::allocate(pages, |index| Ok(Found::There(self.folio(file, index)?)))
     }
 
     fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {

@@ -27,10 +27,7 @@ use crate::abi::hugetlb::HugetlbInode;
 use crate::abi::inode::Inode;
 use crate::abi::shmem::ShmemInode;
 use crate::policy::flags::Flags;
-use crate::policy::range::{
-    Range,
-    PAGE_SIZE, //
-};
+use crate::policy::range::Range;
 use kernel::prelude::*;
 
 /// The order of a page of 2 MiB.
@@ -67,11 +64,6 @@ pub(crate) trait Store: Copy + Send + Sync {
     /// The file's inode.
     fn inode(self) -> Inode;
 
-    /// The size of a file is a multiple of this, in bytes: a power of two, and whole pages.
-    fn unit(self) -> u64 {
-        PAGE_SIZE
-    }
-
     /// The largest order at which consumers map its pages.
     fn max_order(self) -> u32;
 
@@ -90,6 +82,14 @@ pub(crate) trait Store: Copy + Send + Sync {
     /// the kernel's direct map if the flags say so. The store allocates it if there is none, and
     /// knows which of its pages have a memory error. Sleeps.
     fn find(self, file: File, index: u64) -> Result<Found<Self::Page>>;
+
+    /// Allocates those of `pages` of `file`, as in [`Self::find`], that are missing. It leaves them
+    /// in the kernel's direct map: call [`Self::hide`] for all of them. Sleeps.
+    ///
+    /// Errors: those of [`Self::find`]; some are allocated then.
+    fn allocate(self, _file: File, _pages: Range) -> Result {
+        Ok(())
+    }
 
     /// fallocate(2) on `file`, which is one of this inode, after the engine has checked the
     /// arguments. `offset` and `len` are bytes. The store invalidates what it takes away (rule 14).
@@ -161,11 +161,6 @@ impl AnyStore {
     /// As [`Store::inode`].
     pub(crate) fn inode(self) -> Inode {
         each_store!(self, store => Store::inode(store))
-    }
-
-    /// As [`Store::unit`].
-    pub(crate) fn unit(self) -> u64 {
-        each_store!(self, store => Store::unit(store))
     }
 
     /// As [`Store::max_order`].

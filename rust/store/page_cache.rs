@@ -9,6 +9,7 @@ use crate::abi::folio::{
     Pfn, //
 };
 use crate::abi::inode::Inode;
+use crate::policy::range::Range;
 use kernel::prelude::*;
 
 impl Page for Locked {
@@ -44,4 +45,19 @@ pub(super) fn hidden(inode: Inode, found: Found<Locked>) -> Result<Found<Locked>
         }
     }
     Ok(found)
+}
+
+/// Calls `find` for the folios of `pages`, which allocates them, up to the first one that comes
+/// from swap. Sleeps.
+///
+/// Errors: those of `find`.
+pub(super) fn allocate(pages: Range, find: impl Fn(u64) -> Result<Found<Locked>>) -> Result {
+    let mut index = pages.start();
+    while index < pages.end() {
+        let Found::There(folio) = find(index)? else {
+            break;
+        };
+        index = folio.pages().map_or(pages.end(), Range::end);
+    }
+    Ok(())
 }

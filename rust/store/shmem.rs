@@ -42,6 +42,10 @@ impl Store for ShmemInode {
         page_cache::hidden(self.inode(), self.folio(index)?)
     }
 
+    fn allocate(self, _file: File, pages: Range) -> Result {
+        page_cache::allocate(pages, |index| self.folio(index))
+    }
+
     fn fallocate(self, file: File, mode: i32, offset: i64, len: i64) -> Result {
         ShmemInode::fallocate(self, file, mode, offset, len)
     }

@@ -27,6 +27,14 @@ pub fn vmstat(key: &str) -> Result<u64> {
     line.and_then(|l| l.trim().parse().ok()).with_context(|| format!("/proc/vmstat has no {key}"))
 }
 
+/// How many interrupts of a kind there have been, on all CPUs; a line of `/proc/interrupts`.
+pub fn interrupts(kind: &str) -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/interrupts").context("/proc/interrupts")?;
+    let line = text.lines().find_map(|l| l.trim_start().strip_prefix(kind)?.strip_prefix(':'));
+    let line = line.with_context(|| format!("/proc/interrupts has no {kind}"))?;
+    Ok(line.split_whitespace().map_while(|n| n.parse::<u64>().ok()).sum())
+}
+
 /// Free memory, with what is in the lists of the CPUs. Calls [`refresh_counters`] first.
 pub fn free() -> Result<u64> {
     refresh_counters();

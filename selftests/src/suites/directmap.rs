@@ -12,7 +12,9 @@ use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Block, Cgroup, Counts, Failing, Memory, Swap, word};
-use crate::support::directmap::{Hidden, Splits, direct_map, memory, pfns, populate_hidden};
+use crate::support::directmap::{
+    Flushes, Hidden, Splits, direct_map, memory, pfns, populate_hidden,
+};
 use crate::support::inject::Injector;
 use crate::support::setup::{
     BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup,
@@ -42,8 +44,10 @@ pub static SUITE: Suite = suite!(
         flag_is_not_for_a_file_that_others_use,
         flag_is_for_pinned_pages_only,
         kvm_has_no_access,
-        initial_content_does_not_stay,
+        initial_content_stays_out,
         fallocate_after_binding_takes_pages_out,
+        prefault_flushes_once_for_many_pages,
+        prefault_allocates_what_it_maps,
         allocation_that_fails_changes_nothing: 120,
         binding_that_fails_can_be_repeated: 120,
         broken_page_does_not_come_back_with_others,
@@ -394,7 +398,7 @@ fn kvm_has_no_access() -> CaseResult {
     Ok(choose(HIDDEN)?)
 }
 
-fn initial_content_does_not_stay() -> CaseResult {
+fn initial_content_stays_out() -> CaseResult {
     let memory = memory()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
@@ -418,6 +422,42 @@ fn fallocate_after_binding_takes_pages_out() -> CaseResult {
         s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO)?;
         hidden.expect(PAGES, "touched")?;
     }
+    Ok(())
+}
+
+fn prefault_flushes_once_for_many_pages() -> CaseResult {
+    let _pages = pressure::base_pages()?;
+    let hidden = Hidden::now()?;
+    for step in [PAGE, SIZE] {
+        let s = Setup::with_flags(HIDDEN, SIZE)?;
+        let flushes = Flushes::now()?;
+        for offset in (0..SIZE).step_by(step as usize) {
+            s.vcpu.raw_pre_fault(s.slot.gpa + offset, step).0.context("pre-fault")?;
+        }
+        hidden.expect(PAGES, "faulted in ahead")?;
+        if step == SIZE {
+            flushes.expect_batches(PAGES, "in one call")?;
+        } else {
+            ensure!(flushes.since()? >= PAGES, "page by page: not every flush is seen");
+        }
+    }
+    hidden.expect(0, "the VMs are gone")
+}
+
+/// Where shared memory begins, and where the slot ends, pre-fault allocates nothing.
+fn prefault_allocates_what_it_maps() -> CaseResult {
+    let _pages = pressure::base_pages()?;
+    let hidden = Hidden::now()?;
+    let s = Setup::with_flags(HIDDEN, SIZE)?;
+    let gpa = s.slot.gpa;
+    s.vm.set_shared(gpa + 16 * PAGE, 5 * PAGE)?;
+    s.vcpu.raw_pre_fault(gpa, 64 * PAGE).0.context("pre-fault")?;
+    hidden.expect(59, "5 pages are shared")?;
+    // The slot ends in the middle.
+    let (result, left) = s.vcpu.raw_pre_fault_once(gpa + SIZE - 8 * PAGE, 64 * PAGE);
+    ensure!(result.is_ok() && left == 56 * PAGE, "at the end: {result:?}, {left:#x} bytes left");
+    hidden.expect(59 + 8, "8 pages up to the end")?;
+    ensure!(allocated(&s.fd)? == (59 + 8) * PAGE, "pages that nobody maps");
     Ok(())
 }
 

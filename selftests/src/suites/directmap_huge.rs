@@ -9,13 +9,12 @@ use anyhow::{Context, Result, ensure};
 use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{self, frames};
+use crate::pressure::{self, Memory};
 use crate::support::directmap::{Hidden, Splits, direct_map, every_pfn, memory, populate_hidden};
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
-use crate::support::inject::Injector;
 use crate::support::setup::{GUEST, HIDDEN, Layout, PINNED, SLOT, vm_with_flags};
 use crate::sys::*;
-use crate::vm::{Private, small_pages};
+use crate::vm::Private;
 use crate::{GIB, HUGE, PAGE};
 
 suites! {
@@ -25,10 +24,8 @@ suites! {
         count_is_that_of_the_pages_in_files,
         hole_gives_the_frame_back_empty,
         hole_in_a_huge_page_keeps_its_neighbours_out,
-        hole_without_memory_can_be_repeated: 120,
         content_of_an_earlier_binding_leaves,
-        initial_content_does_not_stay,
-        initial_content_without_memory_can_be_repeated: 120,
+        initial_content_stays_out,
         direct_map_is_not_split,
         broken_page_does_not_come_back_with_others: 120,
         pages_of_the_pool_are_not_moved,
@@ -42,7 +39,7 @@ suites! {
         hole_gives_the_frame_back_empty: 120,
         hole_in_a_huge_page_keeps_its_neighbours_out: 120,
         content_of_an_earlier_binding_leaves: 120,
-        initial_content_does_not_stay: 120,
+        initial_content_stays_out: 120,
         direct_map_is_not_split: 240,
     ]
 }
@@ -181,39 +178,6 @@ fn hole_in_a_huge_page_keeps_its_neighbours_out(page: u64) -> CaseResult {
     Ok(())
 }
 
-/// A part can be cleared once the direct map has an entry for it, which needs memory.
-fn hole_without_memory_can_be_repeated(page: u64) -> CaseResult {
-    let (memory, hidden) = (memory()?, Hidden::now()?);
-    let (_pool, _filled) = pool(page, 16)?;
-    let injector = Injector::new()?;
-    let splits = Splits::now()?;
-    let mut guest = filled(HIDDEN, page, 16)?;
-    let (pfns, gpa) = (pfns(&guest)?, guest.gpa);
-    let mut failed = 0;
-    // Each has an entry of its own.
-    for n in 0..16 {
-        let start = gpa + n * page;
-        guest.vcpu.fill(start, SPAN, GUEST)?;
-        failed += injector.sweep(
-            "hole",
-            &mut guest,
-            |guest| punch(&guest.fd, n * page + 5 * PAGE, 3 * PAGE),
-            |guest, result| {
-                hidden.expect(16 * page / PAGE, "none has left the file")?;
-                memory.expect_all(&pfns, false, "after the hole")?;
-                guest.vcpu.verify(start, 5 * PAGE, GUEST)?;
-                guest.vcpu.verify(start + 8 * PAGE, SPAN - 8 * PAGE, GUEST)?;
-                if result.is_ok() {
-                    guest.vcpu.verify(start + 5 * PAGE, 3 * PAGE, Pattern::ZERO)?;
-                    guest.vcpu.fill(start + 5 * PAGE, 3 * PAGE, GUEST)?;
-                }
-                Ok(())
-            },
-        )?;
-    }
-    splits.expect_failures(failed)
-}
-
 fn content_of_an_earlier_binding_leaves(page: u64) -> CaseResult {
     let (memory, hidden) = (memory()?, Hidden::now()?);
     let (_pool, _filled) = pool(page, 1)?;
@@ -231,71 +195,35 @@ fn content_of_an_earlier_binding_leaves(page: u64) -> CaseResult {
     hidden.expect(0, "the VM is gone")
 }
 
-fn initial_content_does_not_stay(page: u64) -> CaseResult {
+fn initial_content_stays_out(page: u64) -> CaseResult {
     let memory = memory()?;
     let (_pool, _filled) = pool(page, 1)?;
+    initial_content(&memory, page)
+}
+
+fn initial_content(memory: &Memory, page: u64) -> Result<()> {
     // Before there is a vCPU that has run.
     let (vm, fd) = (vm_with_flags(HIDDEN)?, file(page, 1)?);
     let slot = vm.add_private(SLOT, ALL.gpa, page, Private::Memfile, &fd, 0)?;
     vm.set_private(slot.gpa, page)?;
-    populate_hidden(&memory, &vm, &slot, &fd, SPAN)
+    populate_hidden(memory, &vm, &slot, &fd, SPAN)
 }
 
-/// A page is written once the direct map has an entry for it, which needs memory.
-fn initial_content_without_memory_can_be_repeated(page: u64) -> CaseResult {
-    const COUNT: u64 = 24;
-    let memory = memory()?;
-    let (_pool, _filled) = pool(page, COUNT)?;
-    let injector = Injector::new()?;
-    let hidden = Hidden::now()?;
-    let splits = Splits::now()?;
-    let (vm, fd) = (vm_with_flags(HIDDEN)?, file(page, COUNT)?);
-    let slot = vm.add_private(SLOT, ALL.gpa, COUNT * page, Private::Memfile, &fd, 0)?;
-    vm.set_private(slot.gpa, slot.size)?;
-    let source = small_pages(PAGE)?;
-    let mut failed = 0;
-    // Each has an entry of its own. That of others is split already, if they were in a pool before.
-    for n in 0..COUNT {
-        let gpa = slot.gpa + n * page + 5 * PAGE;
-        for offset in (0..PAGE).step_by(8) {
-            source.store(offset, GUEST.word(gpa + offset));
-        }
-        failed += injector.sweep(
-            "populate",
-            &mut (),
-            |()| vm.raw_populate(gpa, PAGE, source.addr()).0,
-            |(), result| match result {
-                // What the next try writes to.
-                Ok(()) => punch(&fd, n * page + 5 * PAGE, PAGE).context("a hole"),
-                Err(_) => Ok(()),
-            },
-        )?;
-        vm.raw_populate(gpa, PAGE, source.addr()).0.context("there is memory again")?;
-        hidden.expect((n + 1) * page / PAGE, "all stay out")?;
-    }
-    let mut vcpu = vm.vcpu(0)?;
-    for n in 0..COUNT {
-        let gpa = slot.gpa + n * page;
-        vcpu.verify(gpa, 5 * PAGE, Pattern::ZERO)?;
-        vcpu.verify(gpa + 5 * PAGE, PAGE, GUEST)?;
-    }
-    for frame in frames(&vcpu, &slot, &fd)?.values() {
-        ensure!(!memory.has(frame.pfn)?, "frame {:#x} is in the direct map", frame.pfn);
-    }
-    splits.expect_failures(failed)
-}
-
-/// Nothing that concerns whole huge pages costs an entry of 2 MiB.
+/// Nothing costs an entry of 2 MiB: not what concerns parts of a page either.
 fn direct_map_is_not_split(page: u64) -> CaseResult {
     let count = if page == GIB { 1 } else { 8 };
     let (_pool, _filled) = pool(page, count)?;
+    let memory = memory()?;
     let hidden = Hidden::now()?;
     let (splits, map) = (Splits::now()?, direct_map()?);
     for life in 0..5 {
+        initial_content(&memory, page)?;
         let mut guest = filled(HIDDEN, page, count)?;
         allocate(&guest.fd, 0, count * page)?;
         hidden.expect(count * page / PAGE, &format!("life {life}"))?;
         guest.vcpu.verify(guest.gpa, SPAN, GUEST)?;
+        punch(&guest.fd, 5 * PAGE, 3 * PAGE)?;
+        guest.vcpu.verify(guest.gpa + 5 * PAGE, 3 * PAGE, Pattern::ZERO)?;
         if life % 2 == 0 {
             punch(&guest.fd, 0, count * page)?;
             hidden.expect(0, "punched")?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::ktap::{CaseResult, skip};
 use crate::pressure::{Frame, Memory, frames};
 use crate::support::setup::{GUEST, Setup};
-use crate::sys::{Errno, expect_errno, memfile_unsized};
+use crate::sys::{Errno, allocate, expect_errno, memfile_unsized};
 use crate::vm::{Slot, Vm, small_pages};
 use crate::{PAGE, mem};
 
@@ -40,8 +40,32 @@ impl Hidden {
     }
 }
 
+/// The flushes of the kernel's TLB entries on all CPUs because of `work`: each calls a function there.
+pub struct Flushes(u64);
+
+impl Flushes {
+    pub fn now() -> Result<Flushes> {
+        let cpus = std::thread::available_parallelism().context("how many CPUs?")?;
+        ensure!(cpus.get() > 1, "a machine with one CPU calls none");
+        mem::interrupts("CAL").map(Flushes)
+    }
+
+    /// Of `work`, and of whatever else the kernel does meanwhile.
+    pub fn since(&self) -> Result<u64> {
+        Ok(mem::interrupts("CAL")? - self.0)
+    }
+
+    /// Fail if there was one for each of `pages`, or for every few.
+    pub fn expect_batches(&self, pages: u64, what: &str) -> Result<()> {
+        let flushes = self.since()?;
+        println!("{what}: {pages} pages, the CPUs were called {flushes} times");
+        ensure!(flushes < pages / 8, "{what}: {flushes} calls for {pages} pages");
+        Ok(())
+    }
+}
+
 /// The guest finds the first `len` bytes of its initial content, which can be written
-/// once; none of them are in the direct map.
+/// once; none of them are in the direct map, nor does the writing bring them there.
 pub fn populate_hidden(
     memory: &Memory,
     vm: &Vm,
@@ -53,8 +77,17 @@ pub fn populate_hidden(
     for offset in (0..len).step_by(8) {
         source.store(offset, GUEST.word(slot.gpa + offset));
     }
-    let (result, left) = vm.raw_populate(slot.gpa, len, source.addr());
-    result.with_context(|| format!("{left:#x} bytes left"))?;
+    // The first half is allocated meanwhile, the second one is out of the map by then.
+    let half = len / 2;
+    let populate = |offset: u64| -> Result<()> {
+        let (result, left) = vm.raw_populate(slot.gpa + offset, half, source.addr() + offset);
+        result.with_context(|| format!("+{offset:#x}: {left:#x} bytes left"))
+    };
+    populate(0)?;
+    allocate(fd, 0, slot.size)?;
+    let flushes = Flushes::now()?;
+    populate(half)?;
+    flushes.expect_batches(half / PAGE, "populate")?;
     // A second time it has content, which has to be looked at.
     let again = vm.raw_populate(slot.gpa, PAGE, source.addr()).0;
     expect_errno("again", again, &[Errno::EEXIST])?;
