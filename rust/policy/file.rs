@@ -3,18 +3,19 @@
 //! Size and space of a file (rule 2). Sizes and offsets are bytes, as in the system calls.
 
 use super::range::{
+    page_aligned,
     Range,
     PAGE_SHIFT,
     PAGE_SIZE, //
 };
 use super::Refusal;
 
-/// May the size change from `old` to `new`? Once, from 0 to a multiple of `unit`.
-pub(crate) fn set_size(old: u64, new: u64, unit: u64) -> Result<(), Refusal> {
+/// May the size change from `old` to `new`? Once, from 0 to whole pages. A store may want more of it.
+pub(crate) fn set_size(old: u64, new: u64) -> Result<(), Refusal> {
     if old != 0 {
         return Err(Refusal::NotPermitted);
     }
-    if new.checked_rem(unit) != Some(0) {
+    if !page_aligned(new) {
         return Err(Refusal::Invalid);
     }
     Ok(())
@@ -59,26 +60,15 @@ pub(crate) fn fallocate(mode: u32, offset: u64, len: u64, size: u64) -> Result<S
 #[cfg(any(test, CONFIG_KUNIT = "y"))]
 mod tests {
     use super::*;
-    use crate::policy::range::PAGE_SIZE;
 
     #[test]
     fn size_is_set_once_to_whole_pages() {
-        let set_size = |old, new| set_size(old, new, PAGE_SIZE);
         assert_eq!(set_size(0, 8192), Ok(()));
         assert_eq!(set_size(0, 0), Ok(()));
         assert_eq!(set_size(0, 8191), Err(Refusal::Invalid));
         assert_eq!(set_size(0, 1), Err(Refusal::Invalid));
         for new in [0, 4096, 8192, 12288, 5] {
             assert_eq!(set_size(8192, new), Err(Refusal::NotPermitted));
-        }
-    }
-
-    #[test]
-    fn size_is_a_multiple_of_what_the_store_counts_in() {
-        for unit in [PAGE_SIZE << 9, PAGE_SIZE << 18] {
-            assert_eq!(set_size(0, 3 * unit, unit), Ok(()));
-            assert_eq!(set_size(0, unit + PAGE_SIZE, unit), Err(Refusal::Invalid));
-            assert_eq!(set_size(0, unit - PAGE_SIZE, unit), Err(Refusal::Invalid));
         }
     }
 

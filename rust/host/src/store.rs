@@ -7,7 +7,7 @@ use crate::abi::file::File;
 use crate::abi::inode::Inode;
 use crate::kernel::prelude::*;
 use crate::policy::flags::Flags;
-use crate::policy::range::{Range, PAGE_SIZE};
+use crate::policy::range::Range;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -37,10 +37,6 @@ impl AnyStore {
 
     pub(crate) fn inode(&self) -> Inode {
         self.0.clone()
-    }
-
-    pub(crate) fn unit(&self) -> u64 {
-        PAGE_SIZE
     }
 
     pub(crate) fn inherent_flags(&self) -> Flags {

@@ -12,9 +12,10 @@ import threading
 import time
 from pathlib import Path
 
+from memfile.check.guest import PLUG, UNPLUG
 from memfile.check.outcome import Outcome
 from memfile.check.session import Check, read_text
-from memfile.check.suites import OWN_MACHINE, own_machine
+from memfile.check.suites import OWN_MACHINE, WITHOUT_PORTS, own_machine
 from memfile.ktap import FAIL, PASS, SKIP, Case
 from memfile.mutants.guards import known_tests, rows_in_words
 from memfile.mutants.results import KILLED, SAID, Phase, judge, phases
@@ -83,9 +84,13 @@ class Mutants:
             self.boots += 1
             name = f"machine-{self.boots}"
         options = ["--kernel", "mutants", "--tcg-thread", "single", "--kunit", "--append", "kunit.filter_glob=none"]
-        options += OWN_MACHINE.get(machine_of(batch[0]), [])
+        suite = machine_of(batch[0])
+        options += OWN_MACHINE.get(suite, [])
         seconds = 60 + sum(mutant.seconds for mutant in batch)
-        result = self.machines.boot(name, self.script(batch), options, seconds, self.progress)
+        script = self.script(batch)
+        if suite in WITHOUT_PORTS:
+            script = f"{UNPLUG}({script})\nrc=$?\n{PLUG}exit $rc"
+        result = self.machines.boot(name, script, options, seconds, self.progress)
         output = read_text(self.log / name / "out.log").splitlines()
         return result, phases(output, read_text(self.log / name / "serial.log").splitlines())
 
