@@ -36,9 +36,8 @@
 //! any of them: between its start and its end lies truncation under the inode lock, the
 //! copying of one folio, or its move to the swap cache. These wait for folio locks only, and in
 //! hugetlbfs for fault mutexes, whose holders do not wait for `slots_lock`; but the holder of a
-//! fault mutex may be in reclaim for a huge page, of another file even, and a hole in a part of a
-//! huge page that is out of the direct map for a page table. `store.h` requires the same of other
-//! stores.
+//! fault mutex may be in reclaim for a huge page, of another file even. `store.h` requires the same
+//! of other stores.
 //!
 //! Before pages have to leave areas for movable memory, [`Node::bind`] also waits for allocations
 //! that began earlier: for each fallocate() of the file, and for the pages that consumers of any
@@ -337,13 +336,20 @@ impl Node {
         let Space::Allocate(Some(pages)) = space else {
             return self.store.fallocate(file, mode, offset, len);
         };
-        self.allocate(pages, || self.store.fallocate(file, mode, offset, len))
+        self.allocate(pages, || {
+            self.store.fallocate(file, mode, offset, len)?;
+            if self.flags().kernel_inaccessible() {
+                // The pages are there. Those that stay in the direct map now leave it one by one
+                // when a consumer gets them; the consumer gets the errors.
+                let _ = self.store.hide(pages);
+            }
+            Ok(())
+        })
     }
 
-    /// Does `work`, which allocates `pages`, and takes them out of the kernel's direct map if the
-    /// flags say so. [`Self::bind`] waits for that if the pages must not lie in areas for movable
-    /// memory, or must not be hidden any more. Sleeps.
-    pub(super) fn allocate(&self, pages: Range, work: impl FnOnce() -> Result) -> Result {
+    /// Does `work`, which allocates `pages` and may hide them; [`Self::bind`] waits for that if the
+    /// pages must not lie in areas for movable memory, or must not be hidden any more. Sleeps.
+    fn allocate<R>(&self, pages: Range, work: impl FnOnce() -> R) -> R {
         Invalidation::with(self, |record| {
             let mut state = self.state.lock();
             state.touch(&self.store);
@@ -351,11 +357,6 @@ impl Node {
             state.allocating.push(record, seq, pages);
             drop(state);
             let result = work();
-            if result.is_ok() && self.flags().kernel_inaccessible() {
-                // The pages are there. Those that stay in the direct map now leave it one by one
-                // when a consumer gets them; the consumer gets the errors.
-                let _ = self.store.hide(pages);
-            }
             self.finish(|state| state.allocating.remove(record));
             result
         })

@@ -70,13 +70,15 @@ pub(crate) fn get_pfn<S: Store>(
 /// A consumer is going to ask for `frames`, one after the other. Pages that leave the kernel's direct
 /// map do so together, because the TLBs are then flushed once for many (rule 25). Sleeps.
 ///
-/// Leaves errors to [`get_pfn`].
+/// Leaves errors to [`get_pfn`], and pages that are in swap. The flags cannot change meanwhile: the
+/// consumer is bound.
 pub(crate) fn prefault<S: Store>(node: &Node, file: File, span: Span, frames: Range) {
     if !node.flags().kernel_inaccessible() {
         return;
     }
     if let (Some(store), Some(pages)) = (S::of(&node.store), span.pages_of(frames)) {
-        let _ = node.allocate(pages, || store.allocate(file, pages));
+        let _ = store.allocate(file, pages);
+        let _ = store.hide(pages);
     }
 }
 

@@ -83,8 +83,8 @@ pub(crate) trait Store: Copy + Send + Sync {
     /// knows which of its pages have a memory error. Sleeps.
     fn find(self, file: File, index: u64) -> Result<Found<Self::Page>>;
 
-    /// Allocates those of `pages` of `file`, as in [`Self::find`], that are missing. It leaves them
-    /// in the kernel's direct map: call [`Self::hide`] for all of them. Sleeps.
+    /// Allocates those of `pages` of `file`, as in [`Self::find`], that are missing, up to the first
+    /// one that is in swap. It leaves them in the kernel's direct map: call [`Self::hide`]. Sleeps.
     ///
     /// Errors: those of [`Self::find`]; some are allocated then.
     fn allocate(self, _file: File, _pages: Range) -> Result {

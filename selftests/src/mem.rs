@@ -35,6 +35,13 @@ pub fn interrupts(kind: &str) -> Result<u64> {
     Ok(line.split_whitespace().map_while(|n| n.parse::<u64>().ok()).sum())
 }
 
+/// Do the CPUs have this feature, in the words of `/proc/cpuinfo`?
+pub fn cpu_has(feature: &str) -> Result<bool> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").context("/proc/cpuinfo")?;
+    let flags = text.lines().find(|l| l.starts_with("flags")).context("/proc/cpuinfo: no flags")?;
+    Ok(flags.split_whitespace().any(|flag| flag == feature))
+}
+
 /// Free memory, with what is in the lists of the CPUs. Calls [`refresh_counters`] first.
 pub fn free() -> Result<u64> {
     refresh_counters();
