@@ -47,7 +47,7 @@ OWN_MACHINE = {
     "directmap": [],
     # Once hardware has reported an error, the kernel takes no injected one back, and a broken page of
     # hugetlbfs stays in the pool, in use.
-    "hardware_error": ["--mem", "1G", "--append", "hugepages=4"],
+    "hardware_error": ["--mem", "1G", "--append", "hugepages=6"],
     # No VM can have private memory there.
     "cap_without_npt": ["--append", "kvm_amd.npt=0"],
     "cap_without_tdp_mmu": ["--append", "kvm.tdp_mmu=0"],

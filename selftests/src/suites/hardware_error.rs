@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
 use crate::pattern::Pattern;
-use crate::pressure::{self, Counts, Memory, Pool};
+use crate::pressure::{self, Counts, Failing, Memory, Pool};
 use crate::store::Store;
 use crate::support::directmap::{Hidden, every_pfn, memory, pfns};
 use crate::support::hugetlb::{Guest, frames_of};
@@ -25,6 +25,8 @@ pub static SUITE: Suite = suite!(
         broken_page_never_comes_back: 120,
         broken_page_of_a_huge_page_never_comes_back: 120,
         broken_page_of_hugetlbfs_never_comes_back: 240,
+        // Last: what it leaves outside stays there.
+        page_that_cannot_come_back_stays_out: 240,
     ]
 );
 
@@ -99,15 +101,19 @@ fn broken_page_of_a_huge_page_never_comes_back() -> CaseResult {
     broken_page("always")
 }
 
+/// The broken page stays in the pool, in use, so the pool has to be the machine's.
+fn huge_guest() -> Result<Guest> {
+    if Pool::of(HUGE)?.usage()?.free == 0 {
+        return skip("a huge page that was reserved at boot is wanted");
+    }
+    Guest::new(HIDDEN, HUGE, 1)
+}
+
 fn broken_page_of_hugetlbfs_never_comes_back() -> CaseResult {
     let (memory, hidden, reporter) = (memory()?, Hidden::now()?, reporter()?);
     for whole in [true, false] {
-        // The broken page stays in the pool, in use, so the pool has to be the machine's.
-        if Pool::of(HUGE)?.usage()?.free == 0 {
-            return skip("a huge page that was reserved at boot is wanted");
-        }
         let absent = memory.absent()?;
-        let mut guest = Guest::new(HIDDEN, HUGE, 1)?;
+        let mut guest = huge_guest()?;
         let gpa = guest.gpa;
         guest.vcpu.fill(gpa, HUGE, GUEST)?;
         let pfns = every_pfn(frames_of(&guest)?, HUGE)?;
@@ -128,4 +134,38 @@ fn broken_page_of_hugetlbfs_never_comes_back() -> CaseResult {
         memory.expect_absent(absent + 1, "in the end")?;
     }
     Ok(())
+}
+
+/// Its good parts come back one by one, for which the direct map has to be split.
+fn page_that_cannot_come_back_stays_out() -> CaseResult {
+    let (memory, hidden, reporter) = (memory()?, Hidden::now()?, reporter()?);
+    let pool = Pool::of(HUGE)?;
+    let mut guest = huge_guest()?;
+    let gpa = guest.gpa;
+    guest.vcpu.fill(gpa, HUGE, GUEST)?;
+    let pfns = every_pfn(frames_of(&guest)?, HUGE)?;
+    let free = pool.usage()?.free;
+
+    // No memory for that either, so that the entry of 2 MiB stays whole.
+    let failing = Failing::pages(100, 100_000)?;
+    let reported = reporter.0.hard_error(pfns[BROKEN as usize]);
+    drop(failing);
+    ensure!(matches!(reported, Ok(()) | Err(Errno::ENOMEM)), "the report: {reported:?}");
+    expect_lost(&mut guest.vcpu, gpa, HUGE)?;
+    let failing = Failing::pages(100, 100_000)?;
+    drop(guest);
+    drop(failing);
+
+    memory.expect_all(&pfns, false, "the VM is gone")?;
+    hidden.expect(HUGE / PAGE - 1, "the VM is gone")?;
+    // Nobody gets it.
+    ensure!(pool.usage()?.free == free, "the pool has it again");
+    let mut next = huge_guest()?;
+    next.vcpu.fill(next.gpa, PAGE, GUEST)?;
+    ensure!(
+        every_pfn(frames_of(&next)?, HUGE).is_ok_and(|next| next != pfns),
+        "it is in use again"
+    );
+    drop(next);
+    hidden.expect(HUGE / PAGE - 1, "another one came and went")
 }
