@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Swap on a device of the test's own.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::unix::fs::FileExt;
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use super::{Disk, Setting, raw_write, read_number, write};
 use crate::PAGE;
 use crate::skip::skip;
-use crate::sys::{Errno, check, require_root};
+use crate::sys::{Errno, SysResult, check, require_root};
 
 /// A device with swap on it, until it is dropped. Others may have swap as well.
 pub struct Swap {
@@ -117,10 +117,15 @@ impl Swap {
     /// Bring all pages back and give the device up. `ENOMEM` if they do not fit.
     pub fn off(&mut self) -> Result<()> {
         let device = CString::new(self.device())?;
+        self.raw_off(&device).context("swapoff")
+    }
+
+    /// The same, with the device's path, without an allocation in userspace.
+    pub fn raw_off(&mut self, device: &CStr) -> SysResult<()> {
         // SAFETY: The path is a C string.
         match check(unsafe { libc::swapoff(device.as_ptr()) }) {
             Ok(_) | Err(Errno::EINVAL) => self.on = false,
-            Err(errno) => return Err(errno).context("swapoff"),
+            Err(errno) => return Err(errno),
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Private memory that the kernel does not see, `MEMFILE_F_KERNEL_INACCESSIBLE` (rule 25).
 
+use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
@@ -40,6 +41,7 @@ pub static SUITE: Suite = suite!(
         part_beyond_the_end_of_the_file_comes_back,
         content_of_an_earlier_binding_leaves,
         swapoff_brings_no_content_into_the_map,
+        swapoff_without_memory_loses_nothing: 120,
         file_keeps_the_flag_as_long_as_it_has_pages,
         flag_is_not_for_a_file_that_others_use,
         flag_is_for_pinned_pages_only,
@@ -299,22 +301,49 @@ fn content_of_an_earlier_binding_leaves() -> CaseResult {
 }
 
 /// Of what went to swap before the file's first binding with the flag.
-fn swapoff_brings_no_content_into_the_map() -> CaseResult {
-    lock_own_memory()?;
-    let memory = memory()?;
-    let _pages = pressure::base_pages()?;
-    let (cgroup, mut swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
-    let hidden = Hidden::now()?;
+/// A guest whose memory went to swap before its file was bound with the flag.
+fn swapped_out_before(swap: &Swap, hidden: &Hidden) -> Result<(Cgroup, Setup)> {
+    let cgroup = Cgroup::enter()?;
     let s = Setup::filled(RECLAIMABLE, SIZE)?;
     for _ in 0..8 {
         cgroup.reclaim(2 * SIZE)?;
     }
     swap.expect_used(SIZE, "after reclaim")?;
-    let mut s = s.pass_on(HIDDEN)?;
+    let s = s.pass_on(HIDDEN)?;
     hidden.expect(0, "all is in swap")?;
+    Ok((cgroup, s))
+}
+
+fn swapoff_brings_no_content_into_the_map() -> CaseResult {
+    lock_own_memory()?;
+    let memory = memory()?;
+    let _pages = pressure::base_pages()?;
+    let mut swap = Swap::on(16 * MIB)?;
+    let hidden = Hidden::now()?;
+    let (_cgroup, mut s) = swapped_out_before(&swap, &hidden)?;
     swap.off()?;
     hidden.expect(PAGES, "all came back, untouched")?;
     s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
+    memory.expect_all(&pfns(&s)?, false, "after swapoff")?;
+    drop(s);
+    hidden.expect(0, "the VM is gone")
+}
+
+/// It needs memory for pages, and to split the direct map; it goes on where it has failed.
+fn swapoff_without_memory_loses_nothing() -> CaseResult {
+    lock_own_memory()?;
+    let memory = memory()?;
+    let _pages = pressure::base_pages()?;
+    let injector = Injector::new()?;
+    let mut swap = Swap::on(16 * MIB)?;
+    let hidden = Hidden::now()?;
+    let (_cgroup, mut s) = swapped_out_before(&swap, &hidden)?;
+    let device = CString::new(swap.device())?;
+    let off = |swap: &mut Swap| swap.raw_off(&device);
+    let failed = injector.sweep("swapoff", &mut swap, off, |_, _| Ok(()))?;
+    ensure!(failed > 0, "no allocation was needed");
+    s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
+    hidden.expect(PAGES, "all came back, and were touched")?;
     memory.expect_all(&pfns(&s)?, false, "after swapoff")?;
     drop(s);
     hidden.expect(0, "the VM is gone")
