@@ -99,9 +99,10 @@ pub struct Report {
 }
 
 impl Report {
-    /// Did every guest read the right content?
+    /// Did every guest read the right content, and the kernel what it may?
     pub fn is_right(&self) -> bool {
         self.rows.iter().all(|row| row.hole_reads_zeros != Some(false) && row.own_data_elsewhere)
+            && self.rows.iter().all(|row| row.kernel_reads_it != Some(backing::is_out(&row.name)))
             && self.story.courses.iter().all(|course| course.own_data)
     }
 }

@@ -48,6 +48,13 @@ pub const KINDS: [(&str, Backing); 9] = [
     ("memfd_secret", Backing::Secret),
 ];
 
+/// Is the memory of the row of this name out of the kernel's direct map?
+pub fn is_out(row: &str) -> bool {
+    KINDS.iter().any(|(name, backing)| {
+        *name == row && matches!(backing, Backing::MemfileHidden | Backing::Secret)
+    })
+}
+
 impl Backing {
     fn private(self) -> Option<Private> {
         match self {

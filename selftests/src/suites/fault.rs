@@ -16,8 +16,9 @@ use crate::ktap::{CaseResult, Suite};
 use crate::mem::{self, counter};
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{Cgroup, Setting, base_pages, shmem_huge};
+use crate::support::directmap::Hidden;
 use crate::support::inject::{Injector, SHORTAGES, Shortage};
-use crate::support::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
+use crate::support::setup::{GUEST, HIDDEN, PINNED, SHARED, SLOT, Setup, fill_view};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{CONVERT_BY, Exit, Private, Slot, Vm, region, small_pages};
@@ -144,10 +145,16 @@ fn size_and_seal_that_fail_change_nothing() -> CaseResult {
 
 /// The guest's pages stay, and stay mapped: no consumer is called (rule 16).
 fn fallocate_that_fails_undoes_what_it_did() -> CaseResult {
+    fallocate_that_fails(PINNED)?;
+    fallocate_that_fails(HIDDEN)
+}
+
+fn fallocate_that_fails(flags: u64) -> CaseResult {
     let _pages = base_pages()?;
     let injector = injector()?;
     let size = 64 * PAGE;
-    let mut s = Setup::new(KIND, size)?;
+    let hidden = Hidden::now()?;
+    let mut s = Setup::with_flags(flags, size)?;
     let (live, len) = (s.slot.gpa + 20 * PAGE, 8 * PAGE);
     s.vcpu.fill(live, len, GUEST)?;
     let stats = s.vm.stats()?;
@@ -169,6 +176,7 @@ fn fallocate_that_fails_undoes_what_it_did() -> CaseResult {
                 ensure!(stats.get("pages_4k")? == mapped, "the guest lost mappings");
             }
             expect_allocated(&s.fd, len, "in the end")?;
+            hidden.expect(if flags == HIDDEN { len / PAGE } else { 0 }, "in the end")?;
             s.vcpu.verify(live, len, GUEST)
         },
     )?;

@@ -23,7 +23,7 @@ use crate::pressure::{
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::{Injector, SHORTAGES};
 use crate::support::setup::{
-    BOTH, GUEST, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, vm_with_flags,
+    BOTH, GUEST, HIDDEN, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, vm_with_flags,
 };
 use crate::support::storm::in_a_storm;
 use crate::sys::*;
@@ -439,6 +439,12 @@ fn fallocate_survives_a_storm(page: u64) -> CaseResult {
 /// Every allocation of the kernel on the way fails once, and all of them from some point on: the
 /// call says so, takes no page and no reservation, and works when there is memory again.
 fn allocation_that_fails_leaves_the_pool_as_it_was(page: u64) -> CaseResult {
+    allocation_that_fails(page, PINNED)?;
+    // That of 1 GiB has to be split.
+    allocation_that_fails(page, HIDDEN)
+}
+
+fn allocation_that_fails(page: u64, flags: u64) -> CaseResult {
     // The guest touches another page than fallocate got, or the only one after a hole.
     let count = if page == GIB { 1 } else { 2 };
     let (pool, _filled) = pool(page, count)?;
@@ -462,7 +468,7 @@ fn allocation_that_fails_leaves_the_pool_as_it_was(page: u64) -> CaseResult {
                 punch(&fd, 0, page)?;
             }
             let layout = Layout { gpa: 4 * GIB, offset: 0 };
-            let mut guest = Guest::on(PINNED, page, fd, count * page, layout)?;
+            let mut guest = Guest::on(flags, page, fd, count * page, layout)?;
             let (used, gpa) = (pool.usage()?, guest.gpa + (count - 1) * page);
             guest.vcpu.post(Command::Store, &[gpa, 77])?;
             let vcpu = &mut guest.vcpu;

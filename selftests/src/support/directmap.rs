@@ -93,11 +93,13 @@ pub fn populate_hidden(
         let (result, left) = vm.raw_populate(slot.gpa + offset, half, source.addr() + offset);
         result.with_context(|| format!("+{offset:#x}: {left:#x} bytes left"))
     };
+    let flushes = Flushes::now()?;
     populate(0)?;
+    flushes.expect_batches(half / PAGE, "populate what is not there")?;
     allocate(fd, 0, slot.size)?;
     let flushes = Flushes::now()?;
     populate(half)?;
-    flushes.expect_batches(half / PAGE, "populate")?;
+    flushes.expect_batches(half / PAGE, "populate what is")?;
     // A second time it has content, which has to be looked at.
     let again = vm.raw_populate(slot.gpa, PAGE, source.addr()).0;
     expect_errno("again", again, &[Errno::EEXIST])?;
