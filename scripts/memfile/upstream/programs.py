@@ -66,6 +66,8 @@ class Programs:
     built: list[str]
     # Likewise; only the patched source has them.
     added: list[str]
+    # Of scripts/upstream, with the sources of the kernel that they are made of as well.
+    own: dict[str, str]
     sources: dict[str, str]
     scripts: dict[str, str]
     absent: dict[str, str]
@@ -84,7 +86,8 @@ def read_list(path: Path = LIST, base: str = paths.BASE) -> Programs:
     built = [name for name in [*listed, *own.get("also", "").split()] if name not in without]
     gone = {run_name(name) for name in without}
     scripts: dict[str, str] = data.get("scripts", {})
-    programs = [*built, *added, *scripts]
+    own_programs: dict[str, str] = data.get("own", {})
+    programs = [*built, *added, *own_programs, *scripts]
     files = {run_name(name): run_name(name) + (".sh" if name.endswith(".sh") else "") for name in programs}
     if len(files) != len(programs):
         names = [run_name(name) for name in programs]
@@ -107,7 +110,7 @@ def read_list(path: Path = LIST, base: str = paths.BASE) -> Programs:
     for one in expected:
         if one.program not in runs:
             raise BadList(f"a difference of {one.program}, which does not run")
-    return Programs(built, added, data.get("sources", {}), scripts, data.get("absent", {}), runs, expected)
+    return Programs(built, added, own_programs, data.get("sources", {}), scripts, data.get("absent", {}), runs, expected)
 
 
 def unnamed(listed: Programs, folder: Path) -> list[str]:
@@ -133,7 +136,8 @@ def unnamed(listed: Programs, folder: Path) -> list[str]:
 def build_lines(listed: Programs) -> Iterator[str]:
     """For scripts/build-selftests: "kvm PROGRAM", "script FILE NAME" and "cc NAME SOURCE...".
 
-    The first word ends in "+" if it is of the patched source.
+    The first word ends in "+" if it is of the patched source. A SOURCE begins with "@" if it is of
+    scripts/upstream.
     """
     for name in [*listed.built, *listed.added]:
         folder, _, program = name.partition("/")
@@ -144,6 +148,8 @@ def build_lines(listed: Programs) -> Iterator[str]:
         extra = [part for pattern, parts in listed.sources.items() if fnmatch.fnmatchcase(name, pattern)
                  for part in parts.split()]
         yield " ".join([f"cc{mark}", run_name(name), f"{name}.c", *extra])
+    for name, sources in listed.own.items():
+        yield f"cc {name} @{name}.c {sources}"
     for name, beside in listed.scripts.items():
         yield f"script {name} {run_name(name)}.sh"
         for other in beside.split():
