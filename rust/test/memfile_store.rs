@@ -64,6 +64,8 @@ const REGISTER: u32 = _IO(MAGIC, 2);
 const UNREGISTER: u32 = _IO(MAGIC, 3);
 /// Reports an error in the page frame of that number, as hardware does.
 const HARD_ERROR: u32 = _IO(MAGIC, 11);
+/// Pins a page of the memfd with that descriptor for a device, and lets go of it.
+const PIN: u32 = _IO(MAGIC, 12);
 
 struct Device;
 
@@ -87,6 +89,7 @@ impl MiscDevice for Device {
             REGISTER => abi::register()?,
             UNREGISTER => abi::unregister()?,
             HARD_ERROR => abi::hard_error(arg)?,
+            PIN => abi::pin(arg.try_into()?)?,
             _ => return Err(ENOTTY),
         }
         Ok(0)

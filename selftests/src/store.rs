@@ -3,7 +3,7 @@
 //!
 //! `rust/test/memfile_store.rs` of the kernel module is the other side.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use vmm_sys_util::ioctl_io_nr;
@@ -17,6 +17,7 @@ ioctl_io_nr!(CREATE, MAGIC, 1);
 ioctl_io_nr!(REGISTER, MAGIC, 2);
 ioctl_io_nr!(UNREGISTER, MAGIC, 3);
 ioctl_io_nr!(HARD_ERROR, MAGIC, 11);
+ioctl_io_nr!(PIN, MAGIC, 12);
 // Ioctls of the store's files.
 ioctl_io_nr!(MIGRATE, MAGIC, 4);
 ioctl_io_nr!(REFERENCED, MAGIC, 5);
@@ -55,6 +56,11 @@ impl Store {
     /// and the kernel takes no injected error back from now on.
     pub fn hard_error(&self, pfn: u64) -> SysResult<()> {
         ioctl_val(&self.0, HARD_ERROR(), pfn).map(drop)
+    }
+
+    /// Pin the first page of any memfd for a device, and let go of it.
+    pub fn pin(&self, fd: impl AsFd) -> SysResult<()> {
+        ioctl_val(&self.0, PIN(), fd.as_fd().as_raw_fd() as u64).map(drop)
     }
 }
 

@@ -68,6 +68,13 @@ pub(crate) fn hard_error(pfn: usize) -> Result {
     to_result(unsafe { bindings::memfile_store_hard_error(pfn) })
 }
 
+/// Pins a page of the memfd with descriptor `fd` for a device, and lets go of it. Sleeps. The errors
+/// are those of `memfd_pin_folios()`.
+pub(crate) fn pin(fd: u32) -> Result {
+    // SAFETY: Takes any number.
+    to_result(unsafe { bindings::memfile_store_pin(fd) })
+}
+
 /// Unregisters the store. Sleeps. `EINVAL` if it is not registered.
 pub(crate) fn unregister() -> Result {
     // SAFETY: Takes any pointer.

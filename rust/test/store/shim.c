@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
+#include <linux/memfd.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/set_memory.h>
@@ -57,4 +59,21 @@ int memfile_store_hard_error(unsigned long pfn)
 	int err = memory_failure(pfn, 0);
 
 	return err ?: set_mce_nospec(pfn);
+}
+
+/* Pin the first page of a memfd for a device, as udmabuf does, and let go of it. */
+int memfile_store_pin(unsigned int fd)
+{
+	struct folio *folio;
+	pgoff_t offset;
+	long n;
+
+	CLASS(fd, f)(fd);
+
+	if (fd_empty(f))
+		return -EBADF;
+	n = memfd_pin_folios(fd_file(f), 0, PAGE_SIZE - 1, &folio, 1, &offset);
+	if (n == 1)
+		unpin_folio(folio);
+	return n < 0 ? n : 0;
 }

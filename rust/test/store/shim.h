@@ -13,5 +13,6 @@ void memfile_store_unlock(struct folio *folio);
 pgoff_t memfile_store_index(struct folio *folio);
 void memfile_store_copy(struct folio *dst, struct folio *src);
 int memfile_store_hard_error(unsigned long pfn);
+int memfile_store_pin(unsigned int fd);
 
 #endif /* _MEMFILE_STORE_SHIM_H */

@@ -18,11 +18,12 @@ use crate::module::Module;
 use crate::pattern::Pattern;
 use crate::pressure::base_pages;
 use crate::store::{self, Store, Wanted};
+use crate::support::hugetlb::{file, pool};
 use crate::support::setup::{BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup};
 use crate::sys::*;
-use crate::uapi::KVM_CAP_MEMFILE;
+use crate::uapi::{KVM_CAP_MEMFILE, MFD_INACCESSIBLE};
 use crate::vm::{Exit, Private, Vm, region, small_pages};
-use crate::{GIB, MIB, PAGE, mem, suite};
+use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
     "store",
@@ -39,6 +40,7 @@ pub static SUITE: Suite = suite!(
         broken_page_is_lost_until_it_is_punched,
         error_that_no_consumer_knows_is_eio,
         files_keep_the_rules_of_memfiles,
+        device_pins_no_page_of_a_memfile,
         exclusive_ranges_are_each_files_own,
         files_without_a_store_are_still_refused,
         registered_twice_is_ebusy,
@@ -379,6 +381,27 @@ fn files_keep_the_rules_of_memfiles() -> CaseResult {
 fn bind_slot(vm: &Vm, fd: impl AsFd) -> SysResult<()> {
     let view = small_pages(FILE).map_err(|_| Errno::ENOMEM)?;
     vm.raw_set_region(&region(SLOT, GIB, &view, Some((Private::Memfile, fd.as_fd(), 0))))
+}
+
+/// The store's module stands for the device.
+fn device_pins_no_page_of_a_memfile() -> CaseResult {
+    let stores = Stores::new()?;
+    stores.store.pin(memfd(FILE)?).context("of an ordinary memfd")?;
+    let (private, huge) = (memfile(FILE)?, pool(HUGE, 1)?);
+    allocate(&private, 0, FILE)?;
+    expect_errno("of a memfile", stores.store.pin(&private), &[Errno::EPERM])?;
+
+    let ordinary = memfd_create(memfile_huge_flags(HUGE) & !MFD_INACCESSIBLE)?;
+    ftruncate(&ordinary, HUGE)?;
+    stores.store.pin(&ordinary).context("of an ordinary huge page")?;
+    drop(ordinary);
+    let private = file(HUGE, 1)?;
+    allocate(&private, 0, HUGE)?;
+    expect_errno("of a memfile's huge page", stores.store.pin(&private), &[Errno::EPERM])?;
+    drop(private);
+    drop(huge);
+    let other = stores.store.pin(stores.file()?);
+    expect_errno("of another store", other, &[Errno::EINVAL])
 }
 
 fn exclusive_ranges_are_each_files_own() -> CaseResult {
