@@ -49,6 +49,13 @@
  * the latter is called.  A page that it returned before stays allocated until
  * its reference is released; a consumer that gets it too late does not map
  * it.
+ *
+ * Three things are fixed for stores of other modules.  Consumers map pages by at
+ * most 2 MiB, also those of a larger folio.  No MEMFILE_F_* is inherent in the
+ * pages: a file has MEMFILE_F_USER_INACCESSIBLE and what consumers want, and
+ * nothing more if its pages could not move or be reclaimed anyway.  And pages
+ * cannot leave the kernel's direct map: a consumer that wants
+ * MEMFILE_F_KERNEL_INACCESSIBLE is refused with -EINVAL.
  */
 struct memfile_store {
 	struct memfile_node *(*lookup)(struct file *file);
