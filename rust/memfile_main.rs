@@ -7,8 +7,8 @@
 //!
 //! * [`entry`]: the functions that C calls, the core's callbacks and the exports for other modules.
 //! * [`engine`]: the behaviour of a memfile, for every store. No `unsafe`.
-//! * [`store`]: the owners of the pages: one trait, shmem, and the stores of other modules. No
-//!   `unsafe`.
+//! * [`store`]: the owners of the pages: one trait, shmem, hugetlbfs, and the stores of other
+//!   modules. No `unsafe`.
 //! * [`abi`]: C's objects as safe Rust.
 //! * [`policy`]: rules and arithmetic. No `unsafe`, no `kernel::`, tested on the host as well.
 //!

@@ -8,8 +8,9 @@
 //! # Calls
 //!
 //! The engine calls a store through the trait. In the other direction a store notifies the core of
-//! the events of its pages: shmem by the callbacks of `struct memfile_core_ops`, the store of
-//! another module by the exports of `store.h`. These are the same functions ([`crate::entry`]).
+//! the events of its pages: shmem and hugetlbfs by the callbacks of `struct memfile_core_ops`, the
+//! store of another module by the exports of `store.h`. These are the same functions
+//! ([`crate::entry`]).
 
 mod foreign;
 mod hugetlb;
