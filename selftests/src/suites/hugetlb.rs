@@ -38,7 +38,7 @@ suites! {
         every_access_to_the_content_is_refused,
         sealed_from_the_beginning,
         pages_come_from_the_pool_when_they_are_touched,
-        file_may_be_larger_than_the_pool,
+        file_may_be_larger_than_the_pool: 300,
         new_pages_are_zeroed,
         run_without_a_page_in_the_pool_says_enospc_and_goes_on,
         pool_may_grow_as_the_administrator_says,
