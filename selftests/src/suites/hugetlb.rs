@@ -670,16 +670,39 @@ fn expect_broken(guest: &mut Guest, offset: u64) -> CaseResult {
     guest.vcpu.expect_lost(guest.gpa + offset)
 }
 
+/// The file holds so many huge pages, by st_blocks and by fdinfo, and the pool has `used` in use.
+fn expect_account(pool: &Pool, guest: &Guest, held: u64, used: u64, when: &str) -> CaseResult {
+    expect_allocated(&guest.fd, held * pool.page, when)?;
+    let (got, wanted) = (mem::resident_pages(&guest.fd)?, held * pool.page / PAGE);
+    ensure!(got == wanted, "{when}: memfile-pages reads {got}, wanted {wanted}");
+    pool.expect_used(used, when)
+}
+
+/// The guest gives up its only huge page, which is broken, and ends. The kernel keeps a reference to
+/// a broken page: it is no file's any more, and stays in use all the same until it is mended.
+fn give_up_broken(pool: &Pool, lost: Broken, guest: Guest, before: u64) -> CaseResult {
+    punch(&guest.fd, 0, pool.page)?;
+    expect_account(pool, &guest, 0, before + 1, "after a hole of the broken page")?;
+    drop(guest);
+    pool.expect_used(before + 1, "the guest is gone, the page is broken")?;
+    drop(lost);
+    pool.expect_used(before, "the page is mended")
+}
+
 fn memory_error_costs_one_small_page(page: u64) -> CaseResult {
     for flags in [PINNED, BOTH] {
-        let (_pool, _filled) = pool(page, 1)?;
+        let (pool, _filled) = pool(page, 1)?;
+        let before = pool.usage()?.total - pool.usage()?.free;
         let mut lost = Broken::none(page);
         let mut guest = Guest::new(flags, page, 1)?;
         let span = 2 * MIB;
         guest.vcpu.fill(guest.gpa, span, GUEST)?;
         guest.expect_mapped(page, 1, "before the error")?;
+        expect_account(&pool, &guest, 1, before + 1, "before the error")?;
         let broken = 37 * PAGE;
         lost.frames.push(break_at(&guest, broken)?);
+        // All of the huge page stays in the file.
+        expect_account(&pool, &guest, 1, before + 1, "after the error")?;
         expect_broken(&mut guest, broken)?;
         guest.vcpu.verify(guest.gpa, broken, GUEST)?;
         guest.vcpu.verify(guest.gpa + broken + PAGE, span - broken - PAGE, GUEST)?;
@@ -688,13 +711,15 @@ fn memory_error_costs_one_small_page(page: u64) -> CaseResult {
         let again = Pattern::Generation(9);
         guest.vcpu.fill(guest.gpa, broken, again)?;
         guest.vcpu.verify(guest.gpa, broken, again)?;
-        drop(guest);
+        expect_account(&pool, &guest, 1, before + 1, "after more use")?;
+        give_up_broken(&pool, lost, guest, before)?;
     }
     Ok(())
 }
 
 fn another_error_in_the_same_page_costs_one_more(page: u64) -> CaseResult {
-    let (_pool, _filled) = pool(page, 1)?;
+    let (pool, _filled) = pool(page, 1)?;
+    let before = pool.usage()?.total - pool.usage()?.free;
     let mut lost = Broken::none(page);
     let mut guest = Guest::new(PINNED, page, 1)?;
     guest.vcpu.fill(guest.gpa, 2 * MIB, GUEST)?;
@@ -715,10 +740,12 @@ fn another_error_in_the_same_page_costs_one_more(page: u64) -> CaseResult {
         lost.frames.push(frame);
         expect_broken(&mut guest, broken)?;
         guest.vcpu.verify(guest.gpa + broken + 2 * PAGE, PAGE, GUEST)?;
+        // One reference is kept, however many errors the page has.
+        let when = format!("after the error at +{broken:#x}");
+        expect_account(&pool, &guest, 1, before + 1, &when)?;
     }
     expect_broken(&mut guest, 3 * PAGE)?;
-    drop(guest);
-    Ok(())
+    give_up_broken(&pool, lost, guest, before)
 }
 
 /// Memory that is being taken away is isolated as a whole, and then moved page by page. While a page
@@ -814,14 +841,18 @@ fn hole_does_not_touch_a_broken_page(page: u64) -> CaseResult {
     let frame = break_at(&guest, broken)?;
     lost.frames.push(frame);
     let content = pressure::read_frame(frame)?;
+    let used = pool.usage()?.total - pool.usage()?.free;
     punch(&guest.fd, broken - 2 * PAGE, 5 * PAGE)?;
     ensure!(pressure::read_frame(frame)? == content, "the broken page was cleared");
+    expect_account(&pool, &guest, 1, used, "after a hole of a part")?;
     guest.vcpu.verify(guest.gpa + broken - 2 * PAGE, 2 * PAGE, Pattern::ZERO)?;
     guest.vcpu.verify(guest.gpa + broken + PAGE, 2 * PAGE, Pattern::ZERO)?;
     guest.vcpu.verify(guest.gpa + broken + 3 * PAGE, PAGE, GUEST)?;
     expect_broken(&mut guest, broken)?;
     // A hole of the whole huge page gets rid of it: the next touch takes another one, if there is one.
     punch(&guest.fd, 0, page)?;
+    // The kernel keeps the broken one: it does not return to those that are free.
+    expect_account(&pool, &guest, 0, used, "after a hole of all")?;
     if page == GIB {
         let exit = guest.vcpu.start(Command::Load, &[guest.gpa])?;
         expect_exit(&exit, Errno::ENOSPC, guest.gpa)?;
@@ -830,10 +861,10 @@ fn hole_does_not_touch_a_broken_page(page: u64) -> CaseResult {
         guest.vcpu.verify(guest.gpa, page, Pattern::ZERO)?;
         guest.vcpu.fill(guest.gpa, page, GUEST)?;
         ensure!(frames_of(&guest)?.values().all(|f| f.pfn != frame), "the broken page is back");
+        expect_account(&pool, &guest, 1, used + 1, "with another page")?;
     }
     drop(guest);
-    ensure!(pool.usage()?.reserved == 0);
-    Ok(())
+    pool.expect_used(used, "the guest is gone, the page is broken")
 }
 
 fn never_reclaimed_whatever_the_flags(page: u64) -> CaseResult {
