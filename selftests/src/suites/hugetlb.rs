@@ -106,6 +106,7 @@ fn expect_exit(exit: &Exit, errno: Errno, gpa: u64) -> CaseResult {
 fn every_size_of_the_machine_can_be_had(_: u64) -> CaseResult {
     drop(memfile_unsized()?);
     let sizes = Pool::sizes()?;
+    ensure!(!sizes.is_empty(), "the machine has no huge pages of any size");
     for page in &sizes {
         let fd =
             memfd_create(memfile_huge_flags(*page)).with_context(|| format!("{page} bytes"))?;
