@@ -262,6 +262,21 @@ pub fn copy_file_range(from: impl AsFd, at: u64, to: impl AsFd, to_at: u64, len:
     check(unsafe { libc::copy_file_range(from, &mut at, to, &mut to_at, len as usize, 0) } as i64)
 }
 
+/// `FICLONE`: `to` shares all content of `from`.
+pub fn clone_file(from: impl AsFd, to: impl AsFd) -> SysResult {
+    const FICLONE: u64 = 0x4004_9409;
+    ioctl_val(to, FICLONE, from.as_fd().as_raw_fd() as u64)
+}
+
+/// `FICLONERANGE`: `to` shares a part from byte `to_at` on with that of `from` from byte `at` on.
+pub fn clone_range(from: impl AsFd, at: u64, to: impl AsFd, to_at: u64, len: u64) -> SysResult {
+    const FICLONERANGE: u64 = 0x4020_940d;
+    // struct file_clone_range.
+    let mut range = [from.as_fd().as_raw_fd() as u64, at, len, to_at];
+    // SAFETY: The structure is that of this ioctl.
+    unsafe { ioctl_mut(to.as_fd(), FICLONERANGE, &mut range) }
+}
+
 /// `fstat(2)`.
 pub fn fstat(fd: impl AsFd) -> SysResult<libc::stat> {
     // SAFETY: All zero is a valid stat.

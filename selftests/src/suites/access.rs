@@ -210,12 +210,10 @@ fn tee_and_vmsplice_do_not_apply(on: &'static Backend) -> CaseResult {
 
 /// No remap_file_range: the VFS refuses.
 fn clone_is_refused(on: &'static Backend) -> CaseResult {
-    const FICLONE: u64 = 0x4004_9409;
     let other = memfd(MIB)?;
     on_each(on, |fd| {
         for (to, from) in [(fd, &other), (&other, fd)] {
-            let result = ioctl_val(to, FICLONE, from.as_raw_fd() as u64);
-            on.errno("FICLONE", result, &[Errno::EOPNOTSUPP])?;
+            on.errno("FICLONE", clone_file(from, to), &[Errno::EOPNOTSUPP])?;
         }
         Ok(())
     })

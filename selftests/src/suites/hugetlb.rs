@@ -144,7 +144,12 @@ fn every_access_to_the_content_is_refused(page: u64) -> CaseResult {
     let fd = file(page, 2)?;
     allocate(&fd, 0, page)?;
     let again = reopen(&fd, libc::O_RDWR).context("reopen")?;
+    // A file of another file system; one of the same that anybody may read; and one of its kind.
+    let (elsewhere, twin) = (memfd(2 * page)?, file(page, 2)?);
+    let readable = memfd_create(memfile_huge_flags(page) & !MFD_INACCESSIBLE)?;
+    ftruncate(&readable, 2 * page)?;
     for fd in [&fd, &again] {
+        copying_is_refused(fd, [&elsewhere, &readable, &twin], page)?;
         let mut byte = [0x5a];
         expect_errno("pread", pread(fd, &mut byte, 0), &[Errno::EPERM])?;
         expect_errno("pwrite", pwrite(fd, &byte, 0), &[Errno::EPERM])?;
@@ -167,7 +172,38 @@ fn every_access_to_the_content_is_refused(page: u64) -> CaseResult {
         reopen(&fd, libc::O_RDWR | libc::O_TRUNC),
         &[Errno::EPERM],
     )?;
+    expect_allocated(&elsewhere, 0, "the other file")?;
     pool.expect_used(1, "after the attempts")
+}
+
+/// Neither is there a `copy_file_range` nor a `remap_file_range` operation. The VFS refuses both with
+/// EXDEV where the file systems differ. Else it copies by splice, which asks who is read first: EPERM
+/// is a memfile's answer, and an ordinary file of hugetlbfs gives no pages to splice (EINVAL), not
+/// even to a file that takes them. To clone it has nobody to ask.
+fn copying_is_refused(
+    fd: &OwnedFd,
+    [elsewhere, readable, twin]: [&OwnedFd; 3],
+    page: u64,
+) -> CaseResult {
+    let all = [
+        ("to another file system", fd, elsewhere, Errno::EXDEV, Errno::EXDEV),
+        ("from another file system", elsewhere, fd, Errno::EXDEV, Errno::EXDEV),
+        ("to a readable file", fd, readable, Errno::EPERM, Errno::EOPNOTSUPP),
+        ("from a readable file", readable, fd, Errno::EINVAL, Errno::EOPNOTSUPP),
+        ("to one of its kind", fd, twin, Errno::EPERM, Errno::EOPNOTSUPP),
+        ("from one of its kind", twin, fd, Errno::EPERM, Errno::EOPNOTSUPP),
+        ("within it", fd, fd, Errno::EPERM, Errno::EOPNOTSUPP),
+    ];
+    for (what, from, to, copied, cloned) in all {
+        for (at, to_at, len) in [(0, page, PAGE), (page, 0, page)] {
+            let copy = copy_file_range(from, at, to, to_at, len);
+            expect_errno(&format!("copy_file_range {what}"), copy, &[copied])?;
+            let clone = clone_range(from, at, to, to_at, len);
+            expect_errno(&format!("FICLONERANGE {what}"), clone, &[cloned])?;
+        }
+        expect_errno(&format!("FICLONE {what}"), clone_file(from, to), &[cloned])?;
+    }
+    Ok(())
 }
 
 fn sealed_from_the_beginning(page: u64) -> CaseResult {
