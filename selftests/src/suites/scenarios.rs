@@ -54,9 +54,16 @@ conformance!(
         all_on_huge_private_pages,
         all_on_huge_pages,
     ],
+    // Two are not for hugetlbfs. A VMM that converts small page by small page frees a part of a huge
+    // page each time, which gives nothing back: there are both sides for a while, as
+    // `private_shared_access_without_double_allocation` forbids. (`all_on_huge_pages` has it with one
+    // conversion of all.) And `all_on_huge_shared_pages` has small pages on the private side.
     huge: [
+        private_memory_private_access,
         private_memory_shared_access,
         shared_memory_shared_access,
+        shared_memory_private_access,
+        private_shared_access,
         shared_private_access,
         private_shared_private_access,
         part_of_private_memory_is_shared_and_back,
