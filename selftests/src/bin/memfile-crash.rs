@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use memfile_selftests::pressure::load_crash_kernel;
 use memfile_selftests::qemu::Archive;
-use memfile_selftests::suites::crash_dump::{HIDDEN, PINNED, SIZE};
+use memfile_selftests::support::crash::{HIDDEN, PINNED, SIZE};
 use memfile_selftests::support::setup::{self, Setup};
 
 /// Make guests with private memory, in the kernel's direct map and out of it, and crash the kernel.

@@ -5,20 +5,14 @@
 
 use anyhow::ensure;
 
-use crate::MIB;
 use crate::ktap::{CaseResult, Suite};
-use crate::pattern::Pattern;
 use crate::pressure::Dump;
-use crate::suite;
+use crate::support::crash::{HIDDEN, PINNED, SIZE};
+use crate::{MIB, suite};
 
 pub static SUITE: Suite =
     suite!("crash_dump", [memory_out_of_the_direct_map_can_be_dumped_like_any_other: 300]);
 
-/// What the guests of the crashed kernel wrote to as many bytes each: to memory that is out of the
-/// direct map, and to memory that is pinned only.
-pub const HIDDEN: Pattern = Pattern::Generation(7101);
-pub const PINNED: Pattern = Pattern::Generation(7102);
-pub const SIZE: u64 = 4 * MIB;
 /// Higher than any address of these guests.
 const END: u64 = 1 << 40;
 

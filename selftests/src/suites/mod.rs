@@ -15,7 +15,7 @@ mod contiguous;
 mod control;
 mod convert;
 mod corpus;
-pub mod crash_dump;
+mod crash_dump;
 mod creation;
 mod debugfs;
 mod directmap;

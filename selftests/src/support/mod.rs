@@ -2,6 +2,7 @@
 //! Helpers that several suites share.
 
 pub mod backend;
+pub mod crash;
 pub mod directmap;
 pub mod hugetlb;
 pub mod inject;
