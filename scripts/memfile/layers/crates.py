@@ -13,7 +13,7 @@ class Layer:
     modules: str
     # None of it in these modules.
     unsafe: bool = True
-    # Names at the beginning of a path that these modules may not use.
+    # Beginnings of a path that these modules may not use: "kernel", or "a_crate::module".
     foreign: tuple[str, ...] = ()
     # The modules below these do not use each other.
     apart: bool = False
@@ -52,6 +52,11 @@ CRATES = (
         Layer("memory", unsafe=False, foreign=NO_C),
         Layer("base bindings"),
     )),
+    Crate("rust/test/memfile_guest.rs", (
+        Layer("crate", unsafe=False, foreign=NO_C),
+        Layer("abi", foreign=NO_C),
+        Layer("base"),
+    )),
     # The engine and the policy on the host; what is below the engine is stood in for.
     Crate("rust/host/src/lib.rs", (
         Layer("allocation lifetime properties protocol sequence"),
@@ -79,4 +84,20 @@ CRATES = (
         Layer("pattern skip uapi"),
         Layer("crate"),
     )),
+)
+
+# Programs of one file each, of what the library has: the suites are memfile-tests' only.
+PROGRAMS = tuple(
+    Crate(f"selftests/src/bin/{name}.rs", (Layer("crate", foreign=() if suites else ("memfile_selftests::suites",)),))
+    for name, suites in (
+        ("memfile-bench", False),
+        ("memfile-crash", False),
+        ("memfile-demo", False),
+        ("memfile-guest", False),
+        ("memfile-plot", False),
+        ("memfile-replay", False),
+        ("memfile-tests", True),
+        ("memfile-trace", False),
+        ("memfile-vm", False),
+    )
 )

@@ -66,12 +66,13 @@ def problems(top: Path, crate: Crate) -> tuple[list[str], int, int]:
             wrong.append(f"{name(source.file)}: module {source.module[0]} is in no layer")
             continue
         layer = crate.layers[number]
+        forbidden = [tuple(begin.split("::")) for begin in layer.foreign]
         if not layer.unsafe and (found := re.search(r"\bunsafe\b", source.code)):
             wrong.append(f"{name(source.file)}:{source.line(found.start())}: unsafe in layer {layer.modules}")
         for at, _, path in tree.paths(source):
             # Also from the root: crate::bindings.
-            first = [step for step in path if step not in ("crate", "super", "self")][:1]
-            if first and first[0] in layer.foreign:
+            named = tuple(step for step in path if step not in ("crate", "super", "self"))
+            if any(named[: len(begin)] == begin for begin in forbidden):
                 wrong.append(f"{name(source.file)}:{source.line(at)}: layer {layer.modules} uses {'::'.join(path)}")
     for use in uses:
         ours, theirs = by_file[use.user].module, by_file[use.used].module
