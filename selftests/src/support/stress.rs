@@ -43,10 +43,25 @@ const _: () = assert!(PAGES * STRESS_ENTRY <= NOTES - TABLE && PAGES * STRESS_NO
 /// When a stress is over.
 #[derive(Clone, Copy, Debug)]
 pub enum Length {
-    /// After that time.
+    /// After that time, and when each action was done [`TWICE`].
     Time(Duration),
+    /// After that time, and when each action and the work of others was done so many times.
+    Rounds(Duration, u64),
     /// After so many actions, and when each vCPU has checked a word of each page, on average.
     Actions(u64),
+}
+
+/// Times that each action is done, and the work of others, even if one takes long.
+const TWICE: u64 = 2;
+
+impl Length {
+    /// Times that each action is done at least, and the work of others.
+    fn least(self) -> u64 {
+        match self {
+            Length::Time(_) | Length::Actions(_) => TWICE,
+            Length::Rounds(_, times) => times,
+        }
+    }
 }
 
 /// Actions of the host on pages.
@@ -293,11 +308,14 @@ impl Bench {
         let stoppers: Vec<_> = workers.iter().map(|vcpu| vcpu.stopper()).collect();
         let mut done = vec![0u64; actions.len()];
         let over = AtomicBool::new(false);
+        let least = self.length.least();
         let (result, counters, rounds) = thread::scope(|scope| {
             let running: Vec<_> =
                 workers.iter_mut().map(|vcpu| scope.spawn(|| vcpu.finish_stress())).collect();
-            let others: Vec<_> =
-                others.into_iter().map(|other| scope.spawn(|| repeat(other, &over))).collect();
+            let others: Vec<_> = others
+                .into_iter()
+                .map(|other| scope.spawn(|| repeat(other, least, &over)))
+                .collect();
             let ended = || {
                 running.iter().any(|r| r.is_finished()) || others.iter().any(|o| o.is_finished())
             };
@@ -342,10 +360,9 @@ impl Bench {
     ) -> Result<()> {
         let start = Instant::now();
         while !ended() {
-            // Each action is done at least twice, even if one takes long.
-            let missing = done.iter().position(|&times| times < 2);
+            let missing = done.iter().position(|&times| times < self.length.least());
             let over = match self.length {
-                Length::Time(duration) => start.elapsed() >= duration,
+                Length::Time(duration) | Length::Rounds(duration, _) => start.elapsed() >= duration,
                 Length::Actions(count) => done.iter().sum::<u64>() >= count,
             };
             let over = over && checked();
@@ -415,10 +432,10 @@ impl Bench {
     }
 }
 
-/// Repeats `other` until it is `over`, but at least twice. Returns how often.
-fn repeat(mut other: Other, over: &AtomicBool) -> Result<u64> {
+/// Repeats `other` until it is `over`, but at least so many times. Returns how often.
+fn repeat(mut other: Other, least: u64, over: &AtomicBool) -> Result<u64> {
     let mut rounds = 0;
-    while rounds < 2 || !over.load(Ordering::Relaxed) {
+    while rounds < least || !over.load(Ordering::Relaxed) {
         other()?;
         rounds += 1;
     }
