@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
-use crate::pressure::{self, Block, Cgroup, Setting, frames};
+use crate::pressure::{self, Block, Cgroup, Counts, MovableZone, Setting, frames};
 use crate::support::backend;
 use crate::support::setup::{BOTH, GUEST, PINNED, Setup};
 use crate::sys::*;
@@ -58,11 +58,16 @@ fn require_nodes() -> Result<()> {
     Ok(())
 }
 
+/// `count` pages in the pool of a node, until this is dropped.
+fn pool(n: usize, count: u64) -> Result<Setting> {
+    let file = node(n).join("hugepages/hugepages-2048kB/nr_hugepages");
+    Setting::set(file, &count.to_string())
+}
+
 /// [`EACH`] pages on each node, until this is dropped.
 fn pools() -> Result<Vec<Setting>> {
     require_nodes()?;
-    let file = |n: usize| node(n).join("hugepages/hugepages-2048kB/nr_hugepages");
-    NODES.iter().map(|&n| Setting::set(file(n), &EACH.to_string())).collect()
+    NODES.iter().map(|&n| pool(n, EACH)).collect()
 }
 
 /// How many pages of each node are in use.
@@ -176,19 +181,46 @@ fn interleaved_pages_lie_on_all_nodes() -> CaseResult {
     expect_used([0, 0], "the guest is gone")
 }
 
-/// A binding that pins the file, by a task without a policy, takes no page away from its node.
+/// A binding that pins the file, by a task without a policy, takes no page away from its node, as
+/// long as the node's pool has other pages. (If all that are free there are in movable memory, the
+/// kernel takes what other nodes have free before it makes a page.)
 fn pages_that_move_for_pinning_stay_on_their_node() -> CaseResult {
-    let _pools = pools()?;
-    let mut s = Setup::with_flags_on(&backend::HUGE, BOTH, 4 * HUGE)?;
+    const MOVED: u64 = 4;
+    let pools = pools()?;
+    // The blocks are the last ones, those of the last node. Its next pages come from there, and are
+    // the first that a guest gets.
+    let zone = MovableZone::make(2)?;
+    let left = figure(1, "nr_hugepages")?;
+    if left < MOVED {
+        return skip(format!("only {left} pages of the pool lie elsewhere than in the blocks"));
+    }
+    let more = pool(1, EACH + MOVED)?;
+    let mut s = Setup::with_flags_on(&backend::HUGE, BOTH, MOVED * HUGE)?;
     {
         let _policy = Policy::set(MPOL_BIND, 2)?;
-        s.vcpu.fill_pages(s.slot.gpa, 4 * HUGE, GUEST)?;
+        s.vcpu.fill_pages(s.slot.gpa, MOVED * HUGE, GUEST)?;
     }
-    expect_used([0, 4], "after the guest's touch")?;
+    expect_used([0, MOVED], "after the guest's touch")?;
+    let movable = |s: &Setup| -> Result<u64> {
+        let mut small = 0;
+        for frame in frames(&s.vcpu, &s.slot, &s.fd)?.values() {
+            small += u64::from(zone.holds(frame.pfn)?);
+        }
+        Ok(small / (HUGE / PAGE))
+    };
+    let there = movable(&s)?;
+    println!("{there} of {MOVED} pages are in movable memory");
+    ensure!(there != 0, "no page of the guest lies in movable memory, so none has to move");
+    let counts = Counts::now()?;
     let mut s = s.pass_on(PINNED)?;
-    expect_used([0, 4], "pinned")?;
-    s.vcpu.verify_pages(s.slot.gpa, 4 * HUGE, GUEST)?;
-    ensure!(frames(&s.vcpu, &s.slot, &s.fd)?.len() as u64 == 4 * HUGE / PAGE);
+    counts.expect_grown(&["memfile.migrate"], there)?;
+    expect_used([0, MOVED], "pinned")?;
+    ensure!(movable(&s)? == 0, "a pinned page is in movable memory");
+    s.vcpu.verify_pages(s.slot.gpa, MOVED * HUGE, GUEST)?;
+    ensure!(frames(&s.vcpu, &s.slot, &s.fd)?.len() as u64 == MOVED * HUGE / PAGE);
+    drop(s);
+    // No page of the pools is in the blocks when they become ordinary memory again.
+    drop((more, pools));
     Ok(())
 }
 
