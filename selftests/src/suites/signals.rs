@@ -23,10 +23,12 @@ conformance!(
         fallocate_in_a_storm_changes_no_live_byte: 120,
     ],
     memfile: [fatal_signal_ends_fallocate],
-    // Not of a GiB, which the machine has no huge pages for.
+    // For a GiB the machine has no huge pages, and what was allocated before the signal stays: the
+    // fatal one has a case of its own.
     huge: [
         fallocate_survives_a_storm: 120,
         fallocate_in_a_storm_changes_no_live_byte: 120,
+        fatal_signal_ends_fallocate_between_two_pages,
     ],
 );
 
@@ -145,4 +147,49 @@ fn fatal_signal_ends_fallocate(on: &'static Backend) -> CaseResult {
     ensure!(whole < 2, "{whole} times fallocate() came to its own end");
     allocate(&fd, 0, 64 * MIB).context("the file still works")?;
     on.expect_allocated(&fd, 64 * MIB, "in the end")
+}
+
+/// hugetlbfs does not undo what an interrupted fallocate() has done: a file that holds some of its
+/// pages when the process is gone tells that the call ended early. (Nothing ends a hole early.) If a
+/// signal came too late for that, the next process gets one, until the case has had its time.
+fn fatal_signal_ends_fallocate_between_two_pages(on: &'static Backend) -> CaseResult {
+    let len = 64 * MIB;
+    let fd = on.file(len)?;
+    allocate(&fd, 0, len).context("without a signal")?;
+    punch(&fd, 0, len)?;
+    let some = || -> Result<bool> { Ok((1..len).contains(&allocated(&fd)?)) };
+    for round in 1.. {
+        // SAFETY: The child only makes system calls, and never returns from here.
+        let pid = check(unsafe { libc::fork() })? as libc::pid_t;
+        if pid == 0 {
+            while allocate(&fd, 0, len).is_ok() && punch(&fd, 0, len).is_ok() {}
+            // SAFETY: Nothing of the parent's is to be dropped here.
+            unsafe { libc::_exit(1) };
+        }
+        let mut seen = some();
+        while matches!(seen, Ok(false)) {
+            thread::yield_now();
+            seen = some();
+        }
+        // SAFETY: Takes no pointer.
+        check(unsafe { libc::kill(pid, libc::SIGKILL) })?;
+        let mut status = 0;
+        // SAFETY: The status outlives the call.
+        check(unsafe { libc::waitpid(pid, &mut status, 0) })?;
+        seen?;
+        ensure!(libc::WIFSIGNALED(status), "a call failed before the signal: {status:#x}");
+        let held = allocated(&fd)?;
+        println!("round {round}: {} of {} MiB are held", held / MIB, len / MIB);
+        let (got, wanted) = (mem::resident_pages(&fd)?, held / crate::PAGE);
+        ensure!(got == wanted, "memfile-pages reads {got}, wanted {wanted}");
+        ensure!(held % on.page == 0, "{held} bytes are no whole huge pages");
+        let ended = some()?;
+        punch(&fd, 0, len)?;
+        on.expect_allocated(&fd, 0, "after a punch")?;
+        if ended {
+            break;
+        }
+    }
+    allocate(&fd, 0, len).context("the file still works")?;
+    on.expect_allocated(&fd, len, "in the end")
 }
