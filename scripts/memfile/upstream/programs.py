@@ -110,7 +110,8 @@ def read_list(path: Path = LIST, base: str = paths.BASE) -> Programs:
     for one in expected:
         if one.program not in runs:
             raise BadList(f"a difference of {one.program}, which does not run")
-    return Programs(built, added, own_programs, data.get("sources", {}), scripts, data.get("absent", {}), runs, expected)
+    sources, absent = data.get("sources", {}), data.get("absent", {})
+    return Programs(built, added, own_programs, sources, scripts, absent, runs, expected)
 
 
 def unnamed(listed: Programs, folder: Path) -> list[str]:
