@@ -72,13 +72,15 @@ fn policies_of_shmem_apply() -> CaseResult {
         ("force", true),
     ] {
         let _huge = pressure::shmem_huge(policy)?;
-        let mut s = Setup::with_flags(PINNED, SIZE)?;
-        s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
-        let orders = frames(&s.vcpu, &s.slot, &s.fd)?;
-        let largest = orders.values().map(|frame| frame.order).max();
-        let wanted = if huge { 9 } else { 0 };
-        ensure!(largest == Some(wanted), "{policy}: the largest order is {largest:?}");
-        expect_2m(&s.vm, if huge { COUNT } else { 0 }, policy)?;
+        for flags in [PINNED, HIDDEN] {
+            let mut s = Setup::with_flags(flags, SIZE)?;
+            s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+            let orders = frames(&s.vcpu, &s.slot, &s.fd)?;
+            let largest = orders.values().map(|frame| frame.order).max();
+            let wanted = if huge { 9 } else { 0 };
+            ensure!(largest == Some(wanted), "{policy}: the largest order is {largest:?}");
+            expect_2m(&s.vm, if huge { COUNT } else { 0 }, policy)?;
+        }
     }
     Ok(())
 }
@@ -162,7 +164,7 @@ fn kvm_maps_4k_what_the_guest_executes_if_it_must() -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
     for (workaround, small) in [("off", 0), ("force", 1)] {
         let _nx = Setting::set("/sys/module/kvm/parameters/nx_huge_pages", workaround)?;
-        for flags in [PINNED, BOTH] {
+        for flags in [PINNED, HIDDEN, BOTH] {
             let mut s = guest(flags)?;
             let (gpa, code) = (s.slot.gpa, HUGE + 5 * PAGE);
             expect_2m(&s.vm, COUNT, "nothing was executed")?;
@@ -188,8 +190,8 @@ fn new_huge_page_is_zeroed() -> CaseResult {
         used.store(offset, 0x5a5a_5a5a_5a5a_5a5a);
     }
     drop(used);
-    for first in [false, true] {
-        let mut s = Setup::with_flags(BOTH, SIZE)?;
+    for (flags, first) in [(BOTH, false), (BOTH, true), (HIDDEN, false), (HIDDEN, true)] {
+        let mut s = Setup::with_flags(flags, SIZE)?;
         if first {
             allocate(&s.fd, 0, SIZE)?;
         }

@@ -160,9 +160,10 @@ fn hole_and_touch_give_a_fresh_page() -> CaseResult {
 }
 
 fn every_vcpu_loses_the_page() -> CaseResult {
-    for huge in ["never", "always"] {
+    for (huge, flags) in [("never", BOTH), ("always", BOTH), ("never", HIDDEN), ("always", HIDDEN)]
+    {
         let _huge = pressure::shmem_huge(huge)?;
-        let mut s = Setup::with_flags(BOTH, SIZE)?;
+        let mut s = Setup::with_flags(flags, SIZE)?;
         s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
         let mut others = (1..4).map(|id| s.vm.vcpu(id)).collect::<Result<Vec<_>>>()?;
         for vcpu in &mut others {
@@ -210,24 +211,28 @@ fn poisoned_page_is_neither_moved_nor_swapped() -> CaseResult {
 }
 
 fn shared_side_is_another_page() -> CaseResult {
-    let mut v = break_page(BOTH)?;
-    let (gpa, pattern) = (v.s.slot.gpa + BROKEN, Pattern::Generation(6));
-    v.s.vm.set_shared(gpa, PAGE)?;
-    v.s.vcpu.fill(gpa, PAGE, pattern)?;
-    v.s.vcpu.verify(gpa, PAGE, pattern)?;
-    v.s.vm.set_private(gpa, PAGE)?;
-    v.s.vcpu.expect_lost(gpa)
+    for flags in [BOTH, HIDDEN] {
+        let mut v = break_page(flags)?;
+        let (gpa, pattern) = (v.s.slot.gpa + BROKEN, Pattern::Generation(6));
+        v.s.vm.set_shared(gpa, PAGE)?;
+        v.s.vcpu.fill(gpa, PAGE, pattern)?;
+        v.s.vcpu.verify(gpa, PAGE, pattern)?;
+        v.s.vm.set_private(gpa, PAGE)?;
+        v.s.vcpu.expect_lost(gpa)?;
+    }
+    Ok(())
 }
 
 fn teardown_leaves_the_frame_out_of_use() -> CaseResult {
-    for huge in ["never", "always"] {
+    for (huge, flags) in [("never", BOTH), ("always", BOTH), ("never", HIDDEN), ("always", HIDDEN)]
+    {
         let _huge = pressure::shmem_huge(huge)?;
-        drop(break_page(BOTH)?);
+        drop(break_page(flags)?);
         let before = Accounts::now()?;
-        let Victim { s, frame } = break_page(BOTH)?;
+        let Victim { s, frame } = break_page(flags)?;
         drop(s);
-        let flags = pressure::page_flags(frame.0)?;
-        ensure!(flags & KPF_HWPOISON != 0, "the frame has flags {flags:#x}");
+        let state = pressure::page_flags(frame.0)?;
+        ensure!(state & KPF_HWPOISON != 0, "the frame has flags {state:#x}");
         drop(frame);
         before.expect_back(MIB)?;
     }

@@ -71,8 +71,11 @@ conformance!(
         all_on_huge_pages,
     ],
     hidden: [
+        private_memory_private_access,
         private_memory_shared_access,
+        shared_memory_private_access,
         shared_memory_shared_access,
+        private_shared_access,
         shared_private_access,
         private_shared_private_access,
         part_of_private_memory_is_shared_and_back,
