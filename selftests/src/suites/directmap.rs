@@ -55,7 +55,7 @@ pub static SUITE: Suite = suite!(
         binding_that_fails_can_be_repeated: 120,
         broken_page_does_not_come_back_with_others,
         page_does_not_move_when_its_block_is_wanted: 240,
-        secret_is_nowhere_in_memory: 240,
+        secret_is_nowhere_in_memory: 400,
         thousand_lives_leak_nothing: 240,
     ]
 );

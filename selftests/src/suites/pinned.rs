@@ -20,7 +20,7 @@ pub static SUITE: Suite = suite!(
         frames_of_huge_pages_never_change,
         pages_come_from_unmovable_memory,
         block_with_a_pinned_page_does_not_go_offline,
-        migration_is_refused_before_isolation,
+        migration_is_refused_before_isolation: 240,
         unmovable_alone_is_refused_after_isolation,
         reclaim_does_not_look_at_pinned_pages,
         page_older_than_its_binding_is_isolated_once,
@@ -175,7 +175,7 @@ fn migration_is_refused_before_isolation() -> CaseResult {
     let (cgroup, _swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
     // A compaction scans some of the pages: take more guests until it is enough.
     let (mut rounds, mut seen, mut vain) = (0, 0, 0);
-    while seen < 32 && rounds < 10 {
+    while seen < 32 && rounds < 40 {
         let (s, before) = older_guest(PINNED)?;
         // They are older than the binding: reclaim puts them aside.
         pressure::drop_caches()?;

@@ -87,18 +87,19 @@ pub fn populate_hidden(
     for offset in (0..len).step_by(8) {
         source.store(offset, GUEST.word(slot.gpa + offset));
     }
-    // The first half is allocated meanwhile, the second one is out of the map by then.
-    let half = len / 2;
-    let populate = |offset: u64| -> Result<()> {
-        let (result, left) = vm.raw_populate(slot.gpa + offset, half, source.addr() + offset);
+    let populate = |offset: u64, len: u64| -> Result<()> {
+        let (result, left) = vm.raw_populate(slot.gpa + offset, len, source.addr() + offset);
         result.with_context(|| format!("+{offset:#x}: {left:#x} bytes left"))
     };
+    // The first page, which is of any size, then what is allocated meanwhile, then what is there.
+    let half = len / 2;
+    populate(0, PAGE)?;
     let flushes = Flushes::now()?;
-    populate(0)?;
+    populate(PAGE, half - PAGE)?;
     flushes.expect_batches(half / PAGE, "populate what is not there")?;
     allocate(fd, 0, slot.size)?;
     let flushes = Flushes::now()?;
-    populate(half)?;
+    populate(half, half)?;
     flushes.expect_batches(half / PAGE, "populate what is")?;
     // A second time it has content, which has to be looked at.
     let again = vm.raw_populate(slot.gpa, PAGE, source.addr()).0;
