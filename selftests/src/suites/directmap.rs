@@ -303,7 +303,6 @@ fn content_of_an_earlier_binding_leaves() -> CaseResult {
     Ok(())
 }
 
-/// Of what went to swap before the file's first binding with the flag.
 /// A guest whose memory went to swap before its file was bound with the flag.
 fn swapped_out_before(swap: &Swap, hidden: &Hidden) -> Result<(Cgroup, Setup)> {
     let cgroup = Cgroup::enter()?;
@@ -317,6 +316,7 @@ fn swapped_out_before(swap: &Swap, hidden: &Hidden) -> Result<(Cgroup, Setup)> {
     Ok((cgroup, s))
 }
 
+/// Of what went to swap before the file's first binding with the flag.
 fn swapoff_brings_no_content_into_the_map() -> CaseResult {
     lock_own_memory()?;
     let memory = memory()?;
