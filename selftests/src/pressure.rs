@@ -121,12 +121,19 @@ pub fn soft_offline(pfn: u64) -> Result<()> {
 
 /// Flags of a page frame in `/proc/kpageflags`.
 pub fn page_flags(pfn: u64) -> Result<u64> {
+    page_flags_from(pfn, 1)?.first().copied().with_context(|| format!("kpageflags of {pfn:#x}"))
+}
+
+/// The same of `count` page frames in a row; fewer if there are no more.
+fn page_flags_from(pfn: u64, count: u64) -> Result<Vec<u64>> {
     use std::os::unix::fs::FileExt;
     require_root()?;
-    let mut word = [0; 8];
+    let mut bytes = vec![0; (count * 8) as usize];
     let file = fs::File::open("/proc/kpageflags").context("/proc/kpageflags")?;
-    file.read_exact_at(&mut word, pfn * 8).with_context(|| format!("kpageflags of {pfn:#x}"))?;
-    Ok(u64::from_ne_bytes(word))
+    let len =
+        file.read_at(&mut bytes, pfn * 8).with_context(|| format!("kpageflags of {pfn:#x}"))?;
+    let words = bytes[..len].chunks_exact(8);
+    Ok(words.map(|word| u64::from_ne_bytes(word.try_into().unwrap_or_default())).collect())
 }
 
 /// Page frames of a mapping of this process that are in memory.

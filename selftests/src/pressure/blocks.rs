@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{raw_write, read};
+use super::{KPF_HWPOISON, page_flags_from, raw_write, read};
 use crate::PAGE;
 use crate::skip::skip;
 use crate::sys::{Alarm, Errno, SysResult, require_root};
@@ -33,7 +33,8 @@ impl Block {
         u64::from_str_radix(&text, 16).context("block_size_bytes")
     }
 
-    /// All blocks that are online, in order. SKIP without memory hotplug.
+    /// All blocks that are online and would come back if they went offline, in order: the kernel
+    /// refuses a block of which a frame is broken (`EHWPOISON`). SKIP without memory hotplug.
     pub fn online() -> Result<Vec<Block>> {
         require_root()?;
         let Ok(entries) = fs::read_dir(ROOT) else {
@@ -49,7 +50,26 @@ impl Block {
         }
         blocks.retain(|block| block.state().is_ok_and(|state| state == "online"));
         blocks.sort_by_key(|block| block.number);
-        Ok(blocks)
+        if crate::mem::meminfo("HardwareCorrupted")? == 0 {
+            return Ok(blocks);
+        }
+        let mut sound = Vec::new();
+        for block in blocks {
+            match block.broken_frame()? {
+                Some(pfn) => println!("{}: frame {pfn:#x} is broken", block.path.display()),
+                None => sound.push(block),
+            }
+        }
+        Ok(sound)
+    }
+
+    /// The first of its page frames that an earlier memory error keeps out of use.
+    fn broken_frame(&self) -> Result<Option<u64>> {
+        let frames = Block::size()? / PAGE;
+        let first = self.number * frames;
+        let flags = page_flags_from(first, frames)?;
+        let broken = (first..).zip(flags).find(|(_, flags)| flags & KPF_HWPOISON != 0);
+        Ok(broken.map(|(pfn, _)| pfn))
     }
 
     fn state(&self) -> Result<String> {
