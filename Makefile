@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # The targets for people; kbuild reads Kbuild only. Everything is built in the cache,
-# nothing in the checkout. The cache is MEMFILE_CACHE, else /var/cache/memfile if that
-# can be written, else ~/.cache/memfile.
+# nothing in the checkout; "Cache" in README.md says where that is.
 
 KERNEL ?= plain
 export BASE KERNEL_SRC RUSTC LLVM BINDGEN QEMU QEMU_SRC MEMFILE_CACHE KDIR
@@ -25,7 +24,7 @@ demo: all	## print what real guests on each kind of memory cost, also under pres
 demo-guest: all	## the same story with a real Linux in a real QEMU, on every kind of memory
 	@scripts/demo --guest $(KERNEL)
 
-# What a user says reaches the script as it is, quotes and all.
+# The script gets the user's text as it is, with its quotes.
 guest guest-shell: export MEMFILE_GUEST_CMD = $(value CMD)
 guest guest-shell: export MEMFILE_GUEST_ARGS = $(value ARGS)
 guest guest-shell: export MEMFILE_GUEST_KERNEL = $(value GUEST_KERNEL)
@@ -36,7 +35,7 @@ guest: all	## a real Linux in a real QEMU, 32 GiB private in 2; CMD= in the gues
 guest-shell: all	## the same with a shell in the guest
 	@scripts/guest --shell
 
-# These want a QEMU of ours.
+# These need QEMU with the project's patches.
 demo-guest check guest guest-shell: SETUP = --qemu
 pressure: SETUP = --pressure
 

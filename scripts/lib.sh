@@ -52,6 +52,13 @@ SRC=$CACHE/src
 BUILD=$CACHE/build
 LOGS=$CACHE/logs
 TOOLS=$CACHE/tools
+VENV=$TOOLS/venv
+WORK=$CACHE/work
+# The guest's programs, memfile-plot and memfile-fuzz, and what cargo builds them in.
+PROGRAMS=$BUILD/selftests/bin
+PLOT=$BUILD/selftests/memfile-plot
+FUZZER=$BUILD/fuzz/memfile-fuzz
+CARGO_DIR=$BUILD/cargo
 
 # Exit status of every script: 0 ok, 1 a test failed, 2 usage, tool or build. What
 # else a script may end with is in its help.
@@ -105,6 +112,8 @@ FETCH=fetch-kernel
 # The files that scripts/mutants writes, and the tree that contains those of the kernel.
 MUTANTS=$CACHE/mutants$OF_BASE
 MUTANTS_TREE=$MUTANTS/tree
+# The kernel's own selftests.
+UPSTREAM=$BUILD/upstream$OF_BASE
 
 # use_qemu: from here on source and series are those of QEMU.
 # Pinned: RELEASE PACKAGE VERSION POOL SHA256 DEBIAN_SHA256 MESON MESON_SHA256
@@ -157,18 +166,20 @@ toolchain_id() {
 	"$BINDGEN" --version
 }
 
-# flavour_name FLAVOUR [SRC]: the build tree of a flavour; a tree of one's own
-# (KERNEL_SRC, or else SRC) has build trees of its own, and so has each base.
+# The rule for the names of build trees stands in memfile/paths.py.
+paths_py() { (cd "$ROOT/scripts" && exec python3 -EBm memfile.paths "$@"); }
+
+# flavour_name FLAVOUR [SRC]: the name of the build tree of a flavour, of the source SRC
+# (default: KERNEL_SRC, or else the base; empty: neither).
 flavour_name() {
 	local src=${2-${KERNEL_SRC:-}}
-	if [ -n "$src" ]; then
-		printf '%s-%s' "$1" "$(realpath -- "$src" | tr -d '\n' | sha256sum | cut -c1-8)"
-	elif [ $# = 1 ]; then
-		printf '%s' "$1$OF_BASE"
-	else
-		printf '%s' "$1"
-	fi
+	[ -z "$src" ] || src=$(realpath -m -- "$src")
+	if [ $# = 1 ] && [ -z "$src" ]; then paths_py "$1"; else paths_py "$1" "$src"; fi
 }
+
+# module_name TREE: the name of a build tree in the name of the folder of its module.
+module_name() { paths_py --module "$(realpath -ms -- "$1")"; }
+module_folder() { printf '%s' "$BUILD/module-$1"; }
 
 # plain_config: the fragments of every configuration of this base, in $fragments.
 plain_config() {

@@ -23,12 +23,14 @@ DEFAULT = re.sub(r"^#.*\n", "", (ROOT / "patches/DEFAULT").read_text(), flags=re
 # What lib.sh and memfile/paths.py each call the same thing.
 IN_SHELL = """#!/bin/bash -p
 . "$(dirname "$0")/lib.sh"
-printf '%s\\n' "$PATCHES" "$BUILD/$(flavour_name plain)" "$PATCHED_TREE" "$MUTANTS" "$BUILD/upstream$OF_BASE/bin" "$KERNEL"
+name=$(flavour_name plain)
+printf '%s\\n' "$PATCHES" "$BUILD/$name" "$(module_folder "$name")/memfile.ko" "$PATCHED_TREE" "$MUTANTS" "$UPSTREAM/bin" "$KERNEL"
 """
 IN_PYTHON = """import sys
 sys.path.insert(0, "scripts")
 from memfile import paths
-print(*[paths.PATCHES, paths.build_tree("plain"), paths.patched_tree(), paths.MUTANTS, paths.UPSTREAM,
+tree = paths.build_tree("plain")
+print(*[paths.PATCHES, tree, paths.module(tree), paths.patched_tree(), paths.MUTANTS, paths.UPSTREAM,
         paths.kernel_version()], sep="\\n")
 """
 PATCH = """From: x <x@example.org>

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Where things are, for the programs in Python; lib.sh has the same for the shell scripts.
+"""The paths that the programs in Python use; lib.sh has the same for the shell scripts.
 
-No other program names a path of the cache, or the folder of the patches.
+No other program names a path of the cache, or the folder of the patches. The rule for the names
+of build trees stands here only: lib.sh runs this file for it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ ROOT = environment.ROOT
 SCRIPTS = ROOT / "scripts"
 
 CACHE = environment.clean()
-
 
 DEFAULT_BASE = re.sub(r"^#.*\n", "", (ROOT / "patches/DEFAULT").read_text(), flags=re.M).strip()
 
@@ -44,11 +44,17 @@ PROGRAMS = BUILD / "selftests/bin"
 TESTS = PROGRAMS / "memfile-tests"
 PLOT = BUILD / "selftests/memfile-plot"
 FUZZER = BUILD / "fuzz/memfile-fuzz"
+# The scripts that the fuzzer has kept.
+KEPT = CACHE / "fuzz/kept"
+# QEMU for guests in the test machine, QEMU for that machine, and the kernel of a real guest.
+QEMU = BUILD / "qemu"
+QEMU_LAB = BUILD / "qemu-tcg/qemu-system-x86_64"
+GUEST = BUILD / "guest"
 UPSTREAM = BUILD / f"upstream{OF_BASE}/bin"
 CARGO = BUILD / "cargo"
 # The files that scripts/mutants writes.
 MUTANTS = CACHE / f"mutants{OF_BASE}"
-# The answer of the last look whether /dev/kvm is of use.
+# The result of the last test boot with /dev/kvm.
 KVM_PROBE = CACHE / "kvm-probe"
 
 
@@ -70,20 +76,30 @@ def patched_tree() -> Path:
 
 
 def tree_hash(tree: str | Path) -> str:
-    """What the name of a tree of the user's is made of, as in lib.sh."""
+    """The part of a name that stands for a tree of the user's."""
     return hashlib.sha256(os.path.realpath(tree).encode()).hexdigest()[:8]
 
 
+def tree_name(flavour: str, source: str | None = None) -> str:
+    """The name of the build tree of a flavour: of a source of the user's, of none (""), or of the base."""
+    if source is None:
+        return f"{flavour}{OF_BASE}"
+    return f"{flavour}-{tree_hash(source)}" if source else flavour
+
+
 def build_tree(flavour: str) -> Path:
-    """Where scripts/build-kernel builds a flavour."""
-    source = os.environ.get("KERNEL_SRC")
-    return BUILD / (f"{flavour}-{tree_hash(source)}" if source else f"{flavour}{OF_BASE}")
+    """The folder in which scripts/build-kernel builds a flavour."""
+    return BUILD / tree_name(flavour, os.environ.get("KERNEL_SRC") or None)
+
+
+def module_name(tree: Path) -> str:
+    """The name of a build tree in the name of the folder of its module."""
+    return tree.name if tree.parent == BUILD else tree_hash(tree)
 
 
 def module(tree: Path) -> Path:
-    """Where scripts/build-module leaves memfile.ko for a build tree."""
-    name = tree.name if tree.parent == BUILD else tree_hash(tree)
-    return BUILD / f"module-{name}/memfile.ko"
+    """The file that scripts/build-module makes for a build tree: memfile.ko."""
+    return BUILD / f"module-{module_name(tree)}/memfile.ko"
 
 
 def log_folder(what: str = "", with_process: bool = True) -> Path:
@@ -99,3 +115,7 @@ def describe_checkout() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     except OSError:
         return "unknown"
+
+
+if __name__ == "__main__":
+    print(module_name(Path(sys.argv[2])) if sys.argv[1] == "--module" else tree_name(*sys.argv[1:]), end="")

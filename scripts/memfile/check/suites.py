@@ -17,8 +17,8 @@ from memfile.check.outcome import EXIT_TOOL
 # A machine whose guests are a real QEMU's, emulated by a QEMU of the same source: Debian 12's loses
 # the timers of such guests now and then, and so does any that emulates several CPUs in turn.
 WITH_QEMU = [
-    "--emulator", str(paths.BUILD / "qemu-tcg/qemu-system-x86_64"), "--cpus", "1",
-    "--add", str(paths.BUILD / "qemu"), "--add", str(paths.BUILD / "guest"), "--add-kernel",
+    "--emulator", str(paths.QEMU_LAB), "--cpus", "1",
+    "--add", str(paths.QEMU), "--add", str(paths.GUEST), "--add-kernel",
 ]
 # Suites that need a machine of their own: options of scripts/boot.
 OWN_MACHINE = {
