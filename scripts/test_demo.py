@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,36 @@ from memfile.paths import PLOT
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MIB = 1 << 20
+# Colours of scripts/page.css for light pages.
+WHITE, TEXT, BLUE, ORANGE = (255, 255, 255), (27, 31, 36), (0, 85, 170), (194, 87, 12)
+GREEN, GREY, BAND = (34, 119, 51), (182, 190, 199), (240, 243, 246)
+
+
+def pixels(file: Path) -> list[list[tuple[int, ...]]]:
+    """The rows of a PNG file of 8 bits for each of red, green, blue, and possibly alpha."""
+    data, packed, at = file.read_bytes(), b"", 8
+    while at < len(data):
+        length, kind = struct.unpack(">I4s", data[at:at + 8])
+        body = data[at + 8:at + 8 + length]
+        if kind == b"IHDR":
+            width, height, depth, colours, interlaced = struct.unpack(">IIBB2xB", body)
+            assert depth == 8 and colours in (2, 6) and not interlaced
+            size = 3 if colours == 2 else 4
+        elif kind == b"IDAT":
+            packed += body
+        at += 12 + length
+    raw, rows, above = zlib.decompress(packed), [], bytes(width * size)
+    for y in range(height):
+        start = y * (width * size + 1)
+        filtered, row = raw[start], bytearray(raw[start + 1:start + 1 + width * size])
+        for x, byte in enumerate(row):
+            left, up, corner = (row[x - size], above[x], above[x - size]) if x >= size else (0, above[x], 0)
+            middle = left + up - corner
+            nearest = min((left, up, corner), key=lambda value: abs(middle - value))
+            row[x] = byte + (0, left, up, (left + up) // 2, nearest)[filtered] & 255
+        rows.append([tuple(row[x:x + 3]) for x in range(0, len(row), size)])
+        above = bytes(row)
+    return rows
 
 
 def report() -> dict[str, object]:
@@ -128,13 +159,21 @@ class Page(unittest.TestCase):
         # An empty sheet takes less than 1 kB.
         self.assertGreater(len(data), 10000)
 
-    def test_screenshot_is_not_blank(self) -> None:
-        picture = self.folder / "page.png"
-        self.browse("--window-size=1000,1200", f"--screenshot={picture}")
-        data = picture.read_bytes()
-        self.assertEqual(struct.unpack(">II", data[16:24]), (1000, 1200))
-        # An empty page of this size takes 5 kB.
-        self.assertGreater(len(data), 40000)
+    def test_screenshot_has_every_part_in_its_colours(self) -> None:
+        parts = {
+            "#summary": {TEXT}, "#bars": {TEXT, BLUE}, "#pressure": {TEXT, BLUE, ORANGE, GREEN, GREY, BAND}, "table": {TEXT},
+        }
+        boxes = self.ask(
+            f"{list(parts)}.map(s => {{const box = document.querySelector(s).getBoundingClientRect();"
+            "return [box.left, box.top, box.right, box.bottom].map(Math.round)})", "--window-size=1000,1600")
+        file = self.folder / "page.png"
+        self.browse("--window-size=1000,1600", "--hide-scrollbars", "--blink-settings=preferredColorScheme=1",
+                    f"--screenshot={file}")
+        rows = pixels(file)
+        self.assertEqual((len(rows[0]), len(rows)), (1000, 1600))
+        for (part, colours), (left, top, right, bottom) in zip(parts.items(), boxes):
+            seen = {colour for row in rows[top:bottom] for colour in row[left:right]}
+            self.assertEqual((colours | {WHITE}) - seen, set(), part)
 
 
 if __name__ == "__main__":
