@@ -248,9 +248,9 @@ class Verdicts(unittest.TestCase):
         ]
         self.assertEqual(
             summary(verdicts),
-            "5 of 7 programs give the same as without us (1 pass, 1 skip, 1 take too long, 2 fail), "
+            "5 of 7 programs same as unpatched (1 pass, 1 skip, 1 take too long, 2 fail), "
             "1 of them not the same each time, 1 different as expected, 1 different")
-        self.assertEqual(summary(verdicts[:1]), "1 of 1 programs give the same as without us (1 pass)")
+        self.assertEqual(summary(verdicts[:1]), "1 of 1 programs same as unpatched (1 pass)")
 
 
 if __name__ == "__main__":

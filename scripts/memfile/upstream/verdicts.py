@@ -125,5 +125,5 @@ def summary(verdicts: Iterable[Verdict]) -> str:
             (count(lambda v: v.kind == "differs"), "different"),
         ) if number
     ]
-    text = f"{len(same)} of {len(verdicts)} programs give the same as without us"
+    text = f"{len(same)} of {len(verdicts)} programs same as unpatched"
     return text + (f" ({words})" if words else "") + "".join(f", {other}" for other in others)
