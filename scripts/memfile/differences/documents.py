@@ -64,9 +64,9 @@ def document(record: Record, reasons: Reasons) -> str:
         *heading("memfile and guest_memfd, call by call", "="),
         *paragraph(
             "The same tests run on every kind of memory that a guest can have through a file descriptor. This "
-            "is what each kind did in a run of ``make check``: first where they differ and why, then what they "
-            "do alike, last the tests that cannot run on every kind. A difference that is not here fails "
-            "``make check``, and so does one that is here and does not occur."),
+            "document has the results of a run of ``make check``: first the differences and their reasons, then the "
+            "results that are alike, last the tests that cannot run on every kind. A difference that is not here "
+            "fails ``make check``, and so does one that is here and does not occur."),
     ]
     for kind in reasons.kinds:
         suffix = f"``*{kind.suffix}``"
@@ -78,9 +78,9 @@ def document(record: Record, reasons: Reasons) -> str:
         if rows:
             lines += [*heading(reason.title, "~"), *paragraph(reason.why)]
             cells = [[f"``{row[0]}``", *row[1:]] for row in rows]
-            lines += table(["Test", "What", "memfile", *names_of(reason, reasons.kinds)], cells)
+            lines += table(["Test", "Operation", "memfile", *names_of(reason, reasons.kinds)], cells)
     lines += [*heading("Alike", "-"), *paragraph(
-        "Each of these tests passes on the kinds that are named, and sees the same. Where no call is named, the "
+        "Each of these tests passes on the kinds that are named, with the same result. Where no call is named, the "
         "test is about something that no kind may get wrong, such as the content that a guest reads.")]
     names = {kind.suffix: kind.name for kind in reasons.kinds}
     different = {(d.case, d.suffix) for d in differences(record.seen)}
@@ -89,10 +89,10 @@ def document(record: Record, reasons: Reasons) -> str:
         same = [suffix for suffix in found if suffix and (case, suffix) not in different]
         if same:
             does = "; ".join(f"{what}: {does}" for what, does in found[""].items())
-            row = [f"``{case}``", does, ", ".join(names[suffix] for suffix in same)]
+            row = [f"``{case}``", does, "; ".join(names[suffix] for suffix in same)]
             suites.setdefault(case.partition(".")[0], []).append(row)
     for suite, rows in suites.items():
-        lines += [*heading(suite, "~"), *table(["Test", "What it does", "As a memfile does"], rows)]
+        lines += [*heading(suite, "~"), *table(["Test", "Result", "The same on"], rows)]
     lines += heading("Tests that do not run on every kind", "-")
     for reason in reasons.missing:
         lines += heading(reason.title, "~")
@@ -109,12 +109,12 @@ def section(seen: Seen, reasons: Reasons) -> str:
     out = [
         "<h2>memfile and guest_memfd, call by call</h2>",
         f"<p id=differences>{len(seen)} tests ran on a memfile and on guest_memfd. These are the differences, and "
-        "why they are meant.</p>",
+        "their reasons.</p>",
     ]
     for reason in reasons.differences:
         rows = rows_of(reason, seen)
         if rows:
-            head = cells("th", ["test", "what", "memfile", *names_of(reason, reasons.kinds)])
+            head = cells("th", ["test", "operation", "memfile", *names_of(reason, reasons.kinds)])
             out.append(f"<h3>{html.escape(reason.title)}</h3><p>{html.escape(' '.join(reason.why.split()))}</p>")
             out.append(f"<div class=scroll><table><tr>{head}</tr>")
             out += [f"<tr>{cells('td', row)}</tr>" for row in rows]
@@ -135,7 +135,7 @@ def stale_document(record: Record, reasons: Reasons) -> Iterator[str]:
 
 
 def stale_record(record: Record) -> Iterator[str]:
-    """What this run saw is what differences.json has; a case that was skipped here is not compared."""
+    """The observations of this run are those of differences.json; a case that was skipped here is not compared."""
     kept = read_record(RECORD)
     advice = "; scripts/differences --results .../result.json --complete --write brings it up to date"
     for case in [*record.seen, *(case for case in kept.seen if case not in record.seen)]:
