@@ -42,7 +42,7 @@ pressure: SETUP = --pressure
 check: setup	## run every test; TESTS='punch.* upstream.*' chooses, ALL=1 all of upstream, V=1 shows the consoles
 	@set -f; scripts/check --kernel $(KERNEL) $(if $(filter-out 0,$(ALL)),--all) $(if $(filter-out 0,$(V)),--verbose) -- $(TESTS)
 
-regress: all	## run programs of yours on the patched and on the unpatched kernel: PROGRAMS='DIR FILE'
+regress: all	## run your own programs on the patched and on the unpatched kernel: PROGRAMS='DIR FILE'
 	@scripts/build-kernel base
 	@set -f; scripts/regress --kernel $(KERNEL) -- $(PROGRAMS)
 

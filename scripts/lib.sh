@@ -60,8 +60,8 @@ PLOT=$BUILD/selftests/memfile-plot
 FUZZER=$BUILD/fuzz/memfile-fuzz
 CARGO_DIR=$BUILD/cargo
 
-# Exit status of every script: 0 ok, 1 a test failed, 2 usage, tool or build. What
-# else a script may end with is in its help.
+# Exit status of every script: 0 ok, 1 a test failed, 2 usage, tool or build. The help
+# of a script has further ones.
 say() { printf '%s\n' "$*"; }
 note() { printf '%s: %s\n' "$PROG" "$*" >&2; }
 die() {
@@ -92,8 +92,8 @@ plain_paths() {
 	[ -z "${QEMU_SRC:-}" ] || plain_path "QEMU_SRC" "$(realpath -m -- "$QEMU_SRC")" "move it"
 }
 
-# The kernel that everything is made for: BASE, or else what patches/DEFAULT names. What is
-# built of another than that has its name: build/plain, but build/plain-7.2. memfile/paths.py does
+# The kernel that everything is made for: BASE, or else the one that patches/DEFAULT names. Builds
+# of another base than that have its name: build/plain, but build/plain-7.2. memfile/paths.py does
 # the same.
 DEFAULT_BASE=$(sed '/^#/d' "$ROOT/patches/DEFAULT")
 BASE=${BASE:-$DEFAULT_BASE}

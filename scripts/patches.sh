@@ -35,8 +35,8 @@ copy_files() {
 	done
 }
 
-# apply_patch DIR PATCH [--reverse]: in a scratch folder, errors on stderr. What is no
-# code, as MAINTAINERS, keeps no patch out: where it does not fit, it stays as it is.
+# apply_patch DIR PATCH [--reverse]: in a scratch folder, errors on stderr. Files that are
+# not code, such as MAINTAINERS, stay as they are where their change does not fit.
 apply_patch() {
 	(
 		unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE

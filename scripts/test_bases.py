@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""Tests of what knows the base, the kernel that the patches are made for: python3 scripts/test_bases.py
+"""Tests of the parts that depend on the base, the kernel that the patches are for: python3 scripts/test_bases.py
 
 Nothing is built: tools of the same names say what they were called with.
 """
@@ -20,7 +20,7 @@ from memfile.surroundings import Surroundings
 BASES = sorted(path.parent.name for path in (ROOT / "patches").glob("[0-9]*/BASE"))
 DEFAULT = re.sub(r"^#.*\n", "", (ROOT / "patches/DEFAULT").read_text(), flags=re.M).strip()
 
-# What lib.sh and memfile/paths.py each call the same thing.
+# The paths that both lib.sh and memfile/paths.py have.
 IN_SHELL = """#!/bin/bash -p
 . "$(dirname "$0")/lib.sh"
 name=$(flavour_name plain)

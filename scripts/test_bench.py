@@ -105,7 +105,7 @@ class Plugin(unittest.TestCase):
             subprocess.run(["gcc", f"-DQEMU_PLUGIN_API={form}", "-o", program, source], check=True)
 
     def windows(self, *code: tuple[int, str], functions: bool = False) -> list[dict[int, windows.Window]]:
-        """What each form counts in this code."""
+        """The counts of each form in this code."""
         found = []
         for form in self.FORMS:
             out = self.folder / "out"

@@ -16,7 +16,7 @@ from test_bench import SYMBOLS, WRITTEN, figure, table_of
 
 
 class Checker(HTMLParser):
-    """Which tags are open, and all text."""
+    """The open tags, and all text."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ class BuildQemu(unittest.TestCase):
         return [PATCHES / line.split()[0] for line in lines if line and not line.startswith("#")]
 
     def tree(self) -> Path:
-        """What is known for a QEMU, but is not the one the series is made for."""
+        """A source that is known for a QEMU, but is not the one the series is made for."""
         tree = self.folder / "qemu"
         (tree / "accel/kvm").mkdir(parents=True)
         (tree / "VERSION").write_text("10.0.13\n")

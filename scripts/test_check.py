@@ -77,7 +77,7 @@ class Sharing(unittest.TestCase):
 
 class Machines(unittest.TestCase):
     def boots(self, *names: str) -> dict[str, list[str]]:
-        """What runs in which machine if these cases were chosen."""
+        """The machine of each suite if these cases were chosen."""
         run = Check(script("check").parse_args(["--log", self.enterContext(tempfile.TemporaryDirectory()), *names]))
         with unittest.mock.patch.object(guest, "guest_cases", list):
             jobs = [job for job in guest.guest_tests(run) if isinstance(job, functools.partial)]
@@ -143,7 +143,7 @@ class Watched(unittest.TestCase):
 
 
 class Reports(unittest.TestCase):
-    """What other programs read of a run: JUnit XML, and JSON for KCIDB."""
+    """The reports of a run for other programs: JUnit XML, and JSON for KCIDB."""
 
     CASES = (
         Case("punch.hole", PASS),

@@ -25,7 +25,7 @@ class CheckLayers(unittest.TestCase):
         self.folder = Path(folder.name)
 
     def problems(self, files: dict[str, str], layers: tuple[Layer, ...] = THREE) -> list[str]:
-        """What is wrong with a crate that has these files; those of THREE are there if they are not among them."""
+        """The violations of a crate that has these files; those of THREE are there if they are not among them."""
         given = {"lib.rs": LIB, "top.rs": "", "middle.rs": "", "low.rs": ""} if layers is THREE else {}
         for name, text in {**given, **files}.items():
             path = self.folder / name

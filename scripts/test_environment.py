@@ -104,7 +104,7 @@ class Variables(Surroundings):
                 continue
             code = re.sub(r"^\s*#.*", "", path.read_text(), flags=re.M)
             taken.update(re.findall(r"\$\{([A-Z][A-Z_]*):?-", code), re.findall(r"environ\.get\(\"(\w+)\"", code))
-            # What a script gives itself before; with a default of itself it is one of these.
+            # Variables that a script sets by itself; a default for one from outside does not count.
             own.update(re.findall(r"(?:^|[\s'])([A-Z][A-Z_]*)=(?!\$\{\1[:-])", code))
         self.assertIn("SANITIZER", taken)
         lost = {name for name in taken - own if not any(fnmatchcase(name, known) for known in environment.passing())}

@@ -24,7 +24,7 @@ class Follow(test_port.Trees):
     def setUp(self) -> None:
         super().setUp()
         self.change(self.new, "mm/shmem.c", "return 1;", "return 11;")
-        # As solved by whoever has moved it.
+        # As solved when it was moved.
         self.own = self.edited("own", {
             "-\treturn 1;\n+\treturn hook(1);": "-\treturn 11;\n+\treturn hook(11);",
             "Subject: [PATCH 1/2] one": "Subject: [PATCH 1/2] one\n\nFor another base.",

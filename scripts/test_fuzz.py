@@ -44,7 +44,7 @@ class Shorten(unittest.TestCase):
 
 
 class Runs(unittest.TestCase):
-    """What becomes of the end of a machine, without one."""
+    """The handling of the end of a machine, without one."""
 
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -80,7 +80,7 @@ class Runs(unittest.TestCase):
         run = self.run_once("== run-1\n0 a\n== run-2\n0 b\n0 c\n", 255, "Kernel panic")
         self.assertEqual([path.name for path in run.wrong], ["lost-1"])
         self.assertEqual(run.wrong[0].read_text().splitlines()[0], "# Kernel panic")
-        # It fails whatever is left out: one step stays.
+        # It fails without any of the other steps: one step stays.
         self.assertEqual(run.wrong[0].read_text().splitlines()[1:], ["0 c"])
 
     def test_machine_that_is_not_lost_again_keeps_what_was_before(self) -> None:

@@ -83,7 +83,7 @@ class Trees(unittest.TestCase):
         (tree / name).write_text(text.replace(was, becomes))
 
     def main(self, *words: str, code: int) -> str:
-        """What scripts/port prints, for this base and this series."""
+        """The output of scripts/port, for this base and this series."""
         out, err = io.StringIO(), io.StringIO()
         with mock.patch.object(port, "base_source", return_value=self.base), \
                 mock.patch.object(port.paths, "series", return_value=self.patches), \
@@ -124,7 +124,7 @@ class Merges(Trees):
         first, second = self.results()
         self.assertEqual(first, f"{self.patches[0].name}: goes in")
         self.assertNotIn(port.BOTH, second)
-        # What comes after it is tried with both changes.
+        # The patches after it are tried with both changes.
         text = (self.merge / "mm/shmem.c").read_text()
         self.assertIn("\tlong a = 2;\n\tint more = hook(a);\n", text)
         self.assertIn("1 only add lines", self.main(code=port.CONFLICTS))

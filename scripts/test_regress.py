@@ -17,7 +17,7 @@ from memfile.load import script
 
 regress = script("regress")
 
-# What tells one ELF file from another.
+# The bytes that tell one ELF file from another.
 ELF64 = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\x3e\x00"
 ELF32 = b"\x7fELF\x01\x01\x01" + bytes(9) + b"\x02\x00\x03\x00"
 

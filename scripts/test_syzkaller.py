@@ -70,7 +70,7 @@ class File:
                 self.strange.append(line)
 
     def types(self) -> list[str]:
-        """What stands for types: of arguments and of fields, without their names."""
+        """The types of arguments and of fields, without their names."""
         arguments = [
             re.sub(r"^\w+ ", "", argument) for call in self.calls.values()
             for argument in re.split(r", (?=\w+ [a-z])", call[1:].rpartition(")")[0])
@@ -120,7 +120,7 @@ class Descriptions(unittest.TestCase):
         known = BUILTIN | ELSEWHERE | set(self.file.lists) | set(self.file.resources) | set(self.file.structures)
         for text in self.file.types():
             words = re.findall(r"[A-Za-z_]\w*", re.sub(r'"[^"]*"', "", text))
-            # What the length is of is an argument.
+            # Names of arguments, of which the length is meant.
             words = [word for word in words if word not in ("addr", "buf")]
             self.assertEqual([word for word in words if word not in known | self.named | self.file.parameters], [], text)
 

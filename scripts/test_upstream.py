@@ -213,7 +213,7 @@ class Verdicts(unittest.TestCase):
 
         self.assertEqual(self.kind(run(1), run(2)), "differs")
         self.assertEqual(self.kind(run(1), run(2), run(3)), "wavers")
-        # What the unpatched kernel says twice it says always.
+        # The unpatched kernel gave the same result twice, so it is taken to have no other.
         self.assertEqual(self.kind(run(1), run(2), run(2)), "differs")
         self.assertEqual(self.kind(run(1, "not ok 1 a"), run(2), run(3)), "differs")
         self.assertEqual(self.kind(run(1, code=1), run(2), run(3)), "differs")

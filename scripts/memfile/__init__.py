@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the programs in scripts/ are made of: each has its options and its order there, the rest here.
+"""The parts of the programs in scripts/: a program has its options and the order of its work there, the rest here.
 
 environment, paths   the variables that programs take, and where things are
 ktap, reports        results: read as KTAP, written for other programs

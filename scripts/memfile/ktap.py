@@ -15,7 +15,7 @@ VERSION = re.compile(r"^( *)(?:KTAP version 1|TAP version 1[34])\s*$")
 PLAN = re.compile(r"^( *)1\.\.(\d+)(?:\s*#\s*SKIP\s*(.*))?\s*$", re.IGNORECASE)
 SUBTEST = re.compile(r"^( *)# Subtest: (.*\S)\s*$")
 RESULT = re.compile(r"^( *)(ok|not ok) (\d+)(?: (?:- )?([^#]*?))?\s*(?:#\s*(\w+):?\s*(.*?))?\s*$")
-# What a kind of memory does, as a case of memfile-tests says it.
+# The behaviour of a kind of memory, as a case of memfile-tests prints it.
 DOES = re.compile(r"^ *# does: (.*?) -> (.*\S)\s*$")
 PRINTK_TIME = re.compile(r"^\[ *\d+\.\d+\] ?")
 

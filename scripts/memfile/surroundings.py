@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""For tests: surroundings in which variables do harm, and tools only say what they were called with."""
+"""For tests: an environment whose variables do harm, and tools that only record how they are called."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ with open({record!r}, "a") as record:
     record.write(json.dumps({{"argv": sys.argv, "env": dict(os.environ)}}) + "\\n")
 {code}
 """
-# What the tools do beside that. make configures as it is told, and builds what scripts look for.
+# The other effects of these tools. make configures as it is told, and makes the files that scripts look for.
 TOOLS = {
     "make": """
 out = next((pathlib.Path(word[2:]) for word in sys.argv if word.startswith("O=")), None)
@@ -144,7 +144,7 @@ class Surroundings(unittest.TestCase):
         return copy
 
     def kernel(self, compiler: str, symbols: Iterable[str] = NEEDED, more: str = "") -> Path:
-        """What looks like a built kernel."""
+        """A tree that looks like a built kernel."""
         tree = self.folder / "kernel"
         for file in ("include/linux/memfile.h", "rust/libkernel.rmeta", "Module.symvers"):
             (tree / file).parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ SAME = 0.002
 
 @dataclasses.dataclass
 class Counts:
-    """What one operation costs."""
+    """The costs of one operation."""
 
     # All instructions, and how many of them are turns of repeated string instructions.
     instructions: float
@@ -113,7 +113,7 @@ def figures(report: Report, windows: dict[int, Window], symbols: Symbols) -> Fig
 
 @dataclasses.dataclass
 class Row:
-    """Two costs, their ratio, and what it is to be."""
+    """Two costs, their ratio, and its aim."""
 
     figure: str
     subject: str
@@ -167,7 +167,7 @@ def row(figure: Figure, reference: Figure, name: str, boot: str) -> Row:
 
 
 def private_rows(found: Figures, boot: str) -> list[Row]:
-    """What is not of guest_memfd, each against guest_memfd."""
+    """Every other kind of memory, each against guest_memfd."""
     table = []
     for (name, subject), figure in found.items():
         reference = found.get((name, "guest_memfd"))
@@ -185,7 +185,7 @@ def private_rows(found: Figures, boot: str) -> list[Row]:
     return table
 
 
-# What is out of the direct map, and what it is compared with.
+# Memory out of the direct map, and the memory it is compared with.
 HIDDEN = {
     "memfile, hidden": ("memfile", "memfd_secret"),
     "memfile on hugetlbfs, 2M, hidden": ("memfile on hugetlbfs, 2M", "memfd_secret"),
@@ -193,7 +193,7 @@ HIDDEN = {
 
 
 def hidden_rows(found: Figures, boot: str) -> list[Row]:
-    """What is out of the direct map against the same that is not, and against memfd_secret. No aim: it does more."""
+    """Memory out of the direct map against the same memory in it, and against memfd_secret. No aim: it does more."""
     table = []
     for (name, subject), figure in found.items():
         for other in HIDDEN.get(subject, ()):
@@ -214,7 +214,7 @@ def ordinary_rows(patched: Figures, unpatched: Figures, boot: str) -> list[Row]:
 
 
 def by_pain(table: Iterable[Row]) -> list[Row]:
-    """What hurts most comes first."""
+    """The worst comes first."""
     return sorted(table, key=lambda line: -line.ratio)
 
 
@@ -227,7 +227,7 @@ class Change:
     reference: str
     before: float | None
     after: float | None
-    # What two results of one kernel may differ by.
+    # The difference that two results of one kernel may have.
     noise: float
 
     @property
@@ -240,7 +240,7 @@ class Change:
 
 
 def changes(saved: Report, table: list[Row]) -> list[Change]:
-    """Worse first, then better; what is the same is left out."""
+    """Worse first, then better; equal rows are left out."""
     before = {(r["figure"], r["subject"], r["reference"]): r for r in saved["rows"]}
     found = []
     for line in table:

@@ -50,7 +50,7 @@ class Series:
 
     @property
     def at_most(self) -> float:
-        """What guest_memfd does, too, is the work of KVM or of the page cache."""
+        """Growth that guest_memfd has, too, comes from KVM or from the page cache."""
         limit = 1 + PER_DOUBLING * math.log2(self.points[-1].size / self.points[0].size)
         return max(limit, self.reference.growth) if self.reference else limit
 
@@ -66,7 +66,7 @@ class Series:
 
 
 def series(report: Report, windows: dict[int, Window], symbols: Symbols) -> list[Series]:
-    """What grows fastest, for what it may, comes first."""
+    """The fastest growth, in relation to its limit, comes first."""
     found: dict[tuple[str, str], dict[int, list[Point]]] = {}
     for line in report.get("growth", []):
         point = Point(line["size"], line["work"], counts_of(line, windows, symbols).work)

@@ -11,7 +11,7 @@ from memfile.bench.table import Table, number, ratio
 from memfile.bench.text import Result, is_of_sizes, tables
 from memfile.paths import SCRIPTS
 
-# What all pages have, and then what this one has.
+# The style of all pages, and that of this one.
 STYLE = (SCRIPTS / "page.css").read_text() + """
 @media screen { body { max-width: 84em; } }
 td { white-space: nowrap; }
@@ -56,7 +56,7 @@ def mark(x: float, top: int, bottom: int, kind: str = "axis") -> str:
 
 
 def ratios(rows: list[Row]) -> str:
-    """The ratio of each row, on a scale that ends at 2: what is beyond shows in its number."""
+    """The ratio of each row, on a scale that ends at 2; the number shows a larger one."""
     most = 2.0
     height = 24 + LINE * len(rows)
     out = f"<svg id=ratios viewBox=\"0 0 {NAME + PLOT + NUMBER} {height}\" role=img>\n<title>Ratios</title>\n"
@@ -78,7 +78,7 @@ def ratios(rows: list[Row]) -> str:
 
 
 def by_size(rows: list[Row]) -> str:
-    """What a GiB costs in pages of each size, on a logarithmic scale from one instruction on."""
+    """The cost of a GiB in pages of each size, on a logarithmic scale from one instruction on."""
     bars: list[tuple[str, float, str]] = []
     for name in dict.fromkeys(row.figure for row in rows if is_of_sizes(row)):
         of = sorted((row for row in rows if row.figure == name and is_of_sizes(row)), key=lambda row: row.page)

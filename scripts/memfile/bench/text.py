@@ -19,14 +19,14 @@ GIB = 1 << 30
 @dataclasses.dataclass
 class Result:
     kernel: str
-    # What hurts most comes first.
+    # The worst comes first.
     rows: list[Row]
     # Figures that this machine does not give: name, subject, reason.
     missing: list[dict[str, str]]
     profiles: list[Profile]
     # Against a saved result; None if none was given.
     changes: list[Change] | None
-    # What grows fastest comes first.
+    # The fastest growth comes first.
     growth: list[growth.Series] = dataclasses.field(default_factory=list)
 
     def as_json(self) -> dict[str, object]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What scripts/profile.c wrote, and the names of functions and locks."""
+"""The output of scripts/profile.c, and the names of functions and locks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-# The functions that acquire a lock: what the plugin is to look for, in System.map.
+# The functions that acquire a lock, as System.map has them: the plugin looks for them.
 LOCK_FUNCTIONS = re.compile(
     r"_raw_(spin|read|write)_(try)?lock(_irq|_irqsave|_bh)?|__cond_resched_rwlock_(read|write)|"
     r"mutex_(try)?lock(_killable|_interruptible)?|down_(read|write)(_killable|_trylock)?|__srcu_read_lock"
 )
-# Lock: the function that acquires it, and who calls that. The first that matches counts. The only
+# Lock: the function that acquires it, and the callers of that. The first that matches counts. The only
 # reader-writer lock that KVM takes here is mmu_lock; the only Rust with spin locks is memfile's.
 LOCKS = (
     ("mmu_lock, read", r"_read_", r"kvm|tdp_|^(__)?(mmu_|direct_page|kvm_)"),
@@ -26,13 +26,13 @@ LOCKS = (
 )
 LOCK_NAMES = tuple(name for name, _, _ in LOCKS)
 
-# In the profiles: what is not the kernel.
+# In the profiles: code that is not the kernel's.
 OUTSIDE = "(user space and the guest)"
 
 
 @dataclasses.dataclass
 class Window:
-    """What the plugin counted in one window; addresses are not named yet."""
+    """The counts of the plugin in one window; addresses have no names yet."""
 
     rep: Counter[int] = dataclasses.field(default_factory=Counter)
     locked: Counter[int] = dataclasses.field(default_factory=Counter)

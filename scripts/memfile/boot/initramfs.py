@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The root file system of the machine: busybox, the tests, what is added, and a command."""
+"""The root file system of the machine: busybox, the tests, files that are added, and a command."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Root:
         for parent in reversed(Path(name).parents):
             folder = self._folder / parent
             folder.mkdir(exist_ok=True)
-            # Whatever the user's mask is, an ordinary user of the guest comes through.
+            # An ordinary user of the guest must get through, with any umask of the host's user.
             folder.chmod(0o755)
         place.unlink(missing_ok=True)
         return place
@@ -114,7 +114,7 @@ class Root:
 
 
 def shared_libraries(program: Path) -> list[Path]:
-    """What a dynamically linked program needs; nothing for a static one."""
+    """The libraries of a dynamically linked program; nothing for a static one."""
     with program.open("rb") as file:
         if file.read(4) != b"\x7fELF":
             return []

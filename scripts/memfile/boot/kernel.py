@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What is booted: a build tree, and the module for it."""
+"""The kernel to boot: a build tree, and the module for it."""
 
 from __future__ import annotations
 

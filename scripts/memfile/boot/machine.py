@@ -45,7 +45,7 @@ def qemu_line(
     line += args.qemu_arg
     line += ["-display", "none", "-monitor", "none", "-no-reboot"]
     line += ["-serial", f"file:{log}/serial.log", "-device", "virtio-serial-pci"]
-    # Appended to: what stands in status before the boot is "lost". Not the stdio
+    # Appended to: the status before the boot is "lost". Not the stdio
     # backend: at the end of its input it tells the guest that the port is closed.
     ports = (("out", "/dev/stdout"), ("status", f"{log}/status"), ("files", f"{log}/out.tar"))
     for port, path in ports:
@@ -59,7 +59,7 @@ def qemu_line(
 
 @dataclasses.dataclass
 class Run:
-    """What came out of one boot."""
+    """The results of one boot."""
 
     code: int
     reason: str
@@ -77,7 +77,7 @@ class Machine:
         self.log = log
         self.timeout = timeout
         self.quiet = quiet
-        # What the line names of this process's descriptors.
+        # Descriptors of this process that the command line names.
         self.fds = fds
 
     def run(self) -> Run:

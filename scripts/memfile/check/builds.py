@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a run of scripts/check builds before it begins."""
+"""The builds at the beginning of a run of scripts/check."""
 
 from __future__ import annotations
 

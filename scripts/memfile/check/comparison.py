@@ -109,7 +109,7 @@ class Upstream:
     def __init__(self, check: Check, files: Files | None = None) -> None:
         self.check = check
         self.compared = Comparison([], check.report, False)
-        # What programs need in the guest.
+        # Tools that programs need in the guest.
         self.files: Files = files or functools.partial(guest.files, folder=paths.UPSTREAM)
 
     def tests(self) -> list[Program]:
@@ -154,7 +154,7 @@ class Upstream:
         run_all(name, programs, machine, SPLAT, each)
 
     def again(self) -> None:
-        """What differs so far runs on the unpatched kernel again: has it several results there, too?"""
+        """Run the programs that differ on the unpatched kernel again: they may have several results there, too."""
         for number in range(2, REPEATS + 2):
             programs = self.compared.open()
             if programs:

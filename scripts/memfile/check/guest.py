@@ -140,7 +140,7 @@ def guest_boot(
     machine = ["--kernel", check.flavour, "--tcg-thread", thread, *options] + ["--kunit"] * kunit
     timeout = max(1500, 4 * seconds({test.split(".")[0] for test in tests}))
     # An emulated machine with real guests has been seen to stop, with nothing in its log: see
-    # testing.rst. What is left then runs in another one, once, and the output says so.
+    # testing.rst. The remaining cases then run in another one, once, and the output says so.
     stops = "--emulator" in options and not name.endswith(AGAIN)
     result = check.boot(name, command, machine, timeout, on_line, SILENCE if stops else 0)
     if stops and not result.get("finished") and not check.splats(name):

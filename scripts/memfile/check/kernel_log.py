@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What in the console of a machine is a failure, even if all tests pass."""
+"""Failures in the console of a machine, which count even if all tests pass."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SPLAT = re.compile(
     r"|self-detected stall|rcu_\w+ detected|list_(add|del) corruption|Bad page state"
     r"|kmemleak: [1-9]\d* new suspected|corrupted stack end|double fault|nobody cared"
 )
-# KCSAN finds data races all over the kernel. Those with one of our symbols in a backtrace are ours,
+# KCSAN finds data races all over the kernel. Those with a symbol of memfile in a backtrace are memfile's,
 # but for one that is meant: a fault of KVM's looks at the count of invalidations and at their range
 # without mmu_lock, and looks again under it.
 RACE = re.compile(r"BUG: KCSAN: .*")
 MEANT = re.compile(r"data-race in kvm_mmu_faultin_pfn(\.\w+)* / kvm_mmu_\w*invalidate")
-# Machines whose kernel is made to crash, and what it says of that.
+# Machines whose kernel is made to crash, and its message about that.
 CRASH = {"crash_dump": re.compile(r"Kernel panic - not syncing: sysrq triggered crash$")}
 RACE_END = re.compile(r"={60,}$")
 OUR_SYMBOL = re.compile(r"\w*memfile\w*(\.\w+)*\+0x")
@@ -32,7 +32,7 @@ CASE_MARK = re.compile(r"memfile-tests: (\S+)$")
 
 
 def without_races_of_others(lines: list[str]) -> tuple[list[str], list[str]]:
-    """The console without KCSAN's reports that have none of our symbols, and their titles."""
+    """The console without KCSAN's reports that have no symbol of memfile, and their titles."""
     kept: list[str] = []
     others: list[str] = []
     report: list[str] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a run of scripts/check found, and its exit code."""
+"""The findings of a run of scripts/check, and its exit code."""
 
 from __future__ import annotations
 

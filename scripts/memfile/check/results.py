@@ -40,7 +40,7 @@ def documentation(check: Check) -> None:
 
 
 def differences(check: Check) -> None:
-    """What other kinds of memory do otherwise than a memfile is listed; and in a run of everything, what
+    """Differences between a memfile and other kinds of memory are listed; and in a run of everything, those that
     is listed occurs, and the documents are of such a run."""
     name = "differences.are_listed_and_occur"
     of_others = [case for case in check.outcome.cases if case.name.partition(".")[0].endswith(OTHER_KINDS)]
@@ -59,7 +59,7 @@ def differences(check: Check) -> None:
 
 
 def series(flavour: str) -> tuple[str, str | None]:
-    """The kernel that is tested, and the hash of our patches; None if only the user knows the kernel."""
+    """The kernel that is tested, and the hash of the patches; None if only the user knows the kernel."""
     if os.environ.get("KERNEL_SRC"):
         return "of KERNEL_SRC", None
     return paths.kernel_version(), reports.patchset_hash([] if flavour == "base" else paths.series())
@@ -96,7 +96,7 @@ def finish(check: Check, started: float, compared: Iterable[verdicts.Verdict] = 
 
 
 def write_reports(check: Check, code: int, reason: str, seconds: float) -> None:
-    """What other programs read: JUnit XML, and JSON for KCIDB."""
+    """Reports for other programs: JUnit XML, and JSON for KCIDB."""
     base, patches = series(check.flavour)
     now = datetime.datetime.now(datetime.UTC)
     run = reports.Run(

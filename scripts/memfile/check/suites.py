@@ -53,19 +53,19 @@ OWN_MACHINE = {
     "cap_without_tdp_mmu": ["--append", "kvm.tdp_mmu=0"],
 }
 
-# Suites that run in the machine of another one: what they need is the same.
+# Suites that run in the machine of another one: they need the same machine.
 MACHINE_OF = {"directmap_huge": "directmap"} | {
     f"{name}_1g": "hugetlb_1g" for name in (
         "accounting", "convert", "exits", "guest", "model", "motion", "prefault", "punch", "scenarios", "sharing",
         "stress", "zero",
     )
 }
-# What such a machine does first; it fails if the settings are not in force.
+# The first command of such a machine; it fails if the settings are not in force.
 PREPARE = {
     "crash_dump": "[ -e /proc/vmcore ] || exec memfile-crash",
 }
 # Machines without the ports to the host while the suite runs: hibernation stops all devices, and an
-# open port of virtio_console is dead after that. What the suite says comes afterwards.
+# open port of virtio_console is dead after that. The output of the suite comes afterwards.
 WITHOUT_PORTS = ("hibernation",)
 
 
@@ -95,7 +95,7 @@ class Variant:
     without: tuple[str, ...] = ()
 
     def concerns(self, suite: str) -> bool:
-        # Nor for huge pages of hugetlbfs. What is out of the direct map has a suite of its own.
+        # Nor for huge pages of hugetlbfs. Pages out of the direct map have a suite of their own.
         if own_machine(suite) or suite.endswith((*OTHER_KINDS, "_huge", "_hidden")):
             return False
         return suite in self.suites if self.suites else suite not in self.without
@@ -150,7 +150,7 @@ SECONDS = {
 
 
 def guest_cases(tests: list[str]) -> list[str]:
-    """What memfile-tests runs for these patterns; it can list on the host, too."""
+    """The cases that memfile-tests runs for these patterns; it can list them on the host, too."""
     if not paths.TESTS.exists():
         print(f"check: no test program at {paths.TESTS}; scripts/build-selftests builds it", file=sys.stderr)
         sys.exit(EXIT_TOOL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What was seen on each kind of memory, where they differ, and what of it is not listed."""
+"""The observations on each kind of memory, their differences, and those that are not listed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def suites_of(names: Iterable[str]) -> set[str]:
 
 
 def observe(cases: Iterable[Case], names: list[str], kinds: Iterable[Kind]) -> Seen:
-    """What was seen in the cases that ran on a memfile and on another kind."""
+    """The observations in the cases that ran on a memfile and on another kind."""
     suites, known = suites_of(names), set(names)
     seen: Seen = {}
     for case in cases:

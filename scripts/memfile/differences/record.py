@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What is read: reasons, records, and results of scripts/check."""
+"""Read reasons, records, and results of scripts/check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REASONS = SCRIPTS / "differences.toml"
 RECORD = ROOT / "Documentation/differences.json"
 DOCUMENT = ROOT / "Documentation/differences.rst"
 
-# What a kind of memory does in a case: each observation, and the values it had.
+# The behaviour of a kind of memory in a case: each observation, and the values it had.
 Does = dict[str, str]
 # Case of a memfile's suite, then suffix of the kind ("" is a memfile).
 Seen = dict[str, dict[str, Does]]
@@ -86,7 +86,7 @@ class Reasons:
 
 @dataclasses.dataclass
 class Record:
-    """What was seen in a run, and for each kind the tests that it has not; those of a suite that runs on
+    """The observations of a run, and for each kind the tests that it has not; those of a suite that runs on
     a memfile only as "suite.*"."""
 
     seen: Seen
@@ -132,7 +132,7 @@ def read_results(path: Path) -> list[Case]:
 
 
 def listed_cases() -> list[str]:
-    """What memfile-tests has."""
+    """The cases of memfile-tests."""
     try:
         run = subprocess.run([paths.TESTS, "--list"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:

@@ -66,7 +66,7 @@ def rule_problems(root: Path, rules: Path) -> tuple[set[int], list[str]]:
 
 
 def patched(name: str) -> str:
-    """What the series says of a file of the kernel, the lines around its changes included."""
+    """The text of a file of the kernel that the series has: its changes, and the lines around them."""
     found = []
     for patch in paths.series():
         for part in re.split(r"^diff --git ", patch.read_text(), flags=re.M)[1:]:

@@ -27,7 +27,7 @@ def fail(message: str) -> NoReturn:
 
 
 def listed_cases(program: Path) -> set[str]:
-    """What memfile-tests has."""
+    """The cases of memfile-tests."""
     try:
         run = subprocess.run([program, "--list"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -36,7 +36,7 @@ def listed_cases(program: Path) -> set[str]:
 
 
 def kunit_cases() -> set[str]:
-    """What the sources of the module have: a suite is the rest of its file."""
+    """The KUnit tests in the sources of the module: a suite is the rest of its file."""
     found = set()
     for path in (ROOT / "rust").rglob("*.rs"):
         suites = KUNIT_SUITE.split(path.read_text())

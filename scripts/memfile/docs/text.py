@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the documents say: the tests that they name, and the rows of v7.toml."""
+"""The contents of the documents: the tests that they name, and the rows of v7.toml."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Crate:
     layers: tuple[Layer, ...]
 
 
-# C is for those who wrap it.
+# Only the layer that wraps C may use it.
 NO_C = ("bindings",)
 
 CRATES = (

@@ -39,7 +39,7 @@ def circles(uses: list[Use]) -> list[list[Use]]:
 
 
 def problems(top: Path, crate: Crate) -> tuple[list[str], int, int]:
-    """What is wrong, and how many files and uses were looked at."""
+    """The violations, and the numbers of files and uses that were looked at."""
     try:
         tree = Tree(top, crate.root)
         uses = tree.all_uses()

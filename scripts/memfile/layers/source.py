@@ -119,7 +119,7 @@ def use_tree(text: str) -> Iterator[tuple[tuple[str, ...], str, int]]:
                     if text[at - 1 : at] != ",":
                         break
                 path = prefix
-                # What ended the group is its own brace.
+                # The group ends with its own brace.
                 continue
             if word == "*":
                 yield (path, "*", begin)

@@ -14,7 +14,7 @@ from memfile.paths import ROOT
 
 
 def problems(mutants: list[Mutant]) -> list[str]:
-    """What keeps the list from being used, without a build."""
+    """The faults of the list that can be seen without a build."""
     found = all_mutated(mutants)[1]
     known = known_tests()
     for mutant in mutants:

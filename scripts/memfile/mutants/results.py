@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the guest said, cut into phases, and whether a mutant was found."""
+"""The output of the guest, cut into phases, and whether a mutant was found."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Phase:
 
 
 def phases(output: list[str], console: list[str]) -> dict[tuple[str, str], Phase]:
-    """What the guest said, cut where it says which mutant is next."""
+    """The output of the guest, cut where it names the next mutant."""
     found: dict[tuple[str, str], Phase] = {}
     phase = Phase()
     lines: dict[int, tuple[list[str], list[str]]] = {}

@@ -19,7 +19,7 @@ MACHINE = ["--cpus", "2", "--mem", "2G"] + [
     )
 ]
 
-# What programs change and do not always put back.
+# Settings that programs change and do not always put back.
 KNOBS = """/proc/sys/vm/nr_overcommit_hugepages /proc/sys/vm/overcommit_memory
 /proc/sys/vm/enable_soft_offline /proc/sys/vm/memory_failure_early_kill /proc/sys/vm/compaction_proactiveness
 /proc/sys/vm/swappiness /proc/sys/vm/max_map_count /proc/sys/fs/nr_open /proc/sys/kernel/randomize_va_space
@@ -92,7 +92,7 @@ fi
 
 
 def files(programs: Iterable[Program], folder: Path) -> list[Path]:
-    """What these programs need in the guest."""
+    """The needs of these programs in the guest."""
     names = {program.file for program in programs}
     scripts = {name for name in names if name.endswith(".sh")}
     if scripts:
@@ -103,7 +103,7 @@ def files(programs: Iterable[Program], folder: Path) -> list[Path]:
 
 
 def script(programs: Iterable[Program]) -> str:
-    """What the guest's shell does."""
+    """The script of the guest's shell."""
     parts = [PRELUDE]
     for program in programs:
         parts.append(f"run {shlex.quote(program.name)} {program.limit} <<'MEMFILE_END'\n")
@@ -155,7 +155,7 @@ class Reader:
         return (program, Result(code, seconds, [*self._lines, *more], program.limit)) if program else None
 
 
-# Boots a machine: its name, the programs in it, what its shell does, and who gets each line.
+# Boots a machine: its name, the programs in it, the script of its shell, and the receiver of each line.
 Boot = Callable[[str, list[Program], str, Callable[[str], None]], None]
 
 

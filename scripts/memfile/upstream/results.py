@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What came of a program on one kernel, and how two results differ."""
+"""The result of a program on one kernel, and the differences of two results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIED = -1
 
 @dataclasses.dataclass
 class Result:
-    """What came of a program on one kernel."""
+    """The result of a program on one kernel."""
 
     # DIED if the machine ended with it.
     code: int
@@ -40,7 +40,7 @@ class Result:
 
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
-# What tells how a test, or a part of it, ended.
+# The words that tell how a test, or a part of it, ended.
 TELLS = re.compile(
     r"^\s*(# *)*(not )?ok\b|^\s*1\.\.\d|\[ *(PASS|FAIL|SKIP|OK|XFAIL|XPASS) *\]|\b(PASS|FAIL)(ED)?\b"
     r"|skip|fail|assert|panic|error|unexpected|\bdone\b|^kernel: |^huge pages: ", re.I)
@@ -65,7 +65,7 @@ def normal(line: str) -> str:
 
 
 def compared(program: Program, result: Result) -> list[str]:
-    """What two results must have in common."""
+    """The part of a result that must be the same on both kernels."""
     lines: list[str] = []
     for text in result.lines:
         line = normal(text)

@@ -76,7 +76,7 @@ def judge(
     for one in meant:
         if all(any(re.search(pattern, line) for pattern in one.lines) for line in lines):
             return Verdict(program, "expected", patched.ended, f"differs as it should: {one.cause}")
-    # A program that has several results has them without our patches, too.
+    # A program that has several results has them on the unpatched kernel, too.
     seen = list(repeats)
     for number, other in enumerate(seen, 2):
         if not differences(program, other, patched):
