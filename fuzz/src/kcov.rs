@@ -13,7 +13,7 @@ const KCOV_ENABLE: u64 = 0x6364;
 const KCOV_DISABLE: u64 = 0x6365;
 const KCOV_TRACE_PC: u64 = 0;
 
-/// Words of a record; what does not fit is dropped.
+/// Words of a record; the rest is dropped.
 const WORDS: u64 = 1 << 17;
 
 /// Steps from one place in the code to the next that are told apart.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A fuzzer of memfile that goes by the code that the kernel runs, or on a kernel that does not tell
-//! by how operations end and what the kernel counts; `scripts/fuzz` starts it.
+//! A fuzzer of memfile, guided by the code that the kernel runs or, on a kernel without KCOV, by the
+//! results of operations and the kernel's counters; `scripts/fuzz` starts it.
 //!
-//! LibAFL decides which script is changed next and which is kept; the scripts, and how they run and
-//! are judged, are of the selftests. It runs in the machine that it tests. So every script is on
-//! record, on the host, before it runs.
+//! LibAFL decides which script is changed next and which is kept; the crate of the selftests has the
+//! code that runs and judges a script. The fuzzer runs in the machine that it tests, so the host
+//! records every script before it runs.
 
 mod generate;
 mod input;
@@ -74,7 +74,7 @@ struct Args {
     #[arg(long, value_name = "FILE", default_value = "/dev/fuzz")]
     record: PathBuf,
 
-    /// What a message of the kernel's looks like that is a failure, as a regular expression
+    /// Messages of the kernel that are a failure, as a regular expression
     #[arg(long, value_name = "REGEX")]
     splat: String,
 
@@ -90,7 +90,7 @@ struct Args {
 /// Bytes of what is seen of a run.
 const SEEN: usize = STEPS + OUTCOMES + CHANGES;
 
-/// What looks at a run.
+/// Observers of a run.
 struct Look {
     kcov: Option<Kcov>,
     outcomes: Outcomes,
@@ -107,7 +107,7 @@ impl Look {
         self.before = Counters::now();
     }
 
-    /// What was seen of it; the number of places in the code.
+    /// Observations of the run; the number of places in the code.
     fn mark(&self, map: &mut [u8]) -> u64 {
         let (steps, rest) = map.split_at_mut(STEPS);
         let (outcomes, changes) = rest.split_at_mut(OUTCOMES);
@@ -135,7 +135,7 @@ impl Probe for Look {
     }
 }
 
-/// What runs scripts and judges them.
+/// Runs scripts and judges them.
 struct Target {
     system: System,
     look: Look,
@@ -202,7 +202,7 @@ impl Target {
     }
 }
 
-/// What failed, without the numbers and addresses of this time, and without the operation.
+/// The failure, without the numbers and addresses of this run, and without the operation.
 fn kind_of(what: &str) -> String {
     let end = what.rsplit("}: ").next().unwrap_or(what);
     end.chars().filter(|c| !c.is_ascii_hexdigit()).take(60).collect()

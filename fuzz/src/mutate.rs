@@ -173,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    /// Whatever is changed, the text of a script is the script.
+    /// After every change the text of a script still is the script.
     #[test]
     fn changed_script_has_a_text() {
         let mut rand = StdRand::with_seed(1);

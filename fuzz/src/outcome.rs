@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What can be seen of a script on any kernel: how its operations ended, and what the kernel
+//! The outcome of a script on any kernel: how its operations ended, and what the kernel
 //! counted.
 
 use std::collections::HashMap;
@@ -91,14 +91,14 @@ impl Outcomes {
     }
 }
 
-/// What the kernel has counted.
+/// The counters of the kernel.
 pub struct Counters(HashMap<String, u64>);
 
 impl Counters {
     pub fn now() -> Counters {
         let mut counters = HashMap::new();
         for file in FILES {
-            // What a kernel does not have does not change.
+            // A counter that a kernel does not have does not change.
             for line in std::fs::read_to_string(file).unwrap_or_default().lines() {
                 let Some((name, value)) = line.split_once(' ') else { continue };
                 let ours = file == FILES[0] || PREFIXES.iter().any(|p| name.starts_with(p));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The record of a run, on the host: it is there whatever becomes of this machine.
+//! The record of a run, on the host: it stays when this machine dies.
 
 use std::fs::File;
 use std::io::Write;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the kernel says in its log.
+//! The messages in the kernel's log.
 
 use std::io::Read;
 use std::os::fd::OwnedFd;

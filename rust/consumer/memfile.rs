@@ -56,7 +56,7 @@ pub(crate) trait Consumer: Send + Sync + 'static {
     /// The pages are gone or replaced; `frames` may be mapped again.
     fn invalidate_end(&self, frames: Range<u64>);
 
-    /// Have any of `frames` been used since the last call? What is in use is not swapped out.
+    /// Have any of `frames` been used since the last call? Pages in use are not swapped out.
     fn test_clear_young(&self, _frames: Range<u64>) -> bool {
         false
     }

@@ -227,7 +227,7 @@ impl State {
     ///
     /// An unbound file takes them from unmovable blocks although they may move: usually a binding
     /// that pins them follows, and a pinned page must not lie in a movable block. Only a store
-    /// whose pages lie where they lie takes what there is.
+    /// whose pages may lie anywhere takes the pages that there are.
     fn place(&mut self, store: &AnyStore) {
         let wanted = self.bound != 0 || store.movable_before_binding();
         let movable = wanted && !self.flags.unmovable();

@@ -30,7 +30,7 @@ use kernel::sync::Arc;
 
 macro_rules! events {
     ($($(#[$doc:meta])* $event:ident = $name:literal,)*) => {
-        /// What is counted.
+        /// The events that are counted.
         #[derive(Clone, Copy)]
         pub(crate) enum Event {
             $($(#[$doc])* $event,)*

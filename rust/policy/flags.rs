@@ -17,7 +17,7 @@ impl Flags {
     pub(crate) const UNRECLAIMABLE: u32 = 1 << 2;
     /// Pages are not in the kernel's direct map (rule 25). Only together with the others.
     pub(crate) const KERNEL_INACCESSIBLE: u32 = 1 << 3;
-    /// What KVM registers with by default.
+    /// The flags with which KVM registers by default.
     pub(crate) const PINNED: u32 = Self::USER_INACCESSIBLE | Self::UNMOVABLE | Self::UNRECLAIMABLE;
     /// All flags.
     pub(crate) const ALL: u32 = Self::PINNED | Self::KERNEL_INACCESSIBLE;

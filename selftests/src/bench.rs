@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The cost of operations, in instructions: on memfile and on guest_memfd in the same boot, by the
 //! size of the pages, out of the direct map and in it, and on ordinary shmem and hugetlbfs; and how
-//! costs grow with the size of things.
+//! costs grow with sizes and numbers.
 //!
 //! Meant for a machine with one CPU whose time stamp counter counts instructions (`scripts/boot
-//! --icount`); elsewhere the figures are ticks of that counter and mean nothing. What that counter
-//! cannot tell, the plugin `scripts/profile.c` counts in windows, which `scripts/bench` joins with
-//! the figures.
+//! --icount`); elsewhere the figures are ticks of that counter and mean nothing. The plugin
+//! `scripts/profile.c` counts other events in windows, which `scripts/bench` joins with the figures.
 
 mod growth;
 mod hidden;

@@ -72,7 +72,7 @@ impl fmt::Debug for Errno {
 
 impl std::error::Error for Errno {}
 
-/// What a system call returns.
+/// The result of a system call.
 pub type SysResult<T = i64> = std::result::Result<T, Errno>;
 
 /// Turn a raw return value into a [`SysResult`].

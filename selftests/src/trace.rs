@@ -116,7 +116,7 @@ fn tell(trace: &str, ino: u64, subject: u64) -> String {
     out
 }
 
-/// What happens to the page, in order.
+/// The events of the page, in order.
 const LIFE: [&str; 8] = [
     "bind",
     "get_pfn",

@@ -447,7 +447,7 @@ impl Driver {
             .into_iter()
             .map(|(_, id, frames)| (id, frames))
             .collect();
-        assert_eq!(sorted(asked), called, "who is asked");
+        assert_eq!(sorted(asked), called, "bindings that are asked");
     }
 
     fn bind(&self, [pgoff, nr_pages, frame, flags, context]: [u64; 5], kind: Kind) {

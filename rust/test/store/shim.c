@@ -51,8 +51,8 @@ void memfile_store_copy(struct folio *dst, struct folio *src)
 }
 
 /*
- * What x86's machine check handlers do about an error in a page frame that hardware
- * reports.  unpoison_memory() does not work any more from then on.
+ * Handle an error in a page frame as x86's machine check handlers do if hardware
+ * reports it.  After this unpoison_memory() does not work any more.
  */
 int memfile_store_hard_error(unsigned long pfn)
 {

@@ -86,7 +86,7 @@ impl Bench {
         Ok(Bench { vm, vcpu, fd, stats, kind, view, address, size, bindings })
     }
 
-    /// What `work` costs.
+    /// The cost of `work`.
     pub fn count(&mut self, work: impl FnOnce(&mut Use) -> Result<()>) -> Result<Cost> {
         let Bench { vm, vcpu, fd, stats, view, address, size, .. } = self;
         let offset = *address - view.addr();
@@ -126,29 +126,29 @@ impl Bench {
         self.parts().take(parts as usize).try_for_each(|part| self.bind_part(part))
     }
 
-    /// What binding all slots costs.
+    /// The cost of binding all slots.
     pub fn count_bind(&self) -> Result<Cost> {
         count_with(&self.stats, || self.bind(self.bindings))
     }
 
-    /// What deleting all slots costs.
+    /// The cost of deleting all slots.
     pub fn count_unbind(&self) -> Result<Cost> {
         count_with(&self.stats, || self.parts().try_for_each(|part| self.unbind_part(part)))
     }
 
-    /// What binding the last part costs, which was not bound.
+    /// The cost of binding the last part, which was not bound.
     pub fn count_bind_last(&self) -> Result<Cost> {
         let part = self.parts().last().context("no part")?;
         count_with(&self.stats, || self.bind_part(part))
     }
 
-    /// What deleting the last part's slot costs.
+    /// The cost of deleting the last part's slot.
     pub fn count_unbind_last(&self) -> Result<Cost> {
         let part = self.parts().last().context("no part")?;
         count_with(&self.stats, || self.unbind_part(part))
     }
 
-    /// What it costs to end the VM with its file.
+    /// The cost of ending the VM with its file.
     pub fn count_end(self) -> Result<Cost> {
         let Bench { vm, vcpu, fd, stats, view, .. } = self;
         // Statistics keep the VM; the shared side has no pages.
@@ -160,7 +160,7 @@ impl Bench {
     }
 }
 
-/// What measured work may use.
+/// The objects that measured work may use.
 pub struct Use<'a> {
     pub vm: &'a Vm,
     vcpu: &'a mut Vcpu,

@@ -72,7 +72,7 @@ pub struct Figure {
     pub windows: Vec<(u32, i32)>,
 }
 
-/// What an operation costs at one size of what it works in.
+/// The cost of an operation at one size of its surroundings.
 #[derive(Clone, Debug, Serialize)]
 pub struct Point {
     /// The size: a number of things, or bytes, as the figure's name says.
@@ -104,7 +104,7 @@ pub struct Report {
     run: u32,
 }
 
-/// What the figures of an operation are about.
+/// The subject of the figures of an operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject {
     pub name: &'static str,
@@ -206,7 +206,7 @@ fn mark<const N: u32>() {
     unsafe { std::arch::asm!("nopl 0x4d454d00 + {}(%rax)", const N, options(att_syntax)) }
 }
 
-/// What `work` costs.
+/// The cost of `work`.
 pub fn count(work: impl FnOnce() -> Result<()>) -> Result<Cost> {
     let window = WINDOWS.fetch_add(1, Ordering::Relaxed);
     mark::<1>();
@@ -218,7 +218,7 @@ pub fn count(work: impl FnOnce() -> Result<()>) -> Result<Cost> {
     Ok(Cost { instructions: end - start, flushes: None, windows: vec![(window, 1)] })
 }
 
-/// What `work` costs, with the flushes of the VM that has these statistics.
+/// The cost of `work`, with the flushes of the VM that has these statistics.
 pub fn count_with(stats: &Stats, work: impl FnOnce() -> Result<()>) -> Result<Cost> {
     let flushes = || stats.get(FLUSHES).context("count flushes");
     let before = flushes()?;

@@ -14,7 +14,7 @@ use memfile_selftests::bench::{self, Report};
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// What to measure
+    /// The measurement
     what: What,
 
     /// Only this figure; repeatable

@@ -45,7 +45,7 @@ fn run(args: &Args) -> Result<Infallible> {
     bail!("the kernel did not crash")
 }
 
-/// What the next kernel needs of this one's root.
+/// The files of this kernel's root that the next kernel needs.
 fn archive() -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.device("dev/console", 5, 1)?;

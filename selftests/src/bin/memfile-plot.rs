@@ -14,7 +14,7 @@ use memfile_selftests::demo;
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// What memfile-demo wrote
+    /// The output of memfile-demo
     json: PathBuf,
 
     /// Write the plot of the story as SVG

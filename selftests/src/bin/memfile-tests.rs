@@ -14,7 +14,7 @@ use memfile_selftests::sys;
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// What to run: `suite`, `suite.case`, with `*` and `?`; everything if none is given
+    /// The tests to run: `suite`, `suite.case`, with `*` and `?`; all of them without this
     patterns: Vec<String>,
 
     /// Print the names, one `suite.case` per line, and run nothing

@@ -28,7 +28,7 @@ const FOR_EVER: Duration = Duration::from_secs(86_400);
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// What backs the guest's memory: anonymous, shared, pinned, movable, reclaimable, both,
+    /// The kind of the guest's memory: anonymous, shared, pinned, movable, reclaimable, both,
     /// guest_memfd
     #[arg(long, value_name = "KIND", default_value = "both", value_parser = kind)]
     memory: Kind,
@@ -152,7 +152,7 @@ fn lab(args: &Args) -> Result<Lab> {
     Ok(lab)
 }
 
-/// What a guest cost the host, in MiB, at several moments.
+/// The cost of a guest for the host, in MiB, at several moments.
 struct Cost {
     name: String,
     size: u64,

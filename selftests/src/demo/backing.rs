@@ -171,7 +171,7 @@ impl Memory {
         Ok(Some(held + mem::smaps(&self.slot.view, "Swap")?))
     }
 
-    /// Which counter [`Memory::held`] reads.
+    /// The counter that [`Memory::held`] reads.
     pub fn source(&self) -> &'static str {
         match (&self.fd, self.backing) {
             (_, Backing::GuestMemfd) => "meminfo",

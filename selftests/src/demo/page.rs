@@ -11,7 +11,7 @@ use super::table::{self, escaped, mib};
 use super::{Figure, Real, Report, Row, plot};
 use crate::MIB;
 
-/// What all pages have, and then what these have.
+/// The style of all pages, and that of these.
 const STYLE: &str = concat!(
     include_str!("../../../scripts/page.css"),
     "
@@ -27,7 +27,7 @@ p.notes { white-space: pre-line; color: var(--dim); }
 "
 );
 
-/// Summary, bars, course of the story, tables, and what others have made.
+/// Summary, bars, course of the story, tables, and a section that another program has made.
 pub fn html(report: &Report, section: &str) -> Result<String> {
     let costs = table::costs(report).html();
     let pressure = table::pressure(&report.story).html();

@@ -19,7 +19,7 @@ const MAGIC: u32 = b'3' as u32;
 ioctl_io_nr!(SNAPSHOT_FREEZE, MAGIC, 1);
 ioctl_iow_nr!(SNAPSHOT_CREATE_IMAGE, MAGIC, 17, std::os::raw::c_int);
 
-/// `/dev/snapshot`. What has been frozen goes on when this is dropped, and the image is gone.
+/// `/dev/snapshot`. Frozen tasks go on when this is dropped, and the image is gone.
 pub struct Image(File);
 
 impl Image {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the host's kernel reports about another process and its files.
+//! Reports of the host's kernel about another process and its files.
 
 use std::fs;
 use std::io;

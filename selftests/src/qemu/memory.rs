@@ -64,7 +64,7 @@ impl Kind {
         matches!(self, Kind::Private { .. } | Kind::Huge)
     }
 
-    /// What the VM may choose for its pages: movable, reclaimable.
+    /// The choice of the VM for its pages: movable, reclaimable.
     fn choice(self) -> (bool, bool) {
         match self {
             Kind::Private { movable, reclaimable } => (movable, reclaimable),
@@ -73,7 +73,7 @@ impl Kind {
     }
 }
 
-/// Which part of the guest's memory is of the kind under test.
+/// The part of the guest's memory that is of the kind under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// All, firmware and page tables included: KVM's own accesses have to reach it.

@@ -36,7 +36,7 @@ impl Records {
     }
 }
 
-/// What a QEMU wrote to its standard error.
+/// The standard error of a QEMU.
 pub(super) fn said(folder: &Path) -> String {
     let text = fs::read_to_string(folder.join("said")).unwrap_or_default();
     text.trim().to_owned()

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::sys::{Errno, SysResult, check};
 
-/// What waitpid() says of a stop at a system call, with `PTRACE_O_TRACESYSGOOD`.
+/// The status that waitpid() gives for a stop at a system call, with `PTRACE_O_TRACESYSGOOD`.
 const AT_CALL: i32 = libc::SIGTRAP | 0x80;
 
 fn trace(request: libc::c_uint, pid: i32, data: u64) -> SysResult {

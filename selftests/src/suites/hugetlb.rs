@@ -176,10 +176,10 @@ fn every_access_to_the_content_is_refused(page: u64) -> CaseResult {
     pool.expect_used(1, "after the attempts")
 }
 
-/// Neither is there a `copy_file_range` nor a `remap_file_range` operation. The VFS refuses both with
-/// EXDEV where the file systems differ. Else it copies by splice, which asks who is read first: EPERM
-/// is a memfile's answer, and an ordinary file of hugetlbfs gives no pages to splice (EINVAL), not
-/// even to a file that takes them. To clone it has nobody to ask.
+/// There is neither a `copy_file_range` nor a `remap_file_range` operation. The VFS refuses both with
+/// EXDEV where the file systems differ. Otherwise it copies by splice, which asks the file that is
+/// read first: a memfile refuses with EPERM, and an ordinary file of hugetlbfs gives no pages to
+/// splice (EINVAL), not even to a file that takes them. For a clone there is no such fallback.
 fn copying_is_refused(
     fd: &OwnedFd,
     [elsewhere, readable, twin]: [&OwnedFd; 3],
@@ -1089,7 +1089,7 @@ fn other_consumers_get_whole_pages(page: u64) -> CaseResult {
     expect_errno("bind it twice", taken, &[Errno::EEXIST])
 }
 
-/// What fdinfo, the counters and the tracepoints say: pages are counted in 4 KiB.
+/// fdinfo, the counters and the tracepoints count pages of 4 KiB.
 fn figures_are_those_of_any_memfile(page: u64) -> CaseResult {
     let (_pool, _filled) = pool(page, 2)?;
     let fd = file(page, 2)?;

@@ -49,7 +49,7 @@ conformance!(
     ],
 );
 
-/// What the guest writes to a hole.
+/// The value that the guest writes to a hole.
 const AGAIN: Pattern = Pattern::Generation(3000);
 
 /// Punch `[start, end)`, bytes relative to the slot's part of the file and perhaps outside of it,

@@ -65,7 +65,7 @@ fn sealed() -> Result<OwnedFd> {
 const BYTE: u8 = 0x77;
 const WORD: u64 = u64::from_ne_bytes([BYTE; 8]);
 
-/// Which signal a child gets when it touches a word of a mapping; 0 for none.
+/// The signal that a child gets when it touches a word of a mapping; 0 for none.
 fn signal_on_touch(view: &Mapping, offset: u64, write: bool) -> Result<c_int> {
     // SAFETY: The child touches one word and exits.
     let pid = check(unsafe { libc::fork() })? as libc::pid_t;

@@ -53,7 +53,7 @@ impl Flushes {
         Ok(Flushes { others: cpus.get() as u64 - 1, before: mem::interrupts("CAL")? })
     }
 
-    /// Of `work`, and of whatever else the kernel does meanwhile. None if they cannot be seen: there
+    /// Of `work`, and of all that the kernel does meanwhile. None if they cannot be seen: there
     /// is one CPU, or the CPUs need not be called.
     pub fn since(&self) -> Result<Option<u64>> {
         if self.others == 0 || mem::cpu_has("invlpgb")? {

@@ -47,7 +47,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// What it is, without addresses.
+    /// The kind of the exit, without addresses.
     pub fn told(&self) -> String {
         match self {
             Exit::Done => "works".into(),
@@ -171,7 +171,7 @@ impl Vcpu {
 
     /// Drop the command after any exit, so that another can follow.
     pub fn abandon(&mut self) -> Result<()> {
-        // What the last exit asked for is done at the next entry, and changes the registers: before
+        // KVM completes the last exit at the next entry, which changes the registers: before
         // they are set.
         self.fd.get_kvm_run().immediate_exit = 1;
         let _ = self.enter();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A naive model of a file of shmem or hugetlbfs, page by page, as a program sees it.
 //!
-//! No swap, no limits. What takes memory is counted in pages of the file, which are huge ones on
+//! No swap, no limits. Memory is counted in pages of the file, which are huge ones on
 //! hugetlbfs; content is kept in small pages, and only where there is any. Each call returns the
 //! result that the kernel must give.
 
