@@ -97,7 +97,7 @@ patched_tree() (
 	lock source
 	if [ -d "$PATCHED_TREE/.git" ]; then
 		"$ROOT/scripts/apply-patches" --check "$PATCHED_TREE" | grep -q 'already applied$' ||
-			die "$PATCHED_TREE is a work tree that is not what ${PATCHES#"$ROOT"/} says; run scripts/refresh-patches on it, or build it as a tree of your own"
+			die "the work tree $PATCHED_TREE differs from ${PATCHES#"$ROOT"/}; run scripts/refresh-patches on it, or build it as a tree of your own"
 		exit 0
 	fi
 	scratch=$(mktemp -d)
