@@ -32,6 +32,7 @@ pub static SUITE: Suite = suite!(
         access_allocates_what_it_needs,
         access_to_a_poisoned_page_ends_kvm_run_with_its_errno,
         locked_instruction_is_atomic: 120,
+        locked_instruction_is_atomic_while_pages_move_and_are_swapped: 240,
         page_walk_sets_accessed_and_dirty_bits,
         clock_is_in_private_memory,
         clock_follows_its_page,
@@ -257,14 +258,11 @@ fn access_to_a_poisoned_page_ends_kvm_run_with_its_errno() -> CaseResult {
     Ok(())
 }
 
-/// One vCPU counts by itself, the other through KVM.
-fn locked_instruction_is_atomic() -> CaseResult {
+/// One vCPU counts by itself, the other through KVM. Returns how far they should have counted.
+fn count_both_ways(s: &mut Setup, second: &mut Vcpu) -> Result<u64> {
     const ROUNDS: u64 = 3000;
-    let _emulation = emulation()?;
-    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
-    let mut second = s.vm.vcpu(1)?;
     let gpa = s.slot.gpa;
-    let changed = thread::scope(|scope| -> Result<u64> {
+    let beside = thread::scope(|scope| -> Result<u64> {
         let by_kvm = scope.spawn(|| second.call(Command::Count, &[gpa, ROUNDS, 1]));
         let mut total = 0;
         while !by_kvm.is_finished() {
@@ -274,9 +272,56 @@ fn locked_instruction_is_atomic() -> CaseResult {
         by_kvm.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
         Ok(total)
     })?;
-    println!("{changed} rounds beside, {} exchanges began again", second.result(0));
-    let word = s.vcpu.load(gpa)?;
-    ensure!(word == ROUNDS + changed, "counted to {word}, wanted {}", ROUNDS + changed);
+    println!("{beside} rounds beside, {} exchanges began again", second.result(0));
+    Ok(ROUNDS + beside)
+}
+
+fn locked_instruction_is_atomic() -> CaseResult {
+    let _emulation = emulation()?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let mut second = s.vm.vcpu(1)?;
+    let wanted = count_both_ways(&mut s, &mut second)?;
+    let word = s.vcpu.load(s.slot.gpa)?;
+    ensure!(word == wanted, "counted to {word}, wanted {wanted}");
+    Ok(())
+}
+
+/// The page of the word, and those of the page tables that KVM walks for it.
+fn locked_instruction_is_atomic_while_pages_move_and_are_swapped() -> CaseResult {
+    let _emulation = emulation()?;
+    let _pages = pressure::base_pages()?;
+    let zone = MovableZone::make(2)?;
+    let _swap = Swap::on(64 * MIB)?;
+    let cgroup = Cgroup::enter()?;
+    let mut s = Setup::used_by_kvm(BOTH, true, SIZE)?;
+    let mut second = s.vm.vcpu(1)?;
+    private_page_tables(&mut s)?;
+    second.set_page_tables(s.slot.gpa + PAGE)?;
+    let counts = Counts::now()?;
+    let stop = AtomicBool::new(false);
+    let wanted = thread::scope(|scope| -> Result<u64> {
+        let actor = scope.spawn(|| -> CaseResult {
+            while !stop.load(Ordering::Relaxed) {
+                zone.shuffle()?;
+                cgroup.reclaim(SIZE)?;
+            }
+            Ok(())
+        });
+        let mut work = || -> Result<u64> {
+            let mut wanted = 0;
+            while counts.grown("memfile.migrate")? < 20 || counts.grown("memfile.swap_out")? < 20 {
+                ensure!(!actor.is_finished(), "the actor has ended");
+                wanted += count_both_ways(&mut s, &mut second)?;
+            }
+            Ok(wanted)
+        };
+        let result = work();
+        stop.store(true, Ordering::Relaxed);
+        actor.join().map_err(|_| anyhow!("the actor panicked"))??;
+        result
+    })?;
+    let word = s.vcpu.load(s.slot.gpa)?;
+    ensure!(word == wanted, "counted to {word}, wanted {wanted}");
     Ok(())
 }
 
