@@ -128,18 +128,15 @@ impl Memory {
                 object += ",kvm-access=on";
             }
             add("-object", object);
-        } else if self.kind.is_private() {
-            add("-object", "sw-protected-vm,id=vm".into());
+        } else if self.kind == Kind::GuestMemfd {
+            add("-object", "sw-protected-vm,id=vm,guest-memfd=on".into());
         }
         let backend = match self.kind {
             Kind::Anonymous => "memory-backend-ram",
-            Kind::SharedMemfd | Kind::GuestMemfd => "memory-backend-memfd",
-            Kind::Private { .. } | Kind::Huge => "memory-backend-memfd-private",
+            Kind::SharedMemfd => "memory-backend-memfd",
+            Kind::Private { .. } | Kind::Huge | Kind::GuestMemfd => "memory-backend-memfd-private",
         };
         let mut object = format!("{backend},id=ram,size={}", self.size);
-        if self.kind == Kind::GuestMemfd {
-            object += ",guest-memfd=on";
-        }
         if self.kind == Kind::Huge {
             object += &format!(",hugetlb=on,hugetlbsize={}", crate::HUGE);
         }
