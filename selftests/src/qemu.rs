@@ -116,7 +116,8 @@ pub struct Config {
     pub busybox: bool,
     /// The cgroup that QEMU's memory is charged to.
     pub cgroup: Option<PathBuf>,
-    /// QEMU waits before its first instruction for [`Machine::fail_fallocate`].
+    /// QEMU waits before its first instruction for [`Machine::fail_fallocate`] or
+    /// [`Machine::add_to_seals`].
     pub traced: bool,
 }
 
@@ -397,6 +398,12 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Let a QEMU go on that was launched to be traced, and add these to the first seals that it
+    /// puts on a file.
+    pub fn add_to_seals(&self, seals: u32) -> Result<()> {
+        tracer::add_to_seals(self.pid() as i32, seals).with_context(|| self.said())
     }
 
     /// Let a QEMU go on that was launched to be traced, and let each fallocate() of its main thread

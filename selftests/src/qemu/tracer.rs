@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Makes system calls of another process fail that would succeed.
+//! Changes system calls of another process: makes them fail, or changes what they ask for.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -41,6 +41,11 @@ fn set_registers(pid: i32, registers: &libc::user_regs_struct) -> Result<()> {
 pub fn wait_for_tracer() -> SysResult {
     // SAFETY: Takes no pointer.
     check(unsafe { libc::ptrace(libc::PTRACE_TRACEME) })
+}
+
+fn begin(pid: i32) -> Result<()> {
+    let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+    trace(libc::PTRACE_SETOPTIONS, pid, options as u64).context("trace the process").map(drop)
 }
 
 /// Let a process go on that has waited for its tracer, and let each fallocate() of its main thread
@@ -92,17 +97,48 @@ pub fn fail_fallocate(
                 }
             }
             // It has begun.
-            libc::SIGTRAP => {
-                let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
-                trace(libc::PTRACE_SETOPTIONS, pid, options as u64).context("trace the process")?;
-            }
+            libc::SIGTRAP => begin(pid)?,
             other => signal = other,
         }
-        match trace(libc::PTRACE_SYSCALL, pid, signal as u64) {
-            // It was killed meanwhile.
-            Ok(_) | Err(Errno::ESRCH) => {}
-            Err(e) => bail!("the process cannot go on: {e}"),
+        go_on(pid, signal)?;
+    }
+}
+
+/// To the next system call.
+fn go_on(pid: i32, signal: i32) -> Result<()> {
+    match trace(libc::PTRACE_SYSCALL, pid, signal as u64) {
+        // It was killed meanwhile.
+        Ok(_) | Err(Errno::ESRCH) => Ok(()),
+        Err(e) => bail!("the process cannot go on: {e}"),
+    }
+}
+
+/// Let a process go on that has waited for its tracer, and add these to the first seals that it
+/// puts on a file.
+pub fn add_to_seals(pid: i32, seals: u32) -> Result<()> {
+    loop {
+        let mut status = 0;
+        // SAFETY: The child is ours and was not waited for; the status outlives the call.
+        check(unsafe { libc::waitpid(pid, &mut status, 0) }).context("waitpid")?;
+        if !libc::WIFSTOPPED(status) {
+            bail!("the process has ended, and sealed nothing");
         }
+        let mut signal = 0;
+        match libc::WSTOPSIG(status) {
+            AT_CALL => {
+                let mut registers = registers(pid)?;
+                let command = (registers.orig_rax as i64, registers.rsi as i32);
+                if command == (libc::SYS_fcntl, libc::F_ADD_SEALS) {
+                    registers.rdx |= u64::from(seals);
+                    set_registers(pid, &registers)?;
+                    trace(libc::PTRACE_DETACH, pid, 0).context("let the process go")?;
+                    return Ok(());
+                }
+            }
+            libc::SIGTRAP => begin(pid)?,
+            other => signal = other,
+        }
+        go_on(pid, signal)?;
     }
 }
 

@@ -6,6 +6,7 @@
 //! it found it. `scripts/check` boots a machine for this suite, with QEMU and the guests' kernels
 //! in it.
 
+use std::os::unix::process::ExitStatusExt;
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use crate::module::Module;
 use crate::pressure::{self, Accounts, Cgroup, Counts, Pool, Setting, SmallMachine, Swap, Trace};
 use crate::qemu::{Config, Kind, Lab, Layout, Machine, Memory, kvm_figure, memfds};
 use crate::sys::{self, Errno, lock_own_memory};
-use crate::uapi::KVM_MAP_GPA_RANGE_ENCRYPTED;
+use crate::uapi::{F_SEAL_AUTO_ALLOCATE, KVM_MAP_GPA_RANGE_ENCRYPTED};
 use crate::{HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
@@ -40,6 +41,8 @@ pub static SUITE: Suite = suite!(
         compaction_moves_pages_of_a_running_guest: 300,
         killed_qemu_leaves_no_memory_behind: 300,
         free_pages_that_the_guest_reports_are_given_back: 300,
+        seal_on_the_shared_side_finds_stray_accesses: 300,
+        migration_and_smm_are_refused: 120,
         prealloc_is_complete_whatever_signals_come: 120,
         prealloc_goes_on_after_every_interrupted_call: 120,
         prealloc_of_a_guest_memfd_goes_on_after_signals: 120,
@@ -277,6 +280,8 @@ fn balloon_gives_back_what_the_guest_has_freed() -> CaseResult {
         fixture.machine.balloon(all - BALLOON)?;
         let holes = counts.grown("memfile.invalidate")?;
         println!("{full} pages before, {} MiB in the balloon, {holes} holes", BALLOON / MIB);
+        // QEMU makes one of adjacent pages, of which a request has up to 256.
+        ensure!(holes < BALLOON / PAGE / 32, "{holes} holes for {} pages", BALLOON / PAGE);
         fixture.expect_fewer_pages(full - FREED / PAGE / 2, "with the balloon")?;
         fixture.machine.guest().verify("keep", 5)?;
         // Pages that it gets back are zeroed.
@@ -419,6 +424,64 @@ fn compaction_moves_pages_of_a_running_guest() -> CaseResult {
 fn killed_qemu_leaves_no_memory_behind() -> CaseResult {
     with_guest(Kind::BOTH, |fixture| fill(&mut fixture.machine, 14))?;
     give_up(&mut *slot()?)?;
+    Module::memfile()?.expect_unused()
+}
+
+/// Bytes of a DIMM that QEMU itself reads: its shared side, whatever the guest has there.
+const STRAY: u64 = MIB;
+
+fn stray_access(machine: &mut Machine) -> Result<serde_json::Value> {
+    let arguments = json!({ "val": dimm(machine)?, "size": STRAY, "filename": "/dev/null" });
+    machine.execute("pmemsave", arguments)
+}
+
+/// Double allocation is not seen until somebody counts; with F_SEAL_AUTO_ALLOCATE on QEMU's own
+/// memfd there is none, and who would make it is told at once.
+fn seal_on_the_shared_side_finds_stray_accesses() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let config = Config::new(Memory::dimm(Kind::BOTH, SMALL));
+    let mut machine = Machine::start(&lab, &config)?;
+    stray_access(&mut machine)?;
+    let (shared, private) = (machine.shared()?, machine.private()?.0);
+    println!("without the seal: {} KiB shared, {} KiB private", shared >> 10, private >> 10);
+    ensure!(shared == STRAY && private == 0, "{shared} bytes shared, {private} private");
+    machine.kill()?;
+
+    let mut machine = Machine::launch(&lab, &Config { traced: true, ..config })?;
+    machine.add_to_seals(F_SEAL_AUTO_ALLOCATE)?;
+    machine.connect()?;
+    machine.boot()?;
+    fill(&mut machine, 60)?;
+    verify(&mut machine, 60)?;
+    let (shared, private) = (machine.shared()?, machine.private()?.0);
+    println!("with it, at work: {} KiB shared, {} KiB private", shared >> 10, private >> 10);
+    ensure!(shared == 0 && private > filled() / 4, "{shared} bytes shared, {private} private");
+    let answer = stray_access(&mut machine);
+    let status = machine.wait()?;
+    ensure!(status.signal() == Some(libc::SIGBUS), "{status}, answer {answer:?}");
+    Ok(())
+}
+
+fn migration_and_smm_are_refused() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let config = Config::new(Memory::dimm(Kind::BOTH, SMALL));
+    let mut machine = Machine::start(&lab, &config)?;
+    let Err(error) = machine.execute("migrate", json!({ "uri": "exec:cat >/dev/null" })) else {
+        bail!("QEMU migrates private memory");
+    };
+    println!("{error:#}");
+    ensure!(format!("{error:#}").contains("private memory cannot be read"), "{error:#}");
+    machine.kill()?;
+
+    let mut machine = Machine::launch(&lab, &config.with(["-machine", "smm=on"]))?;
+    let status = machine.wait()?;
+    let said = machine.said();
+    println!("{said}");
+    ensure!(!status.success(), "QEMU ends with {status}");
+    // Then it says which of its parts that was.
+    ensure!(said.lines().next().is_some_and(|line| line.contains("no SMM")), "QEMU says: {said}");
     Module::memfile()?.expect_unused()
 }
 
@@ -618,9 +681,7 @@ fn poison_ends_one_process_of_the_guest_and_no_other() -> CaseResult {
     let lab = lab()?;
     let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::BOTH, SIZE)))?;
     machine.boot()?;
-    let devices = machine.execute("query-memory-devices", json!({}))?;
-    let base = devices.pointer("/0/data/addr").and_then(serde_json::Value::as_u64);
-    let base = base.context("the guest has no DIMM")? / PAGE;
+    let base = dimm(&mut machine)? / PAGE;
     fill(&mut machine, 40)?;
     // The last process: its pages are new to the host, which shows where they are.
     let trace = Trace::start(&["memfile:memfile_get_pfn"])?;
@@ -651,6 +712,13 @@ fn poison_ends_one_process_of_the_guest_and_no_other() -> CaseResult {
     machine.guest().verify("again", 41)?;
     machine.shut_down()?;
     pressure::unpoison(pfn)
+}
+
+/// The guest's address of its DIMM.
+fn dimm(machine: &mut Machine) -> Result<u64> {
+    let devices = machine.execute("query-memory-devices", json!({}))?;
+    let base = devices.pointer("/0/data/addr").and_then(serde_json::Value::as_u64);
+    base.context("the guest has no DIMM")
 }
 
 fn prealloc_without_memory_refuses_to_start_and_leaves_nothing() -> CaseResult {
