@@ -24,6 +24,7 @@ pub static SUITES: &[Suite] = &[
             every_order_of_ends_gives_all_pages_back,
             cgroup_is_charged_for_what_is_there,
             charge_is_the_allocators_until_the_page_goes,
+            neighbours_of_two_cgroups_are_counted_apart,
             many_lives_leave_nothing_behind,
         ]
     ),
@@ -299,6 +300,34 @@ fn charge_is_the_allocators_until_the_page_goes(on: &'static Backend) -> CaseRes
     punch(&fd, 0, size).context("punch")?;
     expect_charged(on, &theirs, 0, "theirs, punched by us")?;
     expect_charged(on, &ours, 0, "ours, in the end")
+}
+
+/// Pages of a hole go by batches of 31. Here the last one of each belongs to another cgroup than
+/// the others.
+fn neighbours_of_two_cgroups_are_counted_apart(on: &'static Backend) -> CaseResult {
+    const BATCH: u64 = 31;
+    let _pages = pressure::base_pages()?;
+    let few = 1024;
+    let fd = on.file(few * BATCH * PAGE)?;
+    let before = Counted::now(on)?;
+    let (many, last) = (new_cgroup(on)?, new_cgroup(on)?);
+    for n in 0..few {
+        many.join()?;
+        allocate(&fd, n * BATCH * PAGE, (BATCH - 1) * PAGE)?;
+        last.join()?;
+        allocate(&fd, ((n + 1) * BATCH - 1) * PAGE, PAGE)?;
+    }
+    expect_charged(on, &many, few * (BATCH - 1) * PAGE, "many, allocated")?;
+    expect_charged(on, &last, few * PAGE, "the last ones, allocated")?;
+    punch(&fd, 0, few / 2 * BATCH * PAGE)?;
+    expect_charged(on, &many, few / 2 * (BATCH - 1) * PAGE, "many, half punched")?;
+    expect_charged(on, &last, few / 2 * PAGE, "the last ones, half punched")?;
+    drop(fd);
+    expect_charged(on, &many, 0, "many, in the end")?;
+    expect_charged(on, &last, 0, "the last ones, in the end")?;
+    let after = Counted::now(on)?;
+    ensure!(after == before, "{after:?}, {before:?} before");
+    Ok(())
 }
 
 /// Memory that one cycle leaves in the kernel shows after many.
