@@ -19,13 +19,21 @@ use kernel::fs::file::{
     File,
     FileDescriptorReservation, //
 };
-use kernel::ioctl::_IO;
+use kernel::ioctl::{
+    _IO,
+    _IOC_SIZE,
+    _IOWR, //
+};
 use kernel::miscdevice::{
     MiscDevice,
     MiscDeviceOptions,
     MiscDeviceRegistration, //
 };
 use kernel::prelude::*;
+use kernel::uaccess::{
+    UserPtr,
+    UserSlice, //
+};
 
 module! {
     type: Module,
@@ -66,6 +74,8 @@ const UNREGISTER: u32 = _IO(MAGIC, 3);
 const HARD_ERROR: u32 = _IO(MAGIC, 11);
 /// Pins a page of the memfd with that descriptor for a device, and lets go of it.
 const PIN: u32 = _IO(MAGIC, 12);
+/// Reads a page frame as the kernel sees it: its number in the first word; its content.
+const READ_FRAME: u32 = _IOWR::<[u64; 512]>(MAGIC, 13);
 
 struct Device;
 
@@ -90,6 +100,11 @@ impl MiscDevice for Device {
             UNREGISTER => abi::unregister()?,
             HARD_ERROR => abi::hard_error(arg)?,
             PIN => abi::pin(arg.try_into()?)?,
+            READ_FRAME => {
+                let user = UserSlice::new(UserPtr::from_addr(arg), _IOC_SIZE(cmd));
+                let (mut reader, mut writer) = user.reader_writer();
+                writer.write_slice(&abi::read_frame(reader.read()?)?)?;
+            }
             _ => return Err(ENOTTY),
         }
         Ok(0)

@@ -6,18 +6,23 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
-use vmm_sys_util::ioctl_io_nr;
+use vmm_sys_util::{ioctl_io_nr, ioctl_iowr_nr};
 
 use crate::PAGE;
-use crate::sys::{self, SysResult, ioctl_fd, ioctl_val};
+use crate::module::Module;
+use crate::sys::{self, SysResult, ioctl_fd, ioctl_mut, ioctl_val};
 
 const MAGIC: u32 = b'M' as u32;
+
+/// Words of a page frame.
+pub const FRAME_WORDS: usize = PAGE as usize / 8;
 
 ioctl_io_nr!(CREATE, MAGIC, 1);
 ioctl_io_nr!(REGISTER, MAGIC, 2);
 ioctl_io_nr!(UNREGISTER, MAGIC, 3);
 ioctl_io_nr!(HARD_ERROR, MAGIC, 11);
 ioctl_io_nr!(PIN, MAGIC, 12);
+ioctl_iowr_nr!(READ_FRAME, MAGIC, 13, [u64; FRAME_WORDS]);
 // Ioctls of the store's files.
 ioctl_io_nr!(MIGRATE, MAGIC, 4);
 ioctl_io_nr!(REFERENCED, MAGIC, 5);
@@ -36,6 +41,14 @@ impl Store {
     pub fn open() -> Result<Store> {
         let device = "/dev/memfile-store";
         sys::open(device, libc::O_RDWR).context(device).map(Store)
+    }
+
+    /// The same, and the module, which is loaded for that: for cases that let the kernel do something
+    /// and need no store. The device is closed first.
+    pub fn load() -> Result<(Store, Module)> {
+        let module = Module::store()?;
+        module.load().context("load memfile_store.ko")?;
+        Ok((Store::open()?, module))
     }
 
     /// A file of `size` bytes without pages, open for writing.
@@ -61,6 +74,16 @@ impl Store {
     /// Pin the first page of any memfd for a device, and let go of it.
     pub fn pin(&self, fd: impl AsFd) -> SysResult<()> {
         ioctl_val(&self.0, PIN(), fd.as_fd().as_raw_fd() as u64).map(drop)
+    }
+
+    /// Let the kernel read a page frame by `copy_from_kernel_nofault()`: EFAULT if it is not in the
+    /// direct map.
+    pub fn read_frame(&self, pfn: u64) -> SysResult<[u64; FRAME_WORDS]> {
+        let mut arg = [0; FRAME_WORDS];
+        arg[0] = pfn;
+        // SAFETY: The array is the one of this ioctl.
+        unsafe { ioctl_mut(self.0.as_fd(), READ_FRAME(), &mut arg) }?;
+        Ok(arg)
     }
 }
 

@@ -75,6 +75,16 @@ pub(crate) fn pin(fd: u32) -> Result {
     to_result(unsafe { bindings::memfile_store_pin(fd) })
 }
 
+/// The content of a page frame, by its address in the direct map, which may have none: `EFAULT`.
+/// Sleeps. `EINVAL` if there is no such frame.
+pub(crate) fn read_frame(pfn: usize) -> Result<KVec<u8>> {
+    let mut content = KVec::from_elem(0u8, PAGE_SIZE, GFP_KERNEL)?;
+    let to = content.as_mut_ptr().cast();
+    // SAFETY: Takes any number, and there is room for a page, which nobody else uses.
+    to_result(unsafe { bindings::memfile_store_read_frame(pfn, to) })?;
+    Ok(content)
+}
+
 /// Unregisters the store. Sleeps. `EINVAL` if it is not registered.
 pub(crate) fn unregister() -> Result {
     // SAFETY: Takes any pointer.

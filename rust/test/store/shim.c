@@ -7,6 +7,7 @@
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/set_memory.h>
+#include <linux/uaccess.h>
 
 #include "shim.h"
 
@@ -76,4 +77,12 @@ int memfile_store_pin(unsigned int fd)
 	if (n == 1)
 		unpin_folio(folio);
 	return n < 0 ? n : 0;
+}
+
+/* Copy a page frame to @to by its address in the direct map, if it is there. */
+int memfile_store_read_frame(unsigned long pfn, void *to)
+{
+	if (!pfn_valid(pfn))
+		return -EINVAL;
+	return copy_from_kernel_nofault(to, pfn_to_kaddr(pfn), PAGE_SIZE);
 }

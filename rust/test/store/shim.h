@@ -14,5 +14,6 @@ pgoff_t memfile_store_index(struct folio *folio);
 void memfile_store_copy(struct folio *dst, struct folio *src);
 int memfile_store_hard_error(unsigned long pfn);
 int memfile_store_pin(unsigned int fd);
+int memfile_store_read_frame(unsigned long pfn, void *to);
 
 #endif /* _MEMFILE_STORE_SHIM_H */

@@ -14,7 +14,7 @@ use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Block, Cgroup, Counts, Failing, Memory, Swap, word};
 use crate::support::directmap::{
-    Flushes, Hidden, Splits, direct_map, memory, pfns, populate_hidden,
+    Flushes, Hidden, Reader, Splits, direct_map, memory, pfns, populate_hidden,
 };
 use crate::support::inject::Injector;
 use crate::support::setup::{
@@ -64,11 +64,12 @@ const SIZE: u64 = 4 * MIB;
 const PAGES: u64 = SIZE / PAGE;
 
 fn page_is_there_without_the_flag() -> CaseResult {
-    let memory = memory()?;
+    let (memory, reader) = (memory()?, Reader::load()?);
     let hidden = Hidden::now()?;
     for flags in [PINNED, MOVABLE, BOTH] {
         let s = Setup::filled(flags, SIZE)?;
         let pfns = pfns(&s)?;
+        reader.expect_pattern(&pfns, GUEST, s.slot.gpa, &format!("{flags:#x}"))?;
         memory.expect_all(&pfns, true, &format!("{flags:#x}"))?;
         let bytes = memory.frame(pfns[3])?.context("no content")?;
         ensure!(word(&bytes, 64) == GUEST.word(s.slot.gpa + 3 * PAGE + 64), "another content");
@@ -78,7 +79,7 @@ fn page_is_there_without_the_flag() -> CaseResult {
 }
 
 fn page_is_not_there_whatever_made_it() -> CaseResult {
-    let memory = memory()?;
+    let (memory, reader) = (memory()?, Reader::load()?);
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
         let on_demand = || Setup::with_flags(HIDDEN, SIZE);
@@ -104,7 +105,9 @@ fn page_is_not_there_whatever_made_it() -> CaseResult {
             s.vcpu.verify(s.slot.gpa, SIZE, Pattern::ZERO)?;
             s.vcpu.fill(s.slot.gpa, SIZE, GUEST)?;
             let pfns = pfns(&s)?;
-            memory.expect_all(&pfns, false, &format!("{name}, huge pages {huge}"))?;
+            let when = format!("{name}, huge pages {huge}");
+            reader.expect_fault(&pfns, &when)?;
+            memory.expect_all(&pfns, false, &when)?;
             s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
         }
     }
@@ -156,17 +159,20 @@ fn expect_empty(memory: &Memory, pfn: u64, pattern: Pattern, s: &Setup) -> Resul
 }
 
 fn hole_gives_the_frame_back_empty() -> CaseResult {
-    let memory = memory()?;
+    let (memory, reader) = (memory()?, Reader::load()?);
     let hidden = Hidden::now()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
         let mut s = Setup::filled(HIDDEN, SIZE)?;
         let pfns = pfns(&s)?;
+        let (stay, go) = pfns.split_at((HUGE / PAGE) as usize);
         punch(&s.fd, HUGE, HUGE)?;
-        for pfn in &pfns[(HUGE / PAGE) as usize..] {
+        reader.expect_cleared(go, go.len() / 4)?;
+        for pfn in go {
             expect_empty(&memory, *pfn, GUEST, &s)?;
         }
-        memory.expect_all(&pfns[..(HUGE / PAGE) as usize], false, "the other half")?;
+        reader.expect_fault(stay, "the other half")?;
+        memory.expect_all(stay, false, "the other half")?;
         hidden.expect(HUGE / PAGE, "half is left")?;
         s.vcpu.verify(s.slot.gpa + HUGE, HUGE, Pattern::ZERO)?;
         drop(s);

@@ -10,7 +10,9 @@ use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Memory};
-use crate::support::directmap::{Hidden, Splits, direct_map, every_pfn, memory, populate_hidden};
+use crate::support::directmap::{
+    Hidden, Reader, Splits, direct_map, every_pfn, memory, populate_hidden,
+};
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::setup::{GUEST, HIDDEN, Layout, PINNED, SLOT, vm_with_flags};
 use crate::sys::*;
@@ -65,15 +67,18 @@ fn filled(flags: u64, page: u64, count: u64) -> Result<Guest> {
 }
 
 fn page_is_there_without_the_flag(page: u64) -> CaseResult {
-    let (memory, hidden) = (memory()?, Hidden::now()?);
+    let (memory, hidden, reader) = (memory()?, Hidden::now()?, Reader::load()?);
     let (_pool, _filled) = pool(page, 1)?;
     let guest = filled(PINNED, page, 1)?;
-    memory.expect_all(&pfns(&guest)?, true, "without the flag")?;
+    let pfns = pfns(&guest)?;
+    let written = &pfns[..(SPAN / PAGE) as usize];
+    reader.expect_pattern(written, GUEST, guest.gpa, "without the flag")?;
+    memory.expect_all(&pfns, true, "without the flag")?;
     hidden.expect(0, "without the flag")
 }
 
 fn page_is_not_there_whatever_made_it(page: u64) -> CaseResult {
-    let memory = memory()?;
+    let (memory, reader) = (memory()?, Reader::load()?);
     let (_pool, _filled) = pool(page, 1)?;
     let on_demand = || Guest::new(HIDDEN, page, 1);
     let before = || {
@@ -101,7 +106,9 @@ fn page_is_not_there_whatever_made_it(page: u64) -> CaseResult {
         let mut guest = way()?;
         guest.vcpu.verify(guest.gpa, SPAN, Pattern::ZERO)?;
         guest.vcpu.fill(guest.gpa, SPAN, GUEST)?;
-        memory.expect_all(&pfns(&guest)?, false, name)?;
+        let pfns = pfns(&guest)?;
+        reader.expect_fault(&pfns, name)?;
+        memory.expect_all(&pfns, false, name)?;
         guest.vcpu.verify(guest.gpa, SPAN, GUEST)?;
     }
     Ok(())
@@ -126,7 +133,7 @@ fn count_is_that_of_the_pages_in_files(page: u64) -> CaseResult {
 }
 
 fn hole_gives_the_frame_back_empty(page: u64) -> CaseResult {
-    let (memory, hidden) = (memory()?, Hidden::now()?);
+    let (memory, hidden, reader) = (memory()?, Hidden::now()?, Reader::load()?);
     let (_pool, _filled) = pool(page, 1)?;
     for whole in [true, false] {
         let mut guest = filled(HIDDEN, page, 1)?;
@@ -139,6 +146,8 @@ fn hole_gives_the_frame_back_empty(page: u64) -> CaseResult {
             drop(guest);
         }
         hidden.expect(0, "gone")?;
+        // They are in the pool again.
+        reader.expect_cleared(&pfns, 0)?;
         for pfn in pfns {
             memory.expect_empty(pfn, GUEST, gpa, page)?;
         }

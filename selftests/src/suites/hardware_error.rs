@@ -5,10 +5,9 @@
 //! A test module reports them as x86's machine check handlers do. From then on the kernel takes no
 //! injected error back: `scripts/check` runs the suite in a machine of its own.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::ktap::{CaseResult, Suite, skip};
-use crate::module::Module;
 use crate::pattern::Pattern;
 use crate::pressure::{self, Counts, Failing, Memory, Pool};
 use crate::store::Store;
@@ -33,13 +32,6 @@ pub static SUITE: Suite = suite!(
 const SIZE: u64 = 4 * MIB;
 /// The page with the error.
 const BROKEN: u64 = 37;
-
-/// The module that reports errors, and its device, which is closed first.
-fn reporter() -> Result<(Store, Module)> {
-    let module = Module::store()?;
-    module.load().context("load memfile_store.ko")?;
-    Ok((Store::open()?, module))
-}
 
 /// The broken page is lost to the guest, and no other.
 fn expect_lost(vcpu: &mut Vcpu, gpa: u64, size: u64) -> Result<()> {
@@ -67,7 +59,7 @@ fn expect_given_back(memory: &Memory, pfns: &[u64], gpa: u64) -> Result<()> {
 }
 
 fn broken_page(huge: &str) -> CaseResult {
-    let (memory, hidden, reporter) = (memory()?, Hidden::now()?, reporter()?);
+    let (memory, hidden, reporter) = (memory()?, Hidden::now()?, Store::load()?);
     let _huge = pressure::shmem_huge(huge)?;
     let absent = memory.absent()?;
     let counts = Counts::now()?;
@@ -110,7 +102,7 @@ fn huge_guest() -> Result<Guest> {
 }
 
 fn broken_page_of_hugetlbfs_never_comes_back() -> CaseResult {
-    let (memory, hidden, reporter) = (memory()?, Hidden::now()?, reporter()?);
+    let (memory, hidden, reporter) = (memory()?, Hidden::now()?, Store::load()?);
     for whole in [true, false] {
         let absent = memory.absent()?;
         let mut guest = huge_guest()?;
@@ -138,7 +130,7 @@ fn broken_page_of_hugetlbfs_never_comes_back() -> CaseResult {
 
 /// Its good parts come back one by one, for which the direct map has to be split.
 fn page_that_cannot_come_back_stays_out() -> CaseResult {
-    let (memory, hidden, reporter) = (memory()?, Hidden::now()?, reporter()?);
+    let (memory, hidden, reporter) = (memory()?, Hidden::now()?, Store::load()?);
     let pool = Pool::of(HUGE)?;
     let mut guest = huge_guest()?;
     let gpa = guest.gpa;

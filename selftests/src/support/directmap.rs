@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::ktap::{CaseResult, skip};
+use crate::module::Module;
+use crate::pattern::Pattern;
 use crate::pressure::{Frame, Memory, frames};
+use crate::store::{FRAME_WORDS, Store};
 use crate::support::setup::{GUEST, Setup};
 use crate::sys::{Errno, allocate, expect_errno, memfile_unsized};
 use crate::vm::{Slot, Vm, small_pages};
@@ -17,6 +20,72 @@ use crate::{PAGE, mem};
 pub fn memory() -> Result<Memory> {
     drop(memfile_unsized()?);
     Memory::open()
+}
+
+/// The kernel reads page frames by their addresses in the direct map: a test module does so, with
+/// `copy_from_kernel_nofault()`.
+pub struct Reader {
+    store: Store,
+    _module: Module,
+}
+
+impl Reader {
+    /// SKIP if the module is not there.
+    pub fn load() -> Result<Reader> {
+        drop(memfile_unsized()?);
+        let (store, module) = Store::load()?;
+        Ok(Reader { store, _module: module })
+    }
+
+    /// The content of a frame; None if it gets EFAULT.
+    fn frame(&self, pfn: u64) -> Result<Option<[u64; FRAME_WORDS]>> {
+        match self.store.read_frame(pfn) {
+            Ok(content) => Ok(Some(content)),
+            Err(Errno::EFAULT) => Ok(None),
+            Err(e) => bail!("the kernel reads frame {pfn:#x}: {e}"),
+        }
+    }
+
+    /// Fail unless each of these frames gives EFAULT.
+    pub fn expect_fault(&self, pfns: &[u64], when: &str) -> Result<()> {
+        for pfn in pfns {
+            ensure!(self.frame(*pfn)?.is_none(), "{when}: the kernel reads frame {pfn:#x}");
+        }
+        Ok(())
+    }
+
+    /// Fail unless the kernel finds `pattern` in these frames, as it is from `gpa` on.
+    pub fn expect_pattern(
+        &self,
+        pfns: &[u64],
+        pattern: Pattern,
+        gpa: u64,
+        when: &str,
+    ) -> Result<()> {
+        for (gpa, pfn) in (gpa..).step_by(PAGE as usize).zip(pfns) {
+            let content = self.frame(*pfn)?;
+            let content =
+                content.with_context(|| format!("{when}: frame {pfn:#x} gives EFAULT"))?;
+            for (addr, word) in (gpa..).step_by(8).zip(content) {
+                let wanted = pattern.word(addr);
+                ensure!(word == wanted, "{when}: {word:#x} for {addr:#x}, not {wanted:#x}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Fail unless the kernel can read these frames, which have left a file, and reads zeros. Of
+    /// those that return to the page allocator a few may be others' again.
+    pub fn expect_cleared(&self, pfns: &[u64], others: usize) -> Result<()> {
+        let mut used = 0;
+        for pfn in pfns {
+            let content = self.frame(*pfn)?;
+            let content = content.with_context(|| format!("frame {pfn:#x} gives EFAULT"))?;
+            used += usize::from(content != [0; FRAME_WORDS]);
+        }
+        ensure!(used <= others, "{used} of {} frames do not read as zeros", pfns.len());
+        Ok(())
+    }
 }
 
 /// The pages that are out of the direct map because of `work`.
