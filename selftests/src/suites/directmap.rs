@@ -20,6 +20,7 @@ use crate::support::inject::Injector;
 use crate::support::setup::{
     BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup,
 };
+use crate::support::vmm::Vmm;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Exit, Private, Vm, small_pages};
@@ -56,6 +57,7 @@ pub static SUITE: Suite = suite!(
         broken_page_does_not_come_back_with_others,
         page_does_not_move_when_its_block_is_wanted: 240,
         secret_is_nowhere_in_memory: 400,
+        secret_of_a_killed_vmm_is_nowhere_in_memory: 240,
         thousand_lives_leak_nothing: 240,
     ]
 );
@@ -845,6 +847,45 @@ fn secret_is_nowhere_in_memory() -> CaseResult {
         drop(fd);
         let (found, now) = memory.search(pattern, gpa, SIZE)?;
         ensure!(found == 0, "the VM is gone: found {found} times");
+        ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
+    }
+    Ok(())
+}
+
+/// The VMM dies while its guest runs.
+fn secret_of_a_killed_vmm_is_nowhere_in_memory() -> CaseResult {
+    lock_own_memory()?;
+    let (memory, hidden) = (memory()?, Hidden::now()?);
+    let gpa = LAYOUTS[0].gpa;
+    let start = |flags, pattern| {
+        Vmm::start(|ready| {
+            let mut s = Setup::with_flags(flags, SIZE)?;
+            s.vcpu.fill(gpa, SIZE, pattern)?;
+            ready();
+            loop {
+                s.vcpu.verify(gpa, SIZE, pattern)?;
+            }
+        })
+    };
+    // Data that an earlier search has read may be anywhere: a new secret each time.
+    let mut secret = (5100..).map(Pattern::Generation);
+    let mut secret = || secret.next().context("no secret");
+
+    let pattern = secret()?;
+    let vmm = start(PINNED, pattern)?;
+    let (found, absent) = memory.search(pattern, gpa, SIZE)?;
+    ensure!(found >= SIZE / 64, "without the flag it is found {found} times");
+    vmm.kill()?;
+
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let pattern = secret()?;
+        let vmm = start(HIDDEN, pattern)?;
+        hidden.expect(PAGES, "the guest has its secret")?;
+        vmm.kill()?;
+        hidden.expect(0, "the VMM is killed")?;
+        let (found, now) = memory.search(pattern, gpa, SIZE)?;
+        ensure!(found == 0, "the VMM is killed: found {found} times");
         ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
     }
     Ok(())

@@ -15,6 +15,7 @@ use crate::support::directmap::{
 };
 use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::setup::{GUEST, HIDDEN, Layout, PINNED, SLOT, vm_with_flags};
+use crate::support::vmm::Vmm;
 use crate::sys::*;
 use crate::vm::Private;
 use crate::{GIB, HUGE, PAGE};
@@ -32,6 +33,7 @@ suites! {
         broken_page_does_not_come_back_with_others: 120,
         pages_of_the_pool_are_not_moved,
         secret_is_nowhere_in_memory: 240,
+        secret_of_a_killed_vmm_is_nowhere_in_memory: 240,
         thousand_lives_leak_nothing: 240,
     ]
     [SUITE_1G, "directmap_1g", GIB]: [
@@ -320,6 +322,40 @@ fn secret_is_nowhere_in_memory(page: u64) -> CaseResult {
     nowhere("the slot is gone")?;
     drop(s);
     let now = nowhere("the VM is gone")?;
+    ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
+    Ok(())
+}
+
+/// The VMM dies while its guest runs.
+fn secret_of_a_killed_vmm_is_nowhere_in_memory(page: u64) -> CaseResult {
+    lock_own_memory()?;
+    let (memory, hidden) = (memory()?, Hidden::now()?);
+    let (pool, _filled) = pool(page, 2)?;
+    let (gpa, size) = (ALL.gpa, 2 * page);
+    let start = |flags, pattern| {
+        Vmm::start(|ready| {
+            let mut guest = Guest::new(flags, page, 2)?;
+            guest.vcpu.fill(gpa, size, pattern)?;
+            ready();
+            loop {
+                guest.vcpu.verify(gpa, size, pattern)?;
+            }
+        })
+    };
+    // Data that a search has read may be anywhere: a new secret each time.
+    let (first, second) = (Pattern::Generation(6101), Pattern::Generation(6102));
+    let vmm = start(PINNED, first)?;
+    let (found, absent) = memory.search(first, gpa, size)?;
+    ensure!(found >= size / 64, "without the flag it is found {found} times");
+    vmm.kill()?;
+
+    let vmm = start(HIDDEN, second)?;
+    hidden.expect(size / PAGE, "the guest has its secret")?;
+    vmm.kill()?;
+    hidden.expect(0, "the VMM is killed")?;
+    pool.expect_used(0, "the VMM is killed")?;
+    let (found, now) = memory.search(second, gpa, size)?;
+    ensure!(found == 0, "the VMM is killed: found {found} times");
     ensure!(now == absent, "{absent} frames were not in the direct map, now {now}");
     Ok(())
 }

@@ -12,6 +12,7 @@ pub mod storm;
 pub mod stress;
 pub mod uffd;
 pub mod uring;
+pub mod vmm;
 
 /// The knob that some controls of the runner leave changed, and its value.
 pub const KNOB_PATH: &str = "/proc/sys/vm/swappiness";
