@@ -39,6 +39,7 @@ conformance!(
         access_against_conversion_several_vcpus,
         access_against_everything,
         access_against_everything_unaligned,
+        access_while_consumers_and_vms_come_and_go,
     ],
     // These include the work of the others, except that conversions alone leave no time for a hole.
     gigantic: [

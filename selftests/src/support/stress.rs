@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::consumer::{Consumer, MAPPER, Mode, Span};
+use crate::consumer::{Consumer, Mode, Span};
 use crate::guest::{Command, SCRATCH, STRESS_ENTRY, STRESS_NOTE, STRESS_WORDS};
 use crate::ktap::CaseResult;
 use crate::module::Module;
@@ -25,7 +25,8 @@ use crate::pressure::{self, Cgroup};
 use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, Layout, SLOT, Setup, fill_view};
 use crate::sys::*;
-use crate::vm::{ConvertBy, Private, RunCounters, Vm};
+use crate::uapi::MEMFILE_F_ALL;
+use crate::vm::{ConvertBy, Private, RunCounters};
 use crate::{GIB, HUGE, PAGE};
 
 /// Duration of a stress; shorter on guest_memfd, where it only tests the stress itself.
@@ -383,6 +384,7 @@ impl Bench {
         let (fd, module) = (self.s.fd.try_clone()?, Module::test()?);
         let all = (self.layout.offset + PAGES * PAGE + HUGE) / PAGE;
         let own = all - HUGE / PAGE;
+        let mode = Mode::Mapper(self.s.on.choice.unwrap_or(MEMFILE_F_ALL));
         let mut rng = Rng::new(seed());
         Ok(Box::new(move || {
             if !module.loaded() {
@@ -394,7 +396,7 @@ impl Bench {
                 let span = Span::same(pgoff, 1 + rng.below(all - pgoff));
                 consumers.push(Consumer::bound(&fd, Mode::Observer, span)?);
             }
-            let mapper = Consumer::bound(&fd, MAPPER, Span::same(own, 64))?;
+            let mapper = Consumer::bound(&fd, mode, Span::same(own, 64))?;
             for _ in 0..8 {
                 mapper.get(own + rng.below(64)).context("get_pfn")?;
                 punch(&fd, (own + rng.below(64)) * PAGE, PAGE).context("punch")?;
@@ -413,9 +415,10 @@ impl Bench {
     pub fn another_vm(&self) -> Result<Other> {
         let fd: OwnedFd = self.s.fd.try_clone()?;
         let (len, offset) = (16 * PAGE, self.layout.offset + PAGES * PAGE + HUGE / 2);
+        let on = self.s.on;
         let mut delete = false;
         Ok(Box::new(move || {
-            let vm = Vm::protected()?;
+            let vm = on.vm()?;
             let slot = vm.add_private(SLOT, 4 * GIB, len, Private::Memfile, &fd, offset)?;
             vm.set_private(slot.gpa, len)?;
             let mut vcpu = vm.vcpu(0)?;
