@@ -13,6 +13,7 @@ use crate::pressure::{
     self, Accounts, Cgroup, Counts, Disk, Failing, KPF_DIRTY, KPF_HWPOISON, KPF_SWAPCACHE,
     KPF_WRITEBACK, Swap, frames,
 };
+use crate::support::directmap::{Hidden, memory, pfns};
 use crate::support::setup::{BOTH, GUEST, HIDDEN, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::sys::*;
 use crate::vm::Exit;
@@ -33,6 +34,7 @@ pub static SUITE: Suite = suite!(
         page_that_nobody_has_written_is_not_cleared: 120,
         page_of_a_huge_page_that_nobody_has_written_is_not_cleared: 120,
         hole_in_a_huge_page_does_not_touch_the_broken_page,
+        hole_around_a_broken_page_brings_no_neighbour_into_the_map,
         broken_copy_of_a_swapped_page_is_replaced: 120,
         broken_page_that_swap_could_not_take_is_lost: 120,
     ]
@@ -394,6 +396,60 @@ fn hole_in_a_huge_page_does_not_touch_the_broken_page() -> CaseResult {
             drop(s);
             drop(frame);
         }
+    }
+    Ok(())
+}
+
+/// A hole in a part of a huge page that is out of the direct map clears that part outside, in case
+/// the page cannot be split. An error that was injected can be taken back, so the broken page is
+/// cleared as well, and comes back with the others if the hole takes it.
+fn hole_around_a_broken_page_brings_no_neighbour_into_the_map() -> CaseResult {
+    let (memory, hidden) = (memory()?, Hidden::now()?);
+    let _huge = pressure::shmem_huge("always")?;
+    let (start, len) = (BROKEN - 2 * PAGE, 5 * PAGE);
+    let (end, after) = (start + len, BROKEN + PAGE);
+    for can_split in [true, false] {
+        let mut s = Setup::filled(HIDDEN, SIZE)?;
+        let (pfns, gpa) = (pfns(&s)?, s.slot.gpa);
+        let pfn = pfns[(BROKEN / PAGE) as usize];
+        let no_split = || Failing::objects(Some("radix_tree_node"), 100, 100_000);
+        let counts = Counts::now()?;
+        let failing = no_split()?;
+        let result = pressure::poison(pfn);
+        drop(failing);
+        let frame = Broken(pfn);
+        println!("poison: {result:?}");
+        counts.expect_grown(&["thp_split_page_failed", "memfile.poison"], 1)?;
+        memory.expect_all(&pfns, false, "a page is broken")?;
+
+        let failing = if can_split { None } else { Some(no_split()?) };
+        let result = punch(&s.fd, start, len);
+        drop(failing);
+        result.context("punch")?;
+        let gone = if can_split { len / PAGE } else { 0 };
+        hidden.expect((SIZE / PAGE) - gone, "after the hole")?;
+        for (offset, pfn) in (0..).step_by(PAGE as usize).zip(&pfns) {
+            if can_split && (start..end).contains(&offset) {
+                memory.expect_empty(*pfn, GUEST, gpa, SIZE)?;
+            } else {
+                ensure!(!memory.has(*pfn)?, "+{offset:#x} has come into the direct map");
+            }
+        }
+
+        // Where it was split, a new block may have the broken page again.
+        if !can_split {
+            s.vcpu.expect_lost(gpa + BROKEN)?;
+        }
+        s.vcpu.verify(gpa, start, GUEST)?;
+        s.vcpu.verify(gpa + start, BROKEN - start, Pattern::ZERO)?;
+        s.vcpu.verify(gpa + after, end - after, Pattern::ZERO)?;
+        s.vcpu.verify(gpa + end, SIZE - end, GUEST)?;
+        drop(s);
+        hidden.expect(0, "the VM is gone")?;
+        for pfn in &pfns {
+            memory.expect_empty(*pfn, GUEST, gpa, SIZE)?;
+        }
+        drop(frame);
     }
     Ok(())
 }
