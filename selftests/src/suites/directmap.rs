@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -16,7 +17,7 @@ use crate::pressure::{self, Block, Cgroup, Counts, Failing, Memory, Swap, word};
 use crate::support::directmap::{
     Flushes, Hidden, Reader, Splits, direct_map, memory, pfns, populate_hidden,
 };
-use crate::support::inject::Injector;
+use crate::support::inject::{Injector, SHORTAGES};
 use crate::support::setup::{
     BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup,
 };
@@ -38,6 +39,7 @@ pub static SUITE: Suite = suite!(
         hole_gives_the_frame_back_empty,
         hole_in_a_huge_page_keeps_its_neighbours_out,
         hole_in_a_huge_page_that_cannot_be_split,
+        hole_in_a_huge_page_without_memory_keeps_its_neighbours_out: 240,
         parts_of_a_split_page_stay_out,
         part_beyond_the_end_of_the_file_comes_back,
         content_of_an_earlier_binding_leaves,
@@ -240,6 +242,63 @@ fn hole_in_a_huge_page_that_cannot_be_split() -> CaseResult {
     s.vcpu.verify(gpa + 8 * PAGE, SIZE - 8 * PAGE, GUEST)?;
     drop(s);
     hidden.expect(0, "the VM is gone")
+}
+
+/// The hole splits two huge pages. Of what that allocates one fails, or all from one on, and then a
+/// page is split only half-way, or not at all. What stays in the file is cleared where it is.
+fn hole_in_a_huge_page_without_memory_keeps_its_neighbours_out() -> CaseResult {
+    let memory = memory()?;
+    let absent = memory.absent()?;
+    let _huge = pressure::shmem_huge("always")?;
+    let injector = Injector::new()?;
+    let (hidden, counts) = (Hidden::now()?, Counts::now()?);
+    for shortage in SHORTAGES {
+        for n in 1.. {
+            ensure!(n < 200, "{shortage:?}: it never has enough");
+            let mut s = huge_guest()?;
+            let frames = pfns(&s)?;
+            let counts = Counts::now()?;
+            let hole = || punch(&s.fd, HOLE.start * PAGE, (HOLE.end - HOLE.start) * PAGE);
+            let not_split = |_: &_| counts.expect_same(&["thp_split_page_failed"]).is_err();
+            let (result, short) = injector.call(shortage, n, hole, not_split)?;
+            let tried = format!("{shortage:?} {n}: {result:?}");
+            result.with_context(|| tried.clone())?;
+            expect_hole(&memory, &hidden, &mut s, &frames).context(tried)?;
+            drop(s);
+            hidden.expect(0, "the VM is gone")?;
+            if !short {
+                println!("{shortage:?}: {} tries with too little", n - 1);
+                break;
+            }
+        }
+    }
+    counts.expect_grown(&["thp_split_page_failed", "thp_split_page"], 4)?;
+    memory.expect_absent(absent, "in the end")
+}
+
+/// The end of a huge page, and the beginning of the next.
+const HOLE: Range<u64> = 509..514;
+
+/// Fail unless only pages of [`HOLE`] have left a guest that was on `frames`.
+fn expect_hole(memory: &Memory, hidden: &Hidden, s: &mut Setup, frames: &[u64]) -> Result<()> {
+    let left = s.resident()?;
+    hidden.expect(left, "what is in the file")?;
+    let mut back = 0;
+    for (page, pfn) in (0..).zip(frames) {
+        if memory.has(*pfn)? {
+            ensure!(HOLE.contains(&page), "page {page} has come back");
+            expect_empty(memory, *pfn, GUEST, s)?;
+            back += 1;
+        }
+    }
+    ensure!(back + left == PAGES, "{left} pages are left, {back} are back");
+    let at = |page: u64| s.slot.gpa + page * PAGE;
+    let (start, end, all) = (at(HOLE.start), at(HOLE.end), at(PAGES));
+    s.vcpu.verify(start, end - start, Pattern::ZERO)?;
+    s.vcpu.verify(s.slot.gpa, start - s.slot.gpa, GUEST)?;
+    s.vcpu.verify(end, all - end, GUEST)?;
+    hidden.expect(PAGES, "the hole is touched")?;
+    memory.expect_all(&pfns(s)?, false, "the hole is touched")
 }
 
 fn parts_of_a_split_page_stay_out() -> CaseResult {
