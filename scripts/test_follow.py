@@ -81,6 +81,20 @@ class Follow(test_port.Trees):
         self.assertEqual(self.git(self.repo, "diff", "--name-only", "followed~2", "followed~"), "mm/new.c\n")
         self.assertIn("return hook(11);", self.at("followed"))
 
+    def test_new_patch_may_touch_a_file_that_no_patch_has_touched(self) -> None:
+        for tree, first in ((self.base, "int base;"), (self.new, "int other;")):
+            (tree / "mm/third.c").write_text(f"{first}\n\n\n\n\n\nint last;\n")
+        now = self.edited("now", {})
+        text = re.sub(r"(?ms)^diff --git.*", "", now[1].read_text().replace("] two", "] three"))
+        text += ("diff --git a/mm/third.c b/mm/third.c\n--- a/mm/third.c\n+++ b/mm/third.c\n"
+                 "@@ -5,3 +5,3 @@\n \n \n-int last;\n+int least;\n")
+        third = now[0].with_name("0003-three.patch")
+        third.write_text(text)
+        self.assertEqual(self.follow([*now, third]), [])
+        third_c = self.git(self.repo, "show", "followed:mm/third.c")
+        self.assertIn("int other;", third_c)
+        self.assertIn("int least;", third_c)
+
     def test_patch_that_is_gone_is_left_out(self) -> None:
         self.assertEqual(self.follow(self.edited("now", {})[:1]), [])
         self.assertNotIn("hook(a)", self.at("followed"))
