@@ -676,6 +676,13 @@ pub fn lock_own_memory() -> Result<()> {
     check(unsafe { libc::mlockall(flags) }).context("mlockall").map(drop)
 }
 
+/// Give this process memory of its own for all that it has mapped. A page that it still shares with
+/// its parent is copied at the first write, which needs memory when there may be none.
+pub fn populate_own_memory() -> Result<()> {
+    // SAFETY: Takes no pointer.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT) }).context("mlockall").map(drop)
+}
+
 /// SKIP unless run as root.
 pub fn require_root() -> Result<()> {
     // SAFETY: Takes nothing.

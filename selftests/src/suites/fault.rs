@@ -580,6 +580,8 @@ fn expect_exit_until(
 /// A memfd gets the same errno at the same limit.
 fn private_fault_over_the_limit_of_the_cgroup_is_enomem() -> CaseResult {
     let size = 4 * MIB;
+    // Whom nobody may kill tries for ever to get a page for a fault of its own.
+    populate_own_memory()?;
     let mut s = Setup::new(KIND, size)?;
     let usage = Usage::now()?;
     let (ballast, plain) = (memfd(size)?, memfd(size)?);
