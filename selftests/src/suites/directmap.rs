@@ -733,7 +733,7 @@ fn page_that_cannot_leave_the_map_is_not_given_out() -> CaseResult {
         ("pre-fault", Toucher::pre_fault),
         (FALLOCATE, Toucher::allocate),
     ];
-    // What each has got stays, so that the next one gets entries that are whole.
+    // The pages of each stay, so that the next one gets whole entries of the direct map.
     let mut guests = Vec::new();
     let mut refused = 0;
     for (name, way) in ways {
@@ -752,7 +752,7 @@ fn page_that_cannot_leave_the_map_is_not_given_out() -> CaseResult {
                     let pages = pages.parse()?;
                     if hidden.more()? < pages {
                         refused += 1;
-                        // What fallocate cannot hide is hidden for whom it is given to.
+                        // A page that fallocate cannot hide is hidden before a consumer gets it.
                         ensure!(result.is_err() || name == FALLOCATE, "a page was given out");
                     }
                     if result.is_err() {
@@ -852,7 +852,7 @@ fn secret_is_nowhere_in_memory() -> CaseResult {
     lock_own_memory()?;
     let memory = memory()?;
     let (cgroup, swap) = (Cgroup::enter()?, Swap::on(16 * MIB)?);
-    // What reclaim can take, beside what it cannot.
+    // Reclaim can take these pages, but not the hidden ones beside them.
     let _neighbour = Setup::filled(RECLAIMABLE, MIB)?;
     let mut secret = 5000;
     // Data that an earlier search has read may be anywhere: a new secret each time.
