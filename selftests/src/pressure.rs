@@ -124,29 +124,29 @@ pub fn page_flags(pfn: u64) -> Result<u64> {
     page_flags_from(pfn, 1)?.first().copied().with_context(|| format!("kpageflags of {pfn:#x}"))
 }
 
-/// The same of `count` page frames in a row; fewer if there are no more.
+/// The same of `count` page frames in a row.
 fn page_flags_from(pfn: u64, count: u64) -> Result<Vec<u64>> {
-    use std::os::unix::fs::FileExt;
-    require_root()?;
-    let mut bytes = vec![0; (count * 8) as usize];
-    let file = fs::File::open("/proc/kpageflags").context("/proc/kpageflags")?;
-    let len =
-        file.read_at(&mut bytes, pfn * 8).with_context(|| format!("kpageflags of {pfn:#x}"))?;
-    let words = bytes[..len].chunks_exact(8);
-    Ok(words.map(|word| u64::from_ne_bytes(word.try_into().unwrap_or_default())).collect())
+    words_of("/proc/kpageflags", pfn, count)
 }
 
 /// Page frames of a mapping of this process that are in memory.
 pub fn mapped_frames(mapping: &Mapping) -> Result<Vec<u64>> {
-    use std::os::unix::fs::FileExt;
     const PRESENT: u64 = 1 << 63;
+    let words = words_of("/proc/self/pagemap", mapping.addr() / PAGE, mapping.len() / PAGE)?;
+    let present = words.into_iter().filter(|word| word & PRESENT != 0);
+    Ok(present.map(|word| word & ((1 << 55) - 1)).collect())
+}
+
+/// The words of `count` pages from `first` on, in a file of procfs that has a word for each.
+fn words_of(path: &str, first: u64, count: u64) -> Result<Vec<u64>> {
+    use std::os::unix::fs::FileExt;
     require_root()?;
-    let mut words = vec![0; (mapping.len() / PAGE * 8) as usize];
-    let file = fs::File::open("/proc/self/pagemap").context("/proc/self/pagemap")?;
-    file.read_exact_at(&mut words, mapping.addr() / PAGE * 8).context("/proc/self/pagemap")?;
-    let words =
-        words.chunks_exact(8).map(|word| word.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b)));
-    Ok(words.filter(|word| word & PRESENT != 0).map(|word| word & ((1 << 55) - 1)).collect())
+    let mut bytes = vec![0; (count * 8) as usize];
+    let file = fs::File::open(path).with_context(|| path.to_owned())?;
+    file.read_exact_at(&mut bytes, first * 8)
+        .with_context(|| format!("{path}, page {first:#x}"))?;
+    let words = bytes.chunks_exact(8);
+    Ok(words.map(|word| word.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b))).collect())
 }
 
 /// The page frames that are charged to a cgroup and that `work` has added to its shmem, neither
@@ -296,6 +296,11 @@ impl Failing {
             failing.settings.push(Setting::set(knob_of("failslab", "cache-filter"), "Y")?);
         }
         failing.start()
+    }
+
+    /// Splits of huge pages of files: there is no node for their parts.
+    pub fn splits() -> Result<Failing> {
+        Failing::objects(Some("radix_tree_node"), 100, 100_000)
     }
 
     fn prepare(what: &str, percent: u32, times: u32) -> Result<Failing> {

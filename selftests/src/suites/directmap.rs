@@ -230,7 +230,7 @@ fn hole_in_a_huge_page_that_cannot_be_split() -> CaseResult {
     let mut s = huge_guest()?;
     let (pfns, gpa) = (pfns(&s)?, s.slot.gpa);
     let counts = Counts::now()?;
-    let failing = Failing::objects(Some("radix_tree_node"), 100, 100_000)?;
+    let failing = Failing::splits()?;
     let result = punch(&s.fd, 5 * PAGE, 3 * PAGE);
     drop(failing);
     result.context("punch")?;

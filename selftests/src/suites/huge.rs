@@ -246,7 +246,7 @@ fn partial_hole_in_a_page_that_cannot_be_split() -> CaseResult {
         let mut s = guest(flags)?;
         let (gpa, hole) = (s.slot.gpa, HUGE + 3 * PAGE);
         let counts = Counts::now()?;
-        let failing = Failing::objects(Some("radix_tree_node"), 100, 100_000)?;
+        let failing = Failing::splits()?;
         let result = punch(&s.fd, hole, 2 * PAGE);
         drop(failing);
         result.context("punch")?;

@@ -114,7 +114,7 @@ fn page_of_a_huge_page_that_cannot_be_split() -> CaseResult {
         let mut s = Setup::with_flags(flags, SIZE)?;
         s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
         let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&BROKEN).context("no frame")?.pfn;
-        let failing = Failing::objects(Some("radix_tree_node"), 100, 100_000)?;
+        let failing = Failing::splits()?;
         let result = pressure::poison(pfn);
         drop(failing);
         let frame = Broken(pfn);
@@ -266,7 +266,7 @@ fn break_unwritten(flags: u64, size: u64, first: First, failing: bool) -> Result
     pressure::write_frame(pfn, &UNTOUCHED)?;
     let counts = Counts::now()?;
     if failing {
-        let failing = Failing::objects(Some("radix_tree_node"), 100, 100_000)?;
+        let failing = Failing::splits()?;
         let result = pressure::poison(pfn);
         drop(failing);
         println!("poison: {result:?}");
@@ -359,6 +359,18 @@ fn page_of_a_huge_page_that_nobody_has_written_is_not_cleared() -> CaseResult {
     Ok(())
 }
 
+/// Inject the error into a frame of a huge page of a memfile, which cannot be split for that.
+fn break_unsplit(pfn: u64) -> Result<Broken> {
+    let counts = Counts::now()?;
+    let failing = Failing::splits()?;
+    let result = pressure::poison(pfn);
+    drop(failing);
+    let frame = Broken(pfn);
+    println!("poison: {result:?}");
+    counts.expect_grown(&["thp_split_page_failed", "memfile.poison"], 1)?;
+    Ok(frame)
+}
+
 /// A hole in a part of a huge page zeroes that part first, in case the page cannot be split.
 fn hole_in_a_huge_page_does_not_touch_the_broken_page() -> CaseResult {
     leaves_freed_pages_alone()?;
@@ -370,16 +382,9 @@ fn hole_in_a_huge_page_does_not_touch_the_broken_page() -> CaseResult {
             s.vcpu.fill(gpa, SIZE, GUEST)?;
             let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&BROKEN).context("no frame")?.pfn;
             let content = pressure::read_frame(pfn)?;
-            let no_split = || Failing::objects(Some("radix_tree_node"), 100, 100_000);
-            let counts = Counts::now()?;
-            let failing = no_split()?;
-            let result = pressure::poison(pfn);
-            drop(failing);
-            let frame = Broken(pfn);
-            println!("poison: {result:?}");
-            counts.expect_grown(&["thp_split_page_failed", "memfile.poison"], 1)?;
+            let frame = break_unsplit(pfn)?;
             let (start, len) = (BROKEN - 2 * PAGE, 5 * PAGE);
-            let failing = if can_split { None } else { Some(no_split()?) };
+            let failing = if can_split { None } else { Some(Failing::splits()?) };
             let result = punch(&s.fd, start, len);
             drop(failing);
             result.context("punch")?;
@@ -412,17 +417,10 @@ fn hole_around_a_broken_page_brings_no_neighbour_into_the_map() -> CaseResult {
         let mut s = Setup::filled(HIDDEN, SIZE)?;
         let (pfns, gpa) = (pfns(&s)?, s.slot.gpa);
         let pfn = pfns[(BROKEN / PAGE) as usize];
-        let no_split = || Failing::objects(Some("radix_tree_node"), 100, 100_000);
-        let counts = Counts::now()?;
-        let failing = no_split()?;
-        let result = pressure::poison(pfn);
-        drop(failing);
-        let frame = Broken(pfn);
-        println!("poison: {result:?}");
-        counts.expect_grown(&["thp_split_page_failed", "memfile.poison"], 1)?;
+        let frame = break_unsplit(pfn)?;
         memory.expect_all(&pfns, false, "a page is broken")?;
 
-        let failing = if can_split { None } else { Some(no_split()?) };
+        let failing = if can_split { None } else { Some(Failing::splits()?) };
         let result = punch(&s.fd, start, len);
         drop(failing);
         result.context("punch")?;
