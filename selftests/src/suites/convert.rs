@@ -8,9 +8,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::guest::Command;
 use crate::ktap::{CaseResult, skip};
+use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{Cgroup, anonymous_huge, shmem_huge};
 use crate::support::backend::Backend;
-use crate::support::setup::{GUEST, SHARED, Setup, fill_view};
+use crate::support::setup::{GUEST, Layout, SHARED, Setup, fill_view};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{CONVERT_BY, ConvertBy, Exit, Vm, VmType};
@@ -31,10 +32,11 @@ conformance!(
         page_of_a_huge_shared_one_converts_alone,
         fatal_signal_ends_the_conversion_of_a_huge_range,
         huge_range_with_little_in_it_is_cleared,
+        large_range_costs_hardly_any_memory,
     ],
     memfile: [page_of_a_huge_private_one_converts_alone],
     huge: all,
-    shmem: [vm_without_private_memory_has_no_regions],
+    shmem: [any_range_converts_and_no_other_page, vm_without_private_memory_has_no_regions],
     // Refusals, and ranges without memory, do not look at pages.
     gigantic: [both_ioctls_change_one_state, single_pages_convert_alone],
 );
@@ -235,8 +237,10 @@ fn page_of_a_huge_shared_one_converts_alone(on: &'static Backend) -> CaseResult 
     CONVERT_BY.into_iter().try_for_each(|by| convert_page_of_a_huge_one(on, by, false))
 }
 
-/// More than any machine has memory to convert.
+/// More than anybody would visit page by page.
 const HUGE_RANGE: u64 = 64 << 40;
+/// More than any machine has memory to convert, and more than ends by itself.
+const ENDLESS_RANGE: u64 = 1 << 60;
 
 /// A guest of whose slot all is shared but for one page; both sides are filled.
 fn nearly_shared(on: &'static Backend) -> Result<(Setup, u64)> {
@@ -351,7 +355,7 @@ fn fatal_signal_ends_the_conversion_of_a_huge_range(on: &'static Backend) -> Cas
         let limit = || cgroup.line("memory.events", "max");
         let reached = limit()?;
         // It begins below the slot, and is past it when it has taken this much memory.
-        let converter = Converter::start(&s, by, s.slot.gpa - 16 * MIB, HUGE_RANGE)?;
+        let converter = Converter::start(&s, by, s.slot.gpa - 16 * MIB, ENDLESS_RANGE)?;
         let taken = wait_for_charge(&cgroup, "converting", |now| now >= before + 4 * MIB);
         converter.kill()?;
         println!("{by:?}: killed with {} KiB more", (taken? - before) >> 10);
@@ -386,6 +390,69 @@ fn huge_range_with_little_in_it_is_cleared(on: &'static Backend) -> CaseResult {
         s.vm.convert(by, s.slot.gpa + s.slot.size / 2, HUGE_RANGE, false)?;
         s.vcpu.verify(s.slot.gpa, s.slot.size / 2, GUEST)?;
         s.vcpu.verify(s.slot.gpa + s.slot.size / 2, s.slot.size / 2, SHARED)?;
+    }
+    Ok(())
+}
+
+/// An entry for each page would take 8 bytes of each, and nodes: 150 MiB.
+fn large_range_costs_hardly_any_memory(on: &'static Backend) -> CaseResult {
+    let cgroup = Cgroup::enter()?;
+    let vm = on.vm()?;
+    let before = cgroup.current()?;
+    for by in CONVERT_BY {
+        // Nothing that it begins or ends with is as large as it could be.
+        let (gpa, size) = (GIB - PAGE, 64 * GIB + 2 * PAGE);
+        vm.convert(by, gpa, size, true)?;
+        vm.convert(by, 5 * GIB, PAGE, false)?;
+        let more = cgroup.current()?.saturating_sub(before);
+        println!("{by:?}: {} KiB for 64 GiB", more >> 10);
+        ensure!(more < MIB, "{} KiB more are charged", more >> 10);
+        vm.convert(by, gpa, size, false)?;
+    }
+    Ok(())
+}
+
+/// The host's words of the pages of [`any_range_converts_and_no_other_page`], and the guest's.
+const SIDES: [Pattern; 2] = [SHARED, GUEST];
+
+/// KVM keeps attributes in entries of 1, 64, 4096 and 262,144 pages: ranges that begin and end at the
+/// ends of such entries, and next to them.
+fn any_range_converts_and_no_other_page(on: &'static Backend) -> CaseResult {
+    let mut rng = Rng::new(seed());
+    let (gpa, size) = (8 * GIB - 17 * MIB, GIB + 34 * MIB);
+    let mut s = Setup::at(on, size, Layout { gpa, offset: 0 })?;
+    let mut pages = vec![0, 17 * MIB / PAGE - 1, (size - PAGE) / PAGE];
+    for entry in [64, 4096, 1 << 18] {
+        let first = (17 * MIB / PAGE).next_multiple_of(entry);
+        for edge in [first, first + entry, first + 5 * entry] {
+            pages.extend([edge - 1, edge, edge + 1]);
+        }
+    }
+    pages.retain(|page| page * PAGE < size);
+    pages.sort_unstable();
+    pages.dedup();
+    for gpa in pages.iter().map(|page| gpa + page * PAGE) {
+        s.slot.view.store(gpa - s.slot.gpa, SHARED.word(gpa));
+        s.vcpu.store(gpa, GUEST.word(gpa))?;
+    }
+    let mut private = vec![true; pages.len()];
+    for round in 0..60 {
+        let (a, b) = (rng.below(pages.len() as u64), rng.below(pages.len() as u64));
+        let range = a.min(b) as usize..=a.max(b) as usize;
+        let to = rng.below(2) == 1;
+        let by = CONVERT_BY[rng.below(CONVERT_BY.len() as u64) as usize];
+        let (first, last) = (pages[*range.start()], pages[*range.end()]);
+        s.vm.convert(by, gpa + first * PAGE, (last - first + 1) * PAGE, to)?;
+        private[range].fill(to);
+        for (page, private) in pages.iter().zip(&private) {
+            let addr = gpa + page * PAGE;
+            let (got, wanted) = (s.vcpu.load(addr)?, SIDES[usize::from(*private)].word(addr));
+            ensure!(
+                got == wanted,
+                "round {round}: pages {first} to {last} became private: {to}; page {page} has {got:#x}, \
+                 not {wanted:#x}"
+            );
+        }
     }
     Ok(())
 }

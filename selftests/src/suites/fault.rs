@@ -18,7 +18,9 @@ use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{Cgroup, Setting, base_pages, shmem_huge};
 use crate::support::directmap::Hidden;
 use crate::support::inject::{Injector, SHORTAGES, Shortage};
-use crate::support::setup::{GUEST, HIDDEN, PINNED, SHARED, SLOT, Setup, fill_view};
+use crate::support::setup::{
+    GUEST, HIDDEN, Layout, PINNED, SHARED, SLOT, Setup, fill_view, fill_view_part,
+};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{CONVERT_BY, Exit, Private, Slot, Vm, region, small_pages};
@@ -36,7 +38,8 @@ pub static SUITE: Suite = suite!(
         binding_that_fails_changes_nothing,
         deletion_that_fails_changes_nothing,
         conversion_that_fails_changes_nothing,
-        conversion_to_shared_needs_no_memory,
+        conversion_back_to_shared_needs_no_memory,
+        conversion_of_a_part_that_fails_changes_nothing,
         pre_fault_that_fails_says_enomem,
         private_fault_that_fails_exits_with_enomem_and_resumes,
         huge_private_fault_falls_back_or_exits_with_enomem,
@@ -422,7 +425,7 @@ fn conversion_that_fails_changes_nothing() -> CaseResult {
     Ok(())
 }
 
-fn conversion_to_shared_needs_no_memory() -> CaseResult {
+fn conversion_back_to_shared_needs_no_memory() -> CaseResult {
     let injector = injector()?;
     let mut s = Setup::new(KIND, HUGE + PAGE)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
@@ -440,6 +443,37 @@ fn conversion_to_shared_needs_no_memory() -> CaseResult {
             },
         )?;
         ensure!(failed == 0, "{failed} conversions failed");
+    }
+    Ok(())
+}
+
+/// KVM keeps the attributes of a large range in one entry, and first splits the one that a part is
+/// taken from.
+fn conversion_of_a_part_that_fails_changes_nothing() -> CaseResult {
+    const BEFORE: u64 = 5 * PAGE;
+    const LEN: u64 = 100 * PAGE;
+    let injector = injector()?;
+    let mut s = Setup::at(KIND, 16 * MIB, Layout { gpa: 4 * GIB, offset: 0 })?;
+    let (gpa, all) = (s.slot.gpa, s.slot.size);
+    let looked_at = 2 * BEFORE + LEN;
+    fill_view_part(&s.slot, 0, looked_at, SHARED);
+    for by in CONVERT_BY {
+        s.vcpu.fill_pages(gpa, looked_at, GUEST)?;
+        let failed = injector.sweep(
+            &format!("a part to shared by {by:?}"),
+            &mut s,
+            |s| s.vm.raw_convert(by, gpa + BEFORE, LEN, false),
+            |s, result| {
+                let pattern = if result.is_ok() { SHARED } else { GUEST };
+                s.vcpu.verify_pages(gpa, BEFORE, GUEST)?;
+                s.vcpu.verify_pages(gpa + BEFORE, LEN, pattern)?;
+                s.vcpu.verify_pages(gpa + BEFORE + LEN, BEFORE, GUEST)?;
+                // One entry again.
+                s.vm.set_shared(gpa, all)?;
+                s.vm.set_private(gpa, all)
+            },
+        )?;
+        ensure!(failed > 0, "no allocation was needed");
     }
     Ok(())
 }
