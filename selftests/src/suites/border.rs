@@ -19,7 +19,7 @@ use crate::consumer::{Consumer, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{self, Cgroup, Counts, MovableZone, Setting, Swap};
-use crate::support::setup::{BOTH, GUEST, LAYOUTS, PINNED, Setup};
+use crate::support::setup::{BOTH, GUEST, LAYOUTS, PINNED, SHARED, Setup, fill_view};
 use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::sys::*;
 use crate::vm::{CONVERT_BY, ConvertBy, Private, Slot, Stats, Vcpu, Vm};
@@ -33,6 +33,7 @@ pub static SUITE: Suite = suite!(
         host_converts_pages_beside_holes,
         hole_over_many_slots_flushes_once,
         hole_over_many_slots_of_two_vms_flushes_each_once,
+        conversion_over_many_slots_flushes_once,
         merged_pages_come_apart_beside_holes,
         host_changes_the_shared_side_pinned: 240,
         host_changes_the_shared_side_both: 240,
@@ -254,6 +255,44 @@ fn hole_over_many_slots_flushes_once() -> CaseResult {
 
 fn hole_over_many_slots_of_two_vms_flushes_each_once() -> CaseResult {
     flushes_of_a_hole(2)
+}
+
+/// A kernel with CONFIG_KVM_PROVE_MMU complains if KVM may give its lock away before that.
+fn conversion_over_many_slots_flushes_once() -> CaseResult {
+    const SLOTS: u64 = 64;
+    let vm = Vm::protected()?;
+    let fd = memfile(SLOTS * PAGE)?;
+    let mut slots = Vec::new();
+    for n in 0..SLOTS {
+        let gpa = GPA + n * MIB;
+        slots.push(vm.add_private(1 + n as u32, gpa, PAGE, Private::Memfile, &fd, n * PAGE)?);
+        fill_view(&slots[n as usize], SHARED);
+    }
+    let all = SLOTS * MIB;
+    let mut vcpu = vm.vcpu(0)?;
+    let stats = vm.stats()?;
+    let mut least = u64::MAX;
+    for round in 0..4 {
+        for (to, pattern) in [(true, GUEST), (false, SHARED)] {
+            let before = stats.get(FLUSHES)?;
+            vm.convert(CONVERT_BY[round % CONVERT_BY.len()], GPA, all, to)?;
+            let count = stats.get(FLUSHES)? - before;
+            if round > 0 || !to {
+                println!("{SLOTS} slots became private: {to}; flushes: {count}");
+                ensure!((1..=2).contains(&count), "{count} flushes");
+                least = least.min(count);
+            }
+            // All of them are mapped before the next conversion.
+            for slot in &slots {
+                if to && round == 0 {
+                    vcpu.fill(slot.gpa, PAGE, pattern)?;
+                }
+                vcpu.verify(slot.gpa, PAGE, pattern)?;
+            }
+        }
+    }
+    ensure!(least == 1, "never one flush for all slots");
+    Ok(())
 }
 
 /// Wait for an asynchronous operation of the kernel.

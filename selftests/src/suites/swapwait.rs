@@ -30,6 +30,7 @@ pub static SUITE: Suite = suite!(
         slot_is_made_while_a_vcpu_waits: 120,
         slot_is_made_while_kvm_waits: 120,
         hole_is_punched_while_a_vcpu_waits: 120,
+        slot_is_deleted_while_a_hole_cuts_a_swapped_huge_page: 120,
         several_vcpus_wait_for_one_page: 120,
         everything_comes_back_as_it_was: 120,
         swapoff_brings_everything_back_and_keeps_no_page: 120,
@@ -336,6 +337,35 @@ fn hole_is_punched_while_a_vcpu_waits() -> CaseResult {
         s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
         s.vcpu.verify(gpa + PAGE, SIZE - PAGE, GUEST)?;
         s.vcpu.fill(gpa, SIZE, GUEST)?;
+        Ok(in_time)
+    })
+}
+
+/// The hole has to read what it cuts.
+fn slot_is_deleted_while_a_hole_cuts_a_swapped_huge_page() -> CaseResult {
+    const BEFORE: u64 = 5 * PAGE;
+    const LEN: u64 = 100 * PAGE;
+    let host = Host::new(SLOW)?;
+    let _huge = pressure::shmem_huge("always")?;
+    in_time(|| {
+        let mut s = Setup::filled(BOTH, HUGE)?;
+        let counts = Counts::now()?;
+        host.swap_out(&s)?;
+        counts.expect_grown(&["thp_swpout"], 1)?;
+        let (vm, fd, gpa) = (&s.vm, &s.fd, s.slot.gpa);
+        let (hole, in_time) = meanwhile(
+            || punch(fd, BEFORE, LEN),
+            || Ok(host.reads()? > 0),
+            |_| {
+                vm.raw_delete(SLOT).context("delete")?;
+                Ok(host.reads()? > 0)
+            },
+        )?;
+        hole.context("punch")?;
+        s.bind_again()?;
+        s.vcpu.verify(gpa, BEFORE, GUEST)?;
+        s.vcpu.verify(gpa + BEFORE, LEN, Pattern::ZERO)?;
+        s.vcpu.verify(gpa + BEFORE + LEN, BEFORE, GUEST)?;
         Ok(in_time)
     })
 }
