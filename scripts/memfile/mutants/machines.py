@@ -24,6 +24,7 @@ from memfile.mutants.sources import Mutant, number
 # Functions for the guest's shell. A line of a KUnit test gets a mark, because the kernel prints it.
 PRELUDE = """
 number=/sys/module/kernel/parameters/memfile_mutant
+once=/sys/kernel/debug/clear_warn_once
 say() { echo "@@ $*"; echo "mutants: $*" >/dev/kmsg; }
 run() { timeout -s KILL $LIMIT memfile-tests --kmsg --time-factor $SLOW --require-memfile "$@"; }
 kunit() {
@@ -72,7 +73,8 @@ class Mutants:
             work = [*(["kunit " + " ".join(kunit)] if kunit else []), *(["run " + " ".join(guest)] if guest else [])]
             lines.append(f"LIMIT={mutant.seconds * self.machines.slow}")
             for state, value in (("disabled", 0), ("enabled", number(mutant.name))):
-                lines += [f"say {mutant.name} {state}", f"echo {value} >$number", *work]
+                # What the kernel says once, it says once for each.
+                lines += [f"say {mutant.name} {state}", f"echo {value} >$number", "echo 1 >$once", *work]
                 lines += ["rc=$?", "echo 0 >$number", f"say {mutant.name} end $rc"]
                 # A test that had to be killed may have left the machine unusable.
                 lines += [f"[ $rc != {KILLED} ] || exit $rc"]

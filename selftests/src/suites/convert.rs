@@ -237,10 +237,8 @@ fn page_of_a_huge_shared_one_converts_alone(on: &'static Backend) -> CaseResult 
     CONVERT_BY.into_iter().try_for_each(|by| convert_page_of_a_huge_one(on, by, false))
 }
 
-/// More than anybody would visit page by page.
-const HUGE_RANGE: u64 = 64 << 40;
-/// More than any machine has memory to convert, and more than ends by itself.
-const ENDLESS_RANGE: u64 = 1 << 60;
+/// More than any machine has memory to convert, and more than ends if all of it is visited.
+const HUGE_RANGE: u64 = 1 << 60;
 
 /// A guest of whose slot all is shared but for one page; both sides are filled.
 fn nearly_shared(on: &'static Backend) -> Result<(Setup, u64)> {
@@ -355,7 +353,7 @@ fn fatal_signal_ends_the_conversion_of_a_huge_range(on: &'static Backend) -> Cas
         let limit = || cgroup.line("memory.events", "max");
         let reached = limit()?;
         // It begins below the slot, and is past it when it has taken this much memory.
-        let converter = Converter::start(&s, by, s.slot.gpa - 16 * MIB, ENDLESS_RANGE)?;
+        let converter = Converter::start(&s, by, s.slot.gpa - 16 * MIB, HUGE_RANGE)?;
         let taken = wait_for_charge(&cgroup, "converting", |now| now >= before + 4 * MIB);
         converter.kill()?;
         println!("{by:?}: killed with {} KiB more", (taken? - before) >> 10);
@@ -374,7 +372,7 @@ fn fatal_signal_ends_the_conversion_of_a_huge_range(on: &'static Backend) -> Cas
     Ok(())
 }
 
-/// Page by page it would take a quarter of an hour.
+/// Entry by entry it would take hours, if there were any.
 fn huge_range_with_little_in_it_is_cleared(on: &'static Backend) -> CaseResult {
     for by in CONVERT_BY {
         let (mut s, _) = nearly_shared(on)?;
