@@ -187,6 +187,9 @@ plain_config() {
 	[ ! -f "$ROOT/configs/$BASE.config" ] || fragments+=("$ROOT/configs/$BASE.config")
 }
 
+# qemu_folder FLAVOUR: where scripts/build-qemu puts a flavour, of the source QEMU_SRC if it is set.
+qemu_folder() { paths_py --qemu "$1" ${QEMU_SRC:+"$(realpath -m -- "$QEMU_SRC")"}; }
+
 # Patches in their order: series without comments and blank lines.
 series() {
 	[ -f "$PATCHES/series" ] || return 0

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -14,6 +15,7 @@ from memfile import paths
 
 SCRIPTS = Path(__file__).resolve().parent
 PATCHES = SCRIPTS.parent / "patches/qemu-10.0"
+RELEASE = re.findall(r"^RELEASE=(\S+)", (PATCHES / "BASE").read_text(), re.M)[0]
 
 
 def run(script: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -43,8 +45,7 @@ class BuildQemu(unittest.TestCase):
 
     def own_tree(self) -> Path:
         """The part of the source that the series touches, in a folder of the user's."""
-        release = re.search(r"^RELEASE=(\S+)", (PATCHES / "BASE").read_text(), re.M)
-        base = paths.CACHE / f"src/qemu-base-{release[1] if release else ''}"
+        base = paths.CACHE / f"src/qemu-base-{RELEASE}"
         if not (base / "VERSION").exists():
             self.skipTest(f"the source is not in {base} yet; scripts/fetch-qemu gets it")
         names = {"VERSION"}
@@ -56,6 +57,26 @@ class BuildQemu(unittest.TestCase):
                 (tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(base / name, tree / name)
         return tree
+
+    def buildable(self, tree: Path) -> Path:
+        """The same with the configure script of a QEMU that is built in no time."""
+        for tool in ("ninja", "gcc", "pkg-config"):
+            if not shutil.which(tool):
+                self.skipTest(f"{tool} is missing; scripts/setup --qemu installs it")
+        rule = f"rule copy\n command = cp {shutil.which('true')} $out\n"
+        build = rule + f"build qemu-system-x86_64: copy {tree}/VERSION\n"
+        (tree / "configure").write_text(f"#!/bin/sh\ncat >build.ninja <<'END'\n{build}END\n")
+        (tree / "configure").chmod(0o755)
+        return tree
+
+    def named_by_paths(self, name: str, **env: str) -> Path:
+        """What the programs in Python take for a path of QEMU."""
+        program = f"from memfile import paths; print(paths.{name})"
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=SCRIPTS, capture_output=True, text=True, check=True,
+            env={**os.environ, **env},
+        )
+        return Path(done.stdout.strip())
 
     @staticmethod
     def content(tree: Path) -> dict[Path, bytes]:
@@ -107,6 +128,36 @@ class BuildQemu(unittest.TestCase):
         done = run("build-qemu", QEMU_SRC=str(spaced), **self.cache)
         self.assertEqual((done.returncode, len(done.stderr.splitlines())), (2, 1), done.stderr)
         self.assertIn('has a " " in it', done.stderr)
+
+    def test_guests_qemu_has_one_name_in_the_test_machine_whatever_its_source(self) -> None:
+        tree = self.buildable(self.own_tree())
+        done = run("build-qemu", QEMU_SRC=str(tree), **self.cache)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        own = Path(done.stdout.splitlines()[-1])
+        pinned = self.named_by_paths("QEMU", **self.cache)
+        self.assertNotEqual(own, pinned)
+        self.assertEqual(own, self.named_by_paths("QEMU", QEMU_SRC=str(tree), **self.cache))
+        # Where scripts/boot --add puts it, and where the test programs look for it.
+        source = (SCRIPTS.parent / "selftests/src/qemu.rs").read_text()
+        expected = re.findall(r'qemu: "(/add/[^"]+)"', source)
+        self.assertTrue((own / "qemu-system-x86_64").exists())
+        for folder in (own, pinned):
+            self.assertEqual(expected, [f"/add/{folder.name}/qemu-system-x86_64"])
+
+    def test_test_machine_is_never_emulated_by_a_qemu_of_the_users(self) -> None:
+        # The pinned source, fetched and patched.
+        tree = self.buildable(self.own_tree())
+        base, patched = (self.folder / f"cache/src/{name}-{RELEASE}" for name in ("qemu-base", "qemu"))
+        shutil.copytree(tree, base)
+        shutil.copytree(tree, patched)
+        self.assertEqual(run("apply-patches", str(patched), **self.cache).returncode, 0)
+        (patched / ".git").mkdir()
+        for env in ({}, {"QEMU_SRC": str(self.folder / "nothing")}):
+            done = run("build-qemu", "lab", **env, **self.cache)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            lab = Path(done.stdout.splitlines()[-1]) / "qemu-system-x86_64"
+            self.assertTrue(lab.exists())
+            self.assertEqual(lab, self.named_by_paths("QEMU_LAB", **env, **self.cache))
 
     def test_help_names_both_flavours(self) -> None:
         for script in ("build-qemu", "fetch-qemu"):

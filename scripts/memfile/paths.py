@@ -46,9 +46,7 @@ PLOT = BUILD / "selftests/memfile-plot"
 FUZZER = BUILD / "fuzz/memfile-fuzz"
 # The scripts that the fuzzer has kept.
 KEPT = CACHE / "fuzz/kept"
-# QEMU for guests in the test machine, QEMU for that machine, and the kernel of a real guest.
-QEMU = BUILD / "qemu"
-QEMU_LAB = BUILD / "qemu-tcg/qemu-system-x86_64"
+# The kernel of a real guest.
 GUEST = BUILD / "guest"
 UPSTREAM = BUILD / f"upstream{OF_BASE}/bin"
 CARGO = BUILD / "cargo"
@@ -87,6 +85,17 @@ def tree_name(flavour: str, source: str | None = None) -> str:
     return f"{flavour}-{tree_hash(source)}" if source else flavour
 
 
+def qemu_folder(flavour: str, source: str = "") -> Path:
+    """Where scripts/build-qemu puts a flavour; /add in the test machine has it by the last name."""
+    folder = BUILD / tree_name(flavour, source)
+    return folder / flavour if source else folder
+
+
+# QEMU for guests in the test machine, of the user's source if there is one; and QEMU for that machine.
+QEMU = qemu_folder("qemu", os.environ.get("QEMU_SRC", ""))
+QEMU_LAB = qemu_folder("qemu-tcg") / "qemu-system-x86_64"
+
+
 def build_tree(flavour: str) -> Path:
     """The folder in which scripts/build-kernel builds a flavour."""
     return BUILD / tree_name(flavour, os.environ.get("KERNEL_SRC") or None)
@@ -118,4 +127,9 @@ def describe_checkout() -> str:
 
 
 if __name__ == "__main__":
-    print(module_name(Path(sys.argv[2])) if sys.argv[1] == "--module" else tree_name(*sys.argv[1:]), end="")
+    if sys.argv[1] == "--module":
+        print(module_name(Path(sys.argv[2])), end="")
+    elif sys.argv[1] == "--qemu":
+        print(qemu_folder(*sys.argv[2:]), end="")
+    else:
+        print(tree_name(*sys.argv[1:]), end="")
