@@ -384,6 +384,8 @@ pub fn story_csv(story: &Story) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use serde_json::json;
+
     use super::super::story::Sample;
     use super::*;
 
@@ -433,6 +435,78 @@ pub(super) mod tests {
             courses: vec![course],
             missing: vec![],
         }
+    }
+
+    /// The results of real guests, as `make demo-guest` leaves them in `guest.json`: a course that
+    /// went to its end, one on memory that the host cannot move, one that ended early, and a kind
+    /// that this machine does not have.
+    pub fn real_guests() -> Real {
+        let sample =
+            |step: &str, allocated: Option<u64>, resident: u64, swapped: u64, moved: u64| {
+                json!({
+                    "step": step, "allocated": allocated.map(|mib| mib * MIB),
+                    "resident": resident * MIB, "swapped": swapped * MIB, "refaults": 1,
+                    "migrated": 2, "free_2m_blocks": 3,
+                    "memfile": allocated.map(|_| [moved, 4, 5])
+                })
+            };
+        let steps = ["created", "booted", "worked", "freed", "reclaimed", "compacted", "gone"];
+        let whole: Vec<_> = [
+            sample(steps[0], Some(11), 21, 0, 100),
+            sample(steps[1], Some(12), 22, 0, 100),
+            sample(steps[2], Some(19), 23, 0, 100),
+            sample(steps[3], Some(13), 24, 0, 100),
+            sample(steps[4], Some(14), 25, 35, 100),
+            sample(steps[5], Some(15), 26, 36, 142),
+            sample(steps[6], None, 27, 0, 100),
+        ]
+        .into();
+        let plain: Vec<_> = steps.map(|step| sample(step, None, 41, 0, 0)).into();
+        let value = json!({
+            "kernel": "7.3.4", "machine": 2048 * MIB, "guest": "6.12 <stock>",
+            "story": {
+                "size": 512 * MIB, "working_set": 0, "wanted": 0, "keep": 4,
+                "courses": [
+                    { "name": "private, <both>", "samples": whole, "own_data": true },
+                    { "name": "shared memfd", "samples": plain, "own_data": false },
+                    { "name": "ended early", "samples": plain[..3], "own_data": true }
+                ],
+                "missing": [{ "name": "private, huge pages", "reason": "no pool & none to be had" }]
+            }
+        });
+        serde_json::from_value(value).expect("the form of guest.json")
+    }
+
+    #[test]
+    fn table_of_real_guests_has_each_figure_in_its_column() {
+        let report = real_guests();
+        assert!(!report.is_right());
+        let text = real_text(&report);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines[0],
+            "Linux 6.12 <stock> in QEMU; MiB. The host: Linux 7.3.4, a machine of 2048 MiB."
+        );
+        let row = |name: &str| {
+            let mut rows = lines.iter().filter_map(|line| line.strip_prefix(name));
+            let words = rows.next().map(|row| row.split_whitespace().collect::<Vec<_>>());
+            assert_eq!(rows.next(), None, "{text}");
+            words
+        };
+        // QEMU is up, booted, worked, given back, resident, swapped, moved, most, gone, data, size.
+        let whole = ["21", "22", "23", "24", "25", "35", "42", "19", "27", "yes", "512"];
+        assert_eq!(row("private, <both>"), Some(whole.to_vec()));
+        let plain = ["41", "41", "41", "41", "41", "0", "-", "-", "41", "NO", "512"];
+        assert_eq!(row("shared memfd"), Some(plain.to_vec()));
+        assert_eq!(row("ended early"), None);
+        assert!(
+            lines.contains(&"private, huge pages: not shown, no pool & none to be had"),
+            "{text}"
+        );
+        assert!(lines.iter().all(|line| line.len() <= 120), "{text}");
+        // A column is as wide as its widest cell, and the heads stand over the figures.
+        let end = |line: &str, word: &str| line.find(word).map(|at| at + word.len());
+        assert_eq!(end(lines[4], "moved"), end(lines[6], " 42"), "{text}");
     }
 
     #[test]
