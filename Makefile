@@ -29,6 +29,7 @@ guest guest-shell: export MEMFILE_GUEST_CMD = $(value CMD)
 guest guest-shell: export MEMFILE_GUEST_ARGS = $(value ARGS)
 guest guest-shell: export MEMFILE_GUEST_KERNEL = $(value GUEST_KERNEL)
 guest guest-shell: export MEMFILE_GUEST_MEM = $(value MEM)
+guest guest-shell: export MEMFILE_GUEST_TIMEOUT = $(value TIMEOUT)
 guest: all	## a real Linux in a real QEMU, 32 GiB private in 2; CMD= in the guest, ARGS= of QEMU, GUEST_KERNEL=, MEM=
 	@scripts/guest
 

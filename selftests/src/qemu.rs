@@ -39,7 +39,7 @@ pub use host::{Memfd, kvm_figure, memfds};
 pub use initramfs::Archive;
 pub use memory::{Kind, Layout, Memory};
 
-use lines::TimeIsUp;
+use lines::{Gone, TimeIsUp};
 use qmp::Qmp;
 use records::{CONSOLE, Records, TAIL};
 
@@ -170,7 +170,11 @@ impl fmt::Display for NoBoot {
         if !self.said.is_empty() {
             write!(f, "\n--- QEMU says\n{}", self.said.trim_end())?;
         }
-        write!(f, "\n--- the last lines of its console\n{}\n---", self.console.trim_end())
+        let console = self.console.trim_end();
+        if !console.is_empty() {
+            write!(f, "\n--- the last lines of its console\n{console}")?;
+        }
+        f.write_str("\n---")
     }
 }
 
@@ -261,13 +265,11 @@ impl Machine {
         Ok(Machine { child, ended: None, socket: Some(socket), qmp: None, guest, folder })
     }
 
-    /// Wait until QEMU is ready to run its guest.
+    /// Wait until QEMU is ready to run its guest. The error is [`NoBoot`].
     pub fn connect(&mut self) -> Result<()> {
         if let Some(socket) = self.socket.take() {
-            match Qmp::new(socket, Instant::now() + limit(COMMAND)) {
-                Ok(qmp) => self.qmp = Some(qmp),
-                Err(e) => bail!("{e:#}{}", self.last_words()),
-            }
+            let qmp = Qmp::new(socket, Instant::now() + limit(COMMAND));
+            self.qmp = Some(qmp.map_err(|e| self.no_boot(&e))?);
         }
         Ok(())
     }
@@ -288,10 +290,17 @@ impl Machine {
         records::said(&self.folder.0)
     }
 
-    /// Run the guest until its process 1 answers; returns the seconds.
+    /// Let the guest run. QEMU may find only now that it cannot.
+    fn run(&mut self) -> Result<()> {
+        let qmp = self.qmp.as_mut().context("QEMU is not ready")?;
+        let answer = qmp.execute("cont", json!({}), Instant::now() + limit(COMMAND));
+        answer.map(drop).map_err(|e| self.no_boot(&e))
+    }
+
+    /// Run the guest until its process 1 answers; returns the seconds. The error is [`NoBoot`].
     pub fn boot(&mut self) -> Result<Duration> {
         let start = Instant::now();
-        self.execute("cont", json!({}))?;
+        self.run()?;
         self.guest.wait(start + limit(BOOT)).map_err(|e| self.no_boot(&e))?;
         Ok(start.elapsed())
     }
@@ -300,7 +309,7 @@ impl Machine {
     pub fn boot_with(&mut self, progress: &mut dyn FnMut(&str)) -> Result<Duration> {
         let start = Instant::now();
         let end = start + limit(BOOT);
-        self.execute("cont", json!({}))?;
+        self.run()?;
         loop {
             let next = end.min(Instant::now() + Duration::from_secs(5));
             match self.guest.wait(next) {
@@ -314,9 +323,15 @@ impl Machine {
         }
     }
 
-    fn no_boot(&self, error: &anyhow::Error) -> anyhow::Error {
-        let console = self.console_tail(TAIL);
-        NoBoot { why: format!("{error:#}"), console, said: self.said() }.into()
+    fn no_boot(&mut self, error: &anyhow::Error) -> anyhow::Error {
+        let mut why = format!("{error:#}");
+        // It has said everything when it has ended.
+        if error.is::<Gone>()
+            && let Ok(status) = self.wait()
+        {
+            why += &format!(", {status}");
+        }
+        NoBoot { why, console: self.console_tail(TAIL), said: self.said() }.into()
     }
 
     /// The last lines of the guest's console.

@@ -23,8 +23,8 @@ const FOR_EVER: Duration = Duration::from_secs(86_400);
 
 /// Boot a real guest in a real QEMU, and say what that cost the host.
 ///
-/// Exit status: that of the command in the guest; 125 if the guest did not come up; 1 another
-/// failure, 2 wrong usage.
+/// Exit status: that of the command in the guest; 125 if QEMU did not start or the guest did not
+/// come up; 1 another failure, 2 wrong usage.
 #[derive(Parser)]
 #[command(version)]
 struct Args {

@@ -45,7 +45,10 @@ impl Lines {
     }
 
     pub fn send(&mut self, line: &str) -> Result<()> {
-        self.stream.write_all(line.as_bytes()).context("QEMU does not listen")
+        match self.stream.write_all(line.as_bytes()) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Err(Gone.into()),
+            sent => sent.context("QEMU does not listen"),
+        }
     }
 
     /// The next line, without its end. An error says that time is up, or that QEMU is gone.
@@ -89,5 +92,6 @@ mod tests {
         assert_eq!(lines.next(soon()).unwrap(), "two");
         drop(theirs);
         assert_eq!(lines.next(soon()).unwrap_err().to_string(), "QEMU is gone");
+        assert_eq!(lines.send("three\n").unwrap_err().to_string(), "QEMU is gone");
     }
 }

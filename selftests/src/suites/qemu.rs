@@ -7,6 +7,7 @@
 //! in it.
 
 use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,6 +43,8 @@ pub static SUITE: Suite = suite!(
         killed_qemu_leaves_no_memory_behind: 300,
         free_pages_that_the_guest_reports_are_given_back: 300,
         seal_on_the_shared_side_finds_stray_accesses: 300,
+        guest_that_does_not_come_up_says_why_and_ends_with_125: 120,
+        command_in_a_guest_gives_its_exit_code: 300,
         migration_and_smm_are_refused: 120,
         prealloc_is_complete_whatever_signals_come: 120,
         prealloc_goes_on_after_every_interrupted_call: 120,
@@ -461,6 +464,44 @@ fn seal_on_the_shared_side_finds_stray_accesses() -> CaseResult {
     let status = machine.wait()?;
     ensure!(status.signal() == Some(libc::SIGBUS), "{status}, answer {answer:?}");
     Ok(())
+}
+
+/// Run a guest as `make guest` does. Returns its exit code, and what it says.
+fn memfile_vm(arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let mut command = Command::new("/bin/memfile-vm");
+    command.args(["--size", "512M", "--time-factor", &sys::time_factor().to_string()]);
+    let output = command.args(arguments).output().context("memfile-vm")?;
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into());
+    let said: [String; 2] = said;
+    println!("{}{}", said[0], said[1]);
+    Ok((output.status.code(), said.concat()))
+}
+
+fn guest_that_does_not_come_up_says_why_and_ends_with_125() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    lab()?;
+    for (arguments, why) in [
+        // Its kernel ends it.
+        (["--append", "rdinit=/none"].as_slice(), "Kernel panic"),
+        // QEMU does not start.
+        (["--", "-device", "nonsense"].as_slice(), "nonsense"),
+        // QEMU starts, and finds that this guest cannot run.
+        (["--memory", "guest_memfd"].as_slice(), "a guest cannot start in private memory"),
+    ] {
+        let (code, said) = memfile_vm(arguments)?;
+        ensure!(code == Some(125), "{arguments:?}: exit code {code:?}");
+        let last = said.split("the guest did not come up").nth(1);
+        ensure!(last.is_some_and(|last| last.contains(why)), "{arguments:?}: no {why:?}");
+    }
+    Module::memfile()?.expect_unused()
+}
+
+fn command_in_a_guest_gives_its_exit_code() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    lab()?;
+    let (code, said) = memfile_vm(&["--cmd", "echo from the guest; exit 7"])?;
+    ensure!(code == Some(7) && said.contains("from the guest\n"), "exit code {code:?}");
+    Module::memfile()?.expect_unused()
 }
 
 fn migration_and_smm_are_refused() -> CaseResult {
