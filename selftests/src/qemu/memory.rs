@@ -117,17 +117,12 @@ impl Memory {
     pub(super) fn arguments(&self) -> Vec<String> {
         let mut line = Vec::new();
         let mut add = |option: &str, value: String| line.extend([option.to_owned(), value]);
-        let all = self.layout == Layout::All;
         let on = |yes| if yes { "on" } else { "off" };
         if self.kind.is_memfile() {
             let (movable, reclaimable) = self.kind.choice();
             let (movable, reclaimable) = (on(movable), on(reclaimable));
-            let mut object =
-                format!("sw-protected-vm,id=vm,movable={movable},reclaimable={reclaimable}");
-            if all {
-                object += ",kvm-access=on";
-            }
-            add("-object", object);
+            let object = "sw-protected-vm,id=vm";
+            add("-object", format!("{object},movable={movable},reclaimable={reclaimable}"));
         } else if self.kind == Kind::GuestMemfd {
             add("-object", "sw-protected-vm,id=vm,guest-memfd=on".into());
         }
