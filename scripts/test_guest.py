@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of scripts/guest, with a machine that is a script: python3 scripts/test_guest.py"""
 
-import os
-import shutil
 import subprocess
-import tempfile
+import sys
 import unittest
-from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parent
+sys.dont_write_bytecode = True
+
+from memfile.surroundings import Surroundings
 
 # Its arguments to a file, the output of memfile-vm and the console to the log folder if there is one.
 BOOT = """#!/bin/bash
@@ -22,29 +21,22 @@ exit "$(cat "{folder}/code")"
 """
 
 
-class Guest(unittest.TestCase):
+class Guest(Surroundings):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-        scripts = self.folder / "scripts"
-        shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-        (self.folder / "patches").symlink_to(SCRIPTS.parent / "patches")
+        super().setUp()
+        self.copy = self.copy_of_checkout("checkout")
         for name, text in (
             ("boot", BOOT.format(folder=self.folder)),
             ("build-qemu", "#!/bin/sh\necho /qemu\n"),
             ("fetch-guest", "#!/bin/sh\necho /guest\n"),
         ):
-            (scripts / name).write_text(text)
+            (self.copy / "scripts" / name).write_text(text)
 
     def run_guest(self, *args: str, code: int, out: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "code").write_text(str(code))
         (self.folder / "out.log").write_text(out)
         (self.folder / "serial.log").write_text("the machine's console\n")
-        env = {**os.environ, "MEMFILE_CACHE": str(self.folder / "cache"), **env}
-        return subprocess.run(
-            [str(self.folder / "scripts/guest"), *args], capture_output=True, text=True, check=False, env=env
-        )
+        return self.run_it(self.copy / "scripts/guest", *args, env={**self.settings, **env}, cwd=self.copy)
 
     def arguments(self) -> list[str]:
         return (self.folder / "arguments").read_text().splitlines()
