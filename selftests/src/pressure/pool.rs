@@ -26,6 +26,13 @@ pub struct Usage {
     pub surplus: u64,
 }
 
+impl Usage {
+    /// Pages in use.
+    pub fn used(&self) -> u64 {
+        self.total - self.free
+    }
+}
+
 impl Pool {
     /// The pool of the pages of `page` bytes. SKIP if the machine has no such pages.
     pub fn of(page: u64) -> Result<Pool> {
@@ -96,10 +103,17 @@ impl Pool {
     pub fn expect_used(&self, used: u64, when: &str) -> Result<()> {
         let now = self.usage()?;
         ensure!(
-            now.total - now.free == used && now.reserved == 0,
+            now.used() == used && now.reserved == 0,
             "{when}: {} pages are in use, not {used}: {now:?}",
-            now.total - now.free
+            now.used()
         );
+        Ok(())
+    }
+
+    /// Fail unless the figures are those of `before`: no page stays in use, and none reserved.
+    pub fn expect_same(&self, before: Usage) -> Result<()> {
+        let now = self.usage()?;
+        ensure!(now == before, "the pool was {before:?} and is {now:?}");
         Ok(())
     }
 }

@@ -17,10 +17,10 @@ use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{
-    self, Block, Cgroup, Counts, Failing, Isolation, MovableZone, Pool, Setting, Swap, Trace,
+use crate::pressure::{self, Block, Cgroup, Counts, Failing, Isolation, Pool, Swap, Trace};
+use crate::support::hugetlb::{
+    Broken, Guest, break_at, file, frames_of, movable_pool, pool, suites,
 };
-use crate::support::hugetlb::{Broken, Guest, break_at, file, frames_of, pool, suites};
 use crate::support::inject::{Injector, SHORTAGES};
 use crate::support::setup::{
     BOTH, GUEST, HIDDEN, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, vm_with_flags,
@@ -218,7 +218,7 @@ fn sealed_from_the_beginning(page: u64) -> CaseResult {
 fn pages_come_from_the_pool_when_they_are_touched(page: u64) -> CaseResult {
     let count = if page == GIB { 1 } else { 8 };
     let (pool, _filled) = pool(page, count)?;
-    let before = pool.usage()?.total - pool.usage()?.free;
+    let before = pool.usage()?.used();
     let mut guest = Guest::new(PINNED, page, count)?;
     pool.expect_used(before, "nothing is touched")?;
     for n in [count - 1, 0, count / 2] {
@@ -333,8 +333,7 @@ fn pool_that_shrinks_takes_no_page_in_use(page: u64) -> CaseResult {
     guest.expect_mapped(page, 1, "nothing was taken")?;
     ensure!(frames_of(&guest)? == frames, "the page is elsewhere");
     drop(guest);
-    ensure!(pool.usage()? == before, "the pool was {before:?} and is {:?}", pool.usage()?);
-    Ok(())
+    pool.expect_same(before)
 }
 
 /// A file that has all free pages of the pool but one.
@@ -485,7 +484,7 @@ fn allocation_that_fails(page: u64, flags: u64) -> CaseResult {
     // The guest touches another page than fallocate got, or the only one after a hole.
     let count = if page == GIB { 1 } else { 2 };
     let (pool, _filled) = pool(page, count)?;
-    let before = pool.usage()?.total - pool.usage()?.free;
+    let before = pool.usage()?.used();
     let injector = Injector::new()?;
     let mut refused = (0, 0);
     for shortage in SHORTAGES {
@@ -729,7 +728,7 @@ fn give_up_broken(pool: &Pool, lost: Broken, guest: Guest, before: u64) -> CaseR
 fn memory_error_costs_one_small_page(page: u64) -> CaseResult {
     for flags in [PINNED, BOTH] {
         let (pool, _filled) = pool(page, 1)?;
-        let before = pool.usage()?.total - pool.usage()?.free;
+        let before = pool.usage()?.used();
         let mut lost = Broken::none(page);
         let mut guest = Guest::new(flags, page, 1)?;
         let span = 2 * MIB;
@@ -756,7 +755,7 @@ fn memory_error_costs_one_small_page(page: u64) -> CaseResult {
 
 fn another_error_in_the_same_page_costs_one_more(page: u64) -> CaseResult {
     let (pool, _filled) = pool(page, 1)?;
-    let before = pool.usage()?.total - pool.usage()?.free;
+    let before = pool.usage()?.used();
     let mut lost = Broken::none(page);
     let mut guest = Guest::new(PINNED, page, 1)?;
     guest.vcpu.fill(guest.gpa, 2 * MIB, GUEST)?;
@@ -878,7 +877,7 @@ fn hole_does_not_touch_a_broken_page(page: u64) -> CaseResult {
     let frame = break_at(&guest, broken)?;
     lost.frames.push(frame);
     let content = pressure::read_frame(frame)?;
-    let used = pool.usage()?.total - pool.usage()?.free;
+    let used = pool.usage()?.used();
     punch(&guest.fd, broken - 2 * PAGE, 5 * PAGE)?;
     ensure!(pressure::read_frame(frame)? == content, "the broken page was cleared");
     expect_account(&pool, &guest, 1, used, "after a hole of a part")?;
@@ -928,15 +927,6 @@ fn never_reclaimed_whatever_the_flags(page: u64) -> CaseResult {
         guest.vcpu.verify(guest.gpa, guest.size, GUEST)?;
     }
     Ok(())
-}
-
-/// The pool's pages in a zone of movable memory; the rest of the pool is empty.
-fn movable_pool(count: u64) -> Result<(MovableZone, Pool, Setting)> {
-    drop(memfile_unsized()?);
-    let zone = MovableZone::make(2)?;
-    let pool = Pool::of(HUGE)?;
-    let setting = pool.fill(count)?;
-    Ok((zone, pool, setting))
 }
 
 fn movable_pages_move_and_keep_content(page: u64) -> CaseResult {
@@ -1008,7 +998,7 @@ fn page_without_another_to_move_to_stays(page: u64) -> CaseResult {
         })?;
         ensure!((isolation.vain != 0) == isolated, "{flags:#x}: {isolation:?}");
         counts.expect_same(&["memfile.migrate"])?;
-        ensure!(pool.usage()? == usage, "the pool was {usage:?} and is {:?}", pool.usage()?);
+        pool.expect_same(usage)?;
         ensure!(frames_of(&guest)? == before, "the page is elsewhere");
         guest.expect(page, GUEST)?;
         guest.expect_mapped(page, 1, "it stays")?;

@@ -23,7 +23,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::pressure::{Pool, Setting};
+use crate::ktap::CaseResult;
+use crate::pressure::{Pool, Setting, Usage};
 use crate::skip::{missing_memfile, skip};
 use crate::sys::{self, Errno, SysResult};
 use crate::uapi::*;
@@ -125,6 +126,19 @@ impl Backend {
             return skip("no page of 1 GiB is free");
         }
         Ok(None)
+    }
+
+    /// Run a case. It leaves the pool of huge pages as it was.
+    pub fn run(&'static self, case: fn(&'static Backend) -> CaseResult) -> CaseResult {
+        let _prepared = self.prepare()?;
+        let before = self.pool()?;
+        case(self)?;
+        before.map_or(Ok(()), |before| Pool::of(self.page)?.expect_same(before))
+    }
+
+    /// The figures of the pool of huge pages that the pages come from, if they do.
+    pub fn pool(&self) -> Result<Option<Usage>> {
+        if self.page == PAGE { Ok(None) } else { Pool::of(self.page)?.usage().map(Some) }
     }
 
     /// Whether memfile's promises are its own.
@@ -435,11 +449,7 @@ macro_rules! conformance {
             name: $name,
             cases: &[$($crate::ktap::Case {
                 name: stringify!($case),
-                func: || {
-                    let on = &$crate::support::backend::$backend;
-                    let _prepared = on.prepare()?;
-                    $case(on)
-                },
+                func: || $crate::support::backend::$backend.run($case),
                 limit: [$($limit,)? $crate::ktap::TIME_LIMIT][0],
             }),*],
             hidden: false,

@@ -6,23 +6,25 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
-use crate::pressure::{self, Counts, Frame, Pool, Setting, frames};
+use crate::pressure::{self, Counts, Frame, MovableZone, Pool, Setting, frames};
 use crate::skip::skip;
+use crate::support::backend::Backend;
 use crate::support::setup::{Layout, SLOT, vm_with_flags};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Slot, Vcpu, Vm, region, small_pages};
 use crate::{GIB, HUGE, PAGE};
 
-/// Suites whose cases get the size of the huge pages that they use.
+/// Suites whose cases get the size of the huge pages that they use, and leave none of them behind.
 macro_rules! suites {
     ($([$name:ident, $title:literal, $page:expr]: [$($case:ident $(: $limit:literal)?),* $(,)?])*) => {
         $(pub static $name: Suite = Suite {
             name: $title,
             cases: &[$(crate::ktap::Case {
                 name: stringify!($case),
-                func: || $case($page),
+                func: || crate::support::hugetlb::run($page, $case),
                 limit: [$($limit,)? crate::ktap::TIME_LIMIT][0],
             }),*],
             hidden: false,
@@ -31,6 +33,31 @@ macro_rules! suites {
     };
 }
 pub(crate) use suites;
+
+/// What a case of [`suites`] gets, of which the size of the huge pages is known.
+pub trait Huge: Copy {
+    fn page(self) -> u64;
+}
+
+impl Huge for u64 {
+    fn page(self) -> u64 {
+        self
+    }
+}
+
+impl Huge for &Backend {
+    fn page(self) -> u64 {
+        self.page
+    }
+}
+
+/// Run a case. It leaves the pool as it was.
+pub fn run<T: Huge>(on: T, case: fn(T) -> CaseResult) -> CaseResult {
+    let pool = Pool::of(on.page())?;
+    let before = pool.usage()?;
+    case(on)?;
+    pool.expect_same(before)
+}
 
 /// A memfile of `count` huge pages of `page` bytes.
 pub fn file(page: u64, count: u64) -> Result<OwnedFd> {
@@ -52,6 +79,15 @@ pub fn pool(page: u64, count: u64) -> Result<(Pool, Option<Setting>)> {
     let setting = pool.fill(count)?;
     pool.expect_used(0, "before the test")?;
     Ok((pool, Some(setting)))
+}
+
+/// The pool's pages in a zone of movable memory; the rest of the pool is empty.
+pub fn movable_pool(count: u64) -> Result<(MovableZone, Pool, Setting)> {
+    drop(memfile_unsized()?);
+    let zone = MovableZone::make(2)?;
+    let pool = Pool::of(HUGE)?;
+    let setting = pool.fill(count)?;
+    Ok((zone, pool, setting))
 }
 
 /// Address space whose place in a huge page is that of the guest's, for the shared side. Nothing is
