@@ -149,15 +149,16 @@ fn access_completes_after_conversion_to_private(on: &'static Backend) -> CaseRes
 }
 
 fn slot_deleted_and_made_again_has_its_content(on: &'static Backend) -> CaseResult {
-    let mut s = Setup::new(on, MIB)?;
+    let mut s = Setup::new(on, on.whole())?;
     s.fill_both()?;
     let gpa = s.slot.gpa;
     let view = s.vm.delete(s.slot)?;
     ensure!(s.vcpu.start(Command::Store, &[gpa, 1])? == private_exit(gpa));
-    let slot = s.vm.add_private(SLOT, gpa, MIB, on.kind, &s.fd, 0)?;
+    let slot = on.add_slot(&s.vm, SLOT, (gpa, 0), on.whole(), &s.fd)?;
     // The store that exited is done now.
     ensure!(s.vcpu.run()? == Exit::Done);
     ensure!(s.vcpu.load(gpa)? == 1);
+    on.expect_whole(&s.vm, &slot, 0)?;
     ensure!(view.load(0) == SHARED.word(gpa), "the store is visible outside");
     s.vcpu.verify(gpa + PAGE, slot.size - PAGE, GUEST)
 }

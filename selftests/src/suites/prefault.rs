@@ -69,11 +69,12 @@ fn allocates_what_was_asked_for(on: &'static Backend) -> CaseResult {
 }
 
 fn keeps_content(on: &'static Backend) -> CaseResult {
-    let mut s = Setup::new(on, MIB)?;
+    let mut s = Setup::new(on, on.whole())?;
     s.fill_both()?;
     for _ in 0..3 {
         pre_fault(&s, s.slot.gpa, s.slot.size)?;
     }
+    s.expect_whole()?;
     s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
 }
 
@@ -136,7 +137,7 @@ fn works_at_every_layout(on: &'static Backend) -> CaseResult {
 }
 
 fn runs_against_punch(on: &'static Backend) -> CaseResult {
-    let mut s = Setup::new(on, MIB)?;
+    let mut s = Setup::new(on, on.whole())?;
     let fd = &s.fd;
     thread::scope(|scope| {
         let puncher = scope.spawn(move || -> Result<()> {

@@ -94,7 +94,7 @@ fn hole_reads_zeros_and_data_outside_stays(on: &'static Backend) -> CaseResult {
 }
 
 fn second_vcpu_sees_the_hole(on: &'static Backend) -> CaseResult {
-    let mut s = Setup::new(on, MIB)?;
+    let mut s = Setup::new(on, on.whole())?;
     let mut other = s.vm.vcpu(1)?;
     s.fill_both()?;
     other.verify(s.slot.gpa, s.slot.size, GUEST)?;
@@ -201,11 +201,12 @@ fn random_holes_hit_exactly_their_pages(on: &'static Backend) -> CaseResult {
 /// A vCPU has the pages in its TLB all the while. Once the punch has returned, what it loads must
 /// be zero: a load of the old word would be a stale mapping.
 fn vcpu_that_reads_meanwhile_sees_the_hole_at_once(on: &'static Backend) -> CaseResult {
-    let mut s = Setup::new(on, MIB)?;
+    let mut s = Setup::new(on, on.whole())?;
     let mut reader = s.vm.vcpu(1)?;
     let (gpa, hole) = (s.slot.gpa, s.slot.gpa + 4 * PAGE);
     for round in 0..20 {
         s.vcpu.fill(gpa, 16 * PAGE, Pattern::Generation(round))?;
+        s.expect_whole()?;
         reader.post(Command::Watch, &[hole, hole + 4 * PAGE, PAGE, 0])?;
         let stopper = reader.stopper();
         thread::scope(|scope| {
@@ -255,8 +256,9 @@ fn hole_flushes_the_tlb_a_bounded_number_of_times(on: &'static Backend) -> CaseR
 }
 
 fn fallocate_over_live_memory_changes_no_byte(on: &'static Backend) -> CaseResult {
-    let mut s = Setup::new(on, MIB)?;
+    let mut s = Setup::new(on, on.whole())?;
     s.vcpu.fill(s.slot.gpa, MIB / 2, GUEST)?;
+    s.expect_whole()?;
     for _ in 0..2 {
         allocate(&s.fd, 0, MIB)?;
         s.vcpu.verify(s.slot.gpa, MIB / 2, GUEST)?;

@@ -29,7 +29,7 @@ use crate::skip::{missing_memfile, skip};
 use crate::sys::{self, Errno, SysResult};
 use crate::uapi::*;
 use crate::vm::{Private, Slot, Vm, VmType, small_pages, small_pages_aligned};
-use crate::{PAGE, mem};
+use crate::{MIB, PAGE, mem};
 
 /// A kind of memory for guests. To add one: a constant below, and a line in
 /// [`crate::conformance!`] and in `scripts/differences.toml`.
@@ -182,7 +182,7 @@ impl Backend {
     }
 
     /// A memfile without a size.
-    fn raw_unsized(&self) -> SysResult<OwnedFd> {
+    pub fn raw_unsized(&self) -> SysResult<OwnedFd> {
         sys::memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE | self.flags as u32)
     }
 
@@ -210,6 +210,17 @@ impl Backend {
         self.create(&self.vm()?, size)
     }
 
+    /// Bytes of a slot that has one of the pages as a whole, if it begins where the page does, and a MiB
+    /// at least. Of gigantic ones, [`Backend::add_slot`] makes it that large.
+    pub fn whole(&self) -> u64 {
+        if *self == GIGANTIC { MIB } else { MIB.max(self.page) }
+    }
+
+    /// Whether KVM can map huge pages of hugetlbfs as wholes where a slot begins.
+    fn agrees(&self, gpa: u64, offset: u64) -> bool {
+        self.page != PAGE && gpa % self.page == 0 && offset % self.page == 0
+    }
+
     /// A private slot of at least `size` bytes from byte `offset` of the file on: of a gigantic page
     /// all, if the slot begins where the page does, for KVM maps the page as one only then. The size
     /// that the slot is said to have is what the case uses.
@@ -221,9 +232,9 @@ impl Backend {
         size: u64,
         fd: impl AsFd,
     ) -> Result<Slot> {
-        let whole = *self == GIGANTIC && gpa % self.page == 0 && offset % self.page == 0;
-        let view = if whole {
-            small_pages_aligned(size.next_multiple_of(self.page), self.page)?
+        let view = if self.agrees(gpa, offset) {
+            let bytes = if *self == GIGANTIC { size.next_multiple_of(self.page) } else { size };
+            small_pages_aligned(bytes, self.page)?
         } else {
             small_pages(size)?
         };
@@ -232,11 +243,13 @@ impl Backend {
         Ok(Slot { size, ..slot })
     }
 
-    /// Fail unless KVM has mapped the gigantic page, all of which the slot has, as one.
-    pub fn expect_whole(&self, vm: &Vm, slot: &Slot) -> Result<()> {
-        if *self == GIGANTIC && slot.view.len() >= self.page {
-            let mapped = vm.stats()?.get("pages_1g")?;
-            ensure!(mapped == 1, "{mapped} pages of 1 GiB are mapped, not 1");
+    /// Fail unless KVM has mapped each huge page of hugetlbfs that the slot has all of as one. The
+    /// slot begins at byte `offset` of the file.
+    pub fn expect_whole(&self, vm: &Vm, slot: &Slot, offset: u64) -> Result<()> {
+        if self.agrees(slot.gpa, offset) {
+            let level = if *self == GIGANTIC { "pages_1g" } else { "pages_2m" };
+            let (mapped, wanted) = (vm.stats()?.get(level)?, slot.view.len() / self.page);
+            ensure!(mapped == wanted, "{level} is {mapped}, not {wanted}");
         }
         Ok(())
     }

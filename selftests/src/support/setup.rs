@@ -173,7 +173,12 @@ impl Setup {
     pub fn fill_both(&mut self) -> Result<()> {
         fill_view(&self.slot, SHARED);
         self.vcpu.fill(self.slot.gpa, self.slot.size, GUEST)?;
-        self.on.expect_whole(&self.vm, &self.slot)
+        self.expect_whole()
+    }
+
+    /// Fail unless KVM has mapped each huge page of hugetlbfs that the slot has all of as one.
+    pub fn expect_whole(&self) -> Result<()> {
+        self.on.expect_whole(&self.vm, &self.slot, self.offset)
     }
 }
 

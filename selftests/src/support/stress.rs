@@ -139,7 +139,7 @@ impl Bench {
         let conversions = s.vm.conversions();
         let (private_content, shared_content) = (Pattern::Generation(1), Pattern::Generation(2));
         s.vcpu.fill(s.slot.gpa, s.slot.size, private_content)?;
-        s.on.expect_whole(&s.vm, &s.slot)?;
+        s.expect_whole()?;
         fill_view(&s.slot, shared_content);
         let page = Page { private: true, private_content, shared_content };
         let pages = vec![page; PAGES as usize];
