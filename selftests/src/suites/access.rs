@@ -39,18 +39,14 @@ conformance!(
         open_by_handle_gives_no_access,
         readahead_and_fadvise_change_nothing,
         fadvise_drops_no_content,
+        mmap_is_refused,
+        userfaultfd_has_nothing_to_register,
         seek_tells_only_what_is_allocated,
         sync_works_and_shows_nothing,
     ],
     huge: all,
-    // Their other file is on another file system than a file of huge pages, or they map a page of 4K,
-    // which the kernel rounds up there. `hugetlb` has its own.
-    small: [
-        copy_file_range_is_refused_both_ways,
-        clone_is_refused,
-        mmap_is_refused,
-        userfaultfd_has_nothing_to_register,
-    ],
+    // Their other file is on another file system than a file of huge pages. `hugetlb` has its own.
+    small: [copy_file_range_is_refused_both_ways, clone_is_refused],
 );
 
 const EPERM: &[Errno] = &[Errno::EPERM];
@@ -234,12 +230,13 @@ fn mmap_is_refused(on: &'static Backend) -> CaseResult {
         ("MAP_PRIVATE|POPULATE", libc::MAP_PRIVATE | libc::MAP_POPULATE),
         ("MAP_SHARED|LOCKED", libc::MAP_SHARED | libc::MAP_LOCKED),
     ];
+    let size = MIB.max(on.page);
     on_each(on, |fd| {
         for (prot_name, prot) in prots {
             for (kind_name, kind) in kinds {
-                for offset in [0, MIB - PAGE, MIB] {
+                for offset in [0, size - on.page, size] {
                     let what = format!("mmap {prot_name} {kind_name} at {offset:#x}");
-                    let result = Mapping::map(PAGE, prot, kind, Some((fd.as_fd(), offset)));
+                    let result = Mapping::map(on.page, prot, kind, Some((fd.as_fd(), offset)));
                     on.errno(&format!("mmap {kind_name}"), result, EPERM).context(what)?;
                 }
             }
@@ -467,7 +464,8 @@ fn fadvise_drops_no_content(on: &'static Backend) -> CaseResult {
 /// none.
 fn userfaultfd_has_nothing_to_register(on: &'static Backend) -> CaseResult {
     on_each(on, |fd| {
-        let result = Mapping::map(PAGE, libc::PROT_READ, libc::MAP_SHARED, Some((fd.as_fd(), 0)));
+        let file = Some((fd.as_fd(), 0));
+        let result = Mapping::map(on.page, libc::PROT_READ, libc::MAP_SHARED, file);
         on.errno("the mapping it would need", result, EPERM)
     })
 }
