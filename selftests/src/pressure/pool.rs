@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use super::{Setting, read_number};
-use crate::PAGE;
 use crate::skip::skip;
 use crate::sys::require_root;
+use crate::{GIB, MIB, PAGE};
 
 /// The pool of the huge pages of one size.
 pub struct Pool {
@@ -53,6 +53,16 @@ impl Pool {
             sizes.push(kib.and_then(|n| n.parse::<u64>().ok()).context(name.clone())? << 10);
         }
         Ok(sizes)
+    }
+
+    /// A file of its pages in a cgroup of the controller `hugetlb`.
+    pub fn charge_file(&self, name: &str) -> String {
+        let size = if self.page < GIB {
+            format!("{}MB", self.page / MIB)
+        } else {
+            format!("{}GB", self.page / GIB)
+        };
+        format!("hugetlb.{size}.{name}")
     }
 
     /// The order of its pages.
