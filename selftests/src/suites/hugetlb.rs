@@ -78,6 +78,7 @@ suites! {
         run_without_a_page_in_the_pool_says_enospc_and_goes_on: 120,
         pool_that_shrinks_takes_no_page_in_use,
         last_page_is_for_all_who_want_it: 300,
+        limit_of_the_cgroup_is_enospc_and_its_charge_returns,
         no_page_and_no_reservation_is_left_behind: 120,
         allocation_that_fails_leaves_the_pool_as_it_was: 600,
         whole_pages_are_freed_by_a_hole,
@@ -375,28 +376,33 @@ fn last_page_is_for_all_who_want_it(page: u64) -> CaseResult {
 }
 
 fn limit_of_the_cgroup_is_enospc_and_its_charge_returns(page: u64) -> CaseResult {
-    let (pool, _filled) = pool(page, 4)?;
+    let (count, few) = if page == GIB { (1, 0) } else { (4, 2) };
+    let (pool, _filled) = pool(page, count)?;
+    let before = pool.usage()?.used();
     let cgroup = Cgroup::with("hugetlb")?;
     cgroup.join()?;
-    cgroup.set("hugetlb.2MB.max", 2 * page)?;
-    let mut guest = Guest::new(PINNED, page, 4)?;
-    for n in 0..2 {
+    let file = |name: &str| pool.charge_file(name);
+    cgroup.set(&file("max"), few * page)?;
+    let mut guest = Guest::new(PINNED, page, count)?;
+    for n in 0..few {
         guest.vcpu.store(guest.gpa + n * page, 7)?;
     }
-    ensure!(cgroup.get("hugetlb.2MB.current")? == 2 * page);
-    let gpa = guest.gpa + 2 * page;
+    ensure!(cgroup.get(&file("current"))? == few * page);
+    let gpa = guest.gpa + few * page;
     let exit = guest.vcpu.start(Command::Store, &[gpa, 7])?;
     expect_exit(&exit, Errno::ENOSPC, gpa)?;
-    pool.expect_used(2, "at the limit")?;
-    cgroup.set("hugetlb.2MB.max", 3 * page)?;
+    expect_errno("fallocate", allocate(&guest.fd, few * page, page), &[Errno::ENOSPC])?;
+    pool.expect_used(before + few, "at the limit")?;
+    cgroup.set(&file("max"), (few + 1) * page)?;
     ensure!(guest.vcpu.run()? == Exit::Done);
+    ensure!(cgroup.get(&file("current"))? == (few + 1) * page, "the page is not charged");
     punch(&guest.fd, 0, page)?;
-    ensure!(cgroup.get("hugetlb.2MB.current")? == 2 * page, "a hole returns the charge");
+    ensure!(cgroup.get(&file("current"))? == few * page, "a hole returns the charge");
     drop(guest);
-    for file in ["hugetlb.2MB.current", "hugetlb.2MB.rsvd.current"] {
-        ensure!(cgroup.get(file)? == 0, "{file} is {}", cgroup.get(file)?);
+    for file in ["current", "rsvd.current"].map(file) {
+        ensure!(cgroup.get(&file)? == 0, "{file} is {}", cgroup.get(&file)?);
     }
-    pool.expect_used(0, "the guest is gone")
+    pool.expect_used(before, "the guest is gone")
 }
 
 /// A file, its guest, its slot and its descriptor end in every order.
@@ -641,17 +647,37 @@ fn kvm_maps_less_where_attributes_differ(page: u64) -> CaseResult {
 fn conversion_of_a_part_keeps_every_neighbour(page: u64) -> CaseResult {
     let (_pool, _filled) = pool(page, 1)?;
     let span = 2 * MIB;
+    // The first bytes of the page and the last ones, which of a page of 2 MiB are the same.
+    let ends = if page == GIB { vec![0, page - span] } else { vec![0] };
+    let parts = [(0, PAGE), (7 * PAGE, PAGE), (span - 2 * PAGE, 2 * PAGE)];
     for by in CONVERT_BY {
         let mut guest = Guest::new(BOTH, page, 1)?;
         let gpa = guest.gpa;
-        guest.vcpu.fill(gpa, span, GUEST)?;
-        for (start, len) in [(0, PAGE), (7 * PAGE, PAGE), (span - 2 * PAGE, 2 * PAGE)] {
-            guest.vm.convert(by, gpa + start, len, false)?;
+        for end in &ends {
+            guest.vcpu.fill(gpa + end, span, GUEST)?;
+        }
+        let places = ends.iter().flat_map(|end| parts.map(|(start, len)| (*end, start, len)));
+        for (end, start, len) in places {
+            let words = format!("{by:?}, +{:#x}", end + start);
+            guest.expect_mapped(page, 1, &words)?;
+            let (first, at) = (gpa + end, gpa + end + start);
+            guest.vm.convert(by, at, len, false)?;
             // The shared side is what the VMM has there.
-            guest.vcpu.fill(gpa + start, len, SHARED)?;
-            guest.vcpu.verify(gpa + start, len, SHARED)?;
-            guest.vm.convert(by, gpa + start, len, true)?;
-            guest.vcpu.verify(gpa, span, GUEST).with_context(|| format!("+{start:#x}"))?;
+            guest.vcpu.fill(at, len, SHARED)?;
+            guest.vcpu.verify(at, len, SHARED)?;
+            guest.vcpu.verify(first, start, GUEST).with_context(|| words.clone())?;
+            let behind = start + len;
+            guest.vcpu.verify(first + behind, span - behind, GUEST).context(words.clone())?;
+            guest.expect_mapped(page, 0, &words)?;
+            // The rest of the huge page is mapped by the next smaller size.
+            for other in ends.iter().filter(|other| **other != end) {
+                guest.vcpu.verify(gpa + other, span, GUEST).context(words.clone())?;
+                guest.expect_mapped(HUGE, 1, &words)?;
+            }
+            guest.vm.convert(by, at, len, true)?;
+            for end in &ends {
+                guest.vcpu.verify(gpa + end, span, GUEST).context(words.clone())?;
+            }
         }
     }
     Ok(())
