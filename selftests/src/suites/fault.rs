@@ -15,39 +15,58 @@ use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::mem::{self, counter};
 use crate::pattern::{Pattern, Rng, seed};
-use crate::pressure::{Cgroup, Setting, base_pages, shmem_huge};
+use crate::pressure::{self, Cgroup, Setting, base_pages, shmem_huge};
+use crate::support::backend::Backend;
 use crate::support::directmap::Hidden;
+use crate::support::hugetlb::{Guest, frames_of, movable_pool};
 use crate::support::inject::{Injector, SHORTAGES, Shortage};
 use crate::support::setup::{
-    GUEST, HIDDEN, Layout, PINNED, SHARED, SLOT, Setup, fill_view, fill_view_part,
+    GUEST, HIDDEN, Layout, MOVABLE, PINNED, SHARED, SLOT, Setup, fill_view, fill_view_part,
+    vm_with_flags,
 };
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{CONVERT_BY, Exit, Private, Slot, Vm, region, small_pages};
-use crate::{GIB, HUGE, MIB, PAGE, suite};
+use crate::vm::{CONVERT_BY, Exit, Private, Slot, region, small_pages};
+use crate::{GIB, HUGE, MIB, PAGE, conformance};
 
-pub static SUITE: Suite = suite!(
-    "fault",
-    [
-        memfd_create_that_fails_leaves_nothing,
-        size_and_seal_that_fail_change_nothing,
-        fallocate_that_fails_undoes_what_it_did,
-        fallocate_that_fails_spares_what_the_guest_touches_meanwhile,
-        hole_needs_no_memory,
-        hole_in_a_huge_page_needs_no_memory,
-        binding_that_fails_changes_nothing,
-        deletion_that_fails_changes_nothing,
-        conversion_that_fails_changes_nothing,
-        conversion_back_to_shared_needs_no_memory,
-        conversion_of_a_part_that_fails_changes_nothing,
-        pre_fault_that_fails_says_enomem,
-        private_fault_that_fails_exits_with_enomem_and_resumes,
-        huge_private_fault_falls_back_or_exits_with_enomem,
-        private_fault_over_the_limit_of_the_cgroup_is_enomem,
-        private_fault_over_the_limit_is_killed_for_as_a_memfd_is,
-        private_fault_over_the_commit_limit_is_enospc,
-    ]
-);
+pub static SUITES: &[Suite] = &[
+    conformance!(
+        @suite MEMFILE, "fault",
+        [
+            memfd_create_that_fails_leaves_nothing,
+            size_and_seal_that_fail_change_nothing,
+            fallocate_that_fails_undoes_what_it_did,
+            fallocate_that_fails_spares_what_the_guest_touches_meanwhile,
+            hole_needs_no_memory,
+            hole_between_allocated_pages_needs_no_memory,
+            hole_in_a_huge_page_needs_no_memory,
+            binding_that_fails_changes_nothing,
+            deletion_that_fails_changes_nothing,
+            conversion_that_fails_changes_nothing,
+            conversion_back_to_shared_needs_no_memory,
+            conversion_of_a_part_that_fails_changes_nothing,
+            pre_fault_that_fails_says_enomem,
+            private_fault_that_fails_exits_with_enomem_and_resumes,
+            huge_private_fault_falls_back_or_exits_with_enomem,
+            private_fault_over_the_limit_of_the_cgroup_is_enomem,
+            private_fault_over_the_limit_is_killed_for_as_a_memfd_is,
+            private_fault_over_the_commit_limit_is_enospc,
+        ]
+    ),
+    // Allocations and faults: hugetlb.allocation_that_fails_leaves_the_pool_as_it_was.
+    conformance!(
+        @suite HUGE, "fault_huge",
+        [
+            memfd_create_that_fails_leaves_nothing,
+            binding_that_fails_changes_nothing,
+            binding_that_fails_loses_no_page_that_had_to_move,
+            deletion_that_fails_changes_nothing,
+            conversion_back_to_shared_needs_no_memory,
+            conversion_of_a_part_that_fails_changes_nothing,
+            pre_fault_that_fails_says_enomem,
+        ]
+    ),
+];
 
 const KIND: Private = Private::Memfile;
 
@@ -59,10 +78,12 @@ struct Usage {
     pages: u64,
     module: String,
     descriptors: usize,
+    /// The pool that the pages come from.
+    pool: Option<pressure::Usage>,
 }
 
 impl Usage {
-    fn now() -> Result<Usage> {
+    fn now(on: &Backend) -> Result<Usage> {
         let pairs = [("create", "destroy"), ("bind", "unbind"), ("get_pfn", "put_pfn")];
         let mut used = [0; 3];
         for (used, (more, less)) in used.iter_mut().zip(pairs) {
@@ -71,12 +92,12 @@ impl Usage {
         let [files, bindings, pages] = used;
         let module = std::fs::read_to_string("/sys/module/memfile/refcnt").context("refcnt")?;
         let descriptors = std::fs::read_dir("/proc/self/fd").context("/proc/self/fd")?.count();
-        Ok(Usage { files, bindings, pages, module, descriptors })
+        Ok(Usage { files, bindings, pages, module, descriptors, pool: on.pool()? })
     }
 
     /// Fail unless the state is unchanged.
-    fn expect_unchanged(&self) -> Result<()> {
-        let now = Usage::now()?;
+    fn expect_unchanged(&self, on: &Backend) -> Result<()> {
+        let now = Usage::now(on)?;
         ensure!(now == *self, "in use before: {self:?}, now: {now:?}");
         Ok(())
     }
@@ -95,29 +116,29 @@ fn expect_bindings(fd: impl AsFd, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-fn memfd_create_that_fails_leaves_nothing() -> CaseResult {
+fn memfd_create_that_fails_leaves_nothing(on: &'static Backend) -> CaseResult {
     let injector = injector()?;
-    let before = Usage::now()?;
+    let before = Usage::now(on)?;
     let failed = injector.sweep(
         "memfd_create",
         &mut (),
-        // shmem returns ENOSPC if it gets no inode, for any memfd.
+        // The file system returns ENOSPC if it gets no inode, for any memfd.
         |()| {
-            let result = memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE);
+            let result = on.raw_unsized();
             result.map_err(|e| if e == Errno::ENOSPC { Errno::ENOMEM } else { e })
         },
         |(), result| {
             if let Ok(fd) = result {
-                ftruncate(&fd, PAGE).context("the file that was made")?;
+                ftruncate(&fd, on.page).context("the file that was made")?;
             }
-            before.expect_unchanged()
+            before.expect_unchanged(on)
         },
     )?;
     ensure!(failed > 0, "no allocation was needed");
     Ok(())
 }
 
-fn size_and_seal_that_fail_change_nothing() -> CaseResult {
+fn size_and_seal_that_fail_change_nothing(_: &'static Backend) -> CaseResult {
     let injector = injector()?;
     injector.sweep(
         "ftruncate",
@@ -147,12 +168,12 @@ fn size_and_seal_that_fail_change_nothing() -> CaseResult {
 }
 
 /// The guest's pages stay, and stay mapped: no consumer is called (rule 16).
-fn fallocate_that_fails_undoes_what_it_did() -> CaseResult {
-    fallocate_that_fails(PINNED)?;
-    fallocate_that_fails(HIDDEN)
+fn fallocate_that_fails_undoes_what_it_did(on: &'static Backend) -> CaseResult {
+    fallocate_that_fails(on, PINNED)?;
+    fallocate_that_fails(on, HIDDEN)
 }
 
-fn fallocate_that_fails(flags: u64) -> CaseResult {
+fn fallocate_that_fails(on: &Backend, flags: u64) -> CaseResult {
     let _pages = base_pages()?;
     let injector = injector()?;
     let size = 64 * PAGE;
@@ -162,14 +183,14 @@ fn fallocate_that_fails(flags: u64) -> CaseResult {
     s.vcpu.fill(live, len, GUEST)?;
     let stats = s.vm.stats()?;
     let mapped = stats.get("pages_4k")?;
-    let usage = Usage::now()?;
+    let usage = Usage::now(on)?;
     let invalidated = counter("invalidate")?;
     let failed = injector.sweep(
         "fallocate",
         &mut s,
         |s| allocate(&s.fd, 0, size),
         |s, result| {
-            usage.expect_unchanged()?;
+            usage.expect_unchanged(on)?;
             if result.is_ok() {
                 expect_allocated(&s.fd, size, "after success")?;
                 punch(&s.fd, 0, 20 * PAGE)?;
@@ -188,12 +209,14 @@ fn fallocate_that_fails(flags: u64) -> CaseResult {
 }
 
 /// A page that the guest touches before the undo reaches it stays.
-fn fallocate_that_fails_spares_what_the_guest_touches_meanwhile() -> CaseResult {
+fn fallocate_that_fails_spares_what_the_guest_touches_meanwhile(
+    on: &'static Backend,
+) -> CaseResult {
     let _pages = base_pages()?;
     drop(injector()?);
     let size = 2 * MIB;
     let mut rng = Rng::new(seed());
-    let mut s = Setup::new(KIND, size)?;
+    let mut s = Setup::new(on, size)?;
     let (fd, vcpu, gpa) = (&s.fd, &mut s.vcpu, s.slot.gpa);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -230,19 +253,19 @@ fn fallocate_that_fails_spares_what_the_guest_touches_meanwhile() -> CaseResult 
     })
 }
 
-fn hole_needs_no_memory() -> CaseResult {
+fn hole_needs_no_memory(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
     let injector = injector()?;
-    let mut s = Setup::new(KIND, MIB)?;
+    let mut s = Setup::new(on, MIB)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
     s.vcpu.fill_pages(gpa, size, GUEST)?;
-    let usage = Usage::now()?;
+    let usage = Usage::now(on)?;
     let failed = injector.sweep(
         "a hole",
         &mut s,
         |s| punch(&s.fd, 5 * PAGE, 100 * PAGE),
         |s, _| {
-            usage.expect_unchanged()?;
+            usage.expect_unchanged(on)?;
             expect_allocated(&s.fd, size - 100 * PAGE, "after the hole")?;
             s.vcpu.verify_pages(gpa + 5 * PAGE, 100 * PAGE, Pattern::ZERO)?;
             s.vcpu.fill_pages(gpa + 5 * PAGE, 100 * PAGE, GUEST)?;
@@ -253,23 +276,60 @@ fn hole_needs_no_memory() -> CaseResult {
     Ok(())
 }
 
+/// On hugetlbfs the entry of what is allocated has to be split for each of them.
+fn hole_between_allocated_pages_needs_no_memory(on: &'static Backend) -> CaseResult {
+    const COUNT: u64 = 16;
+    let _pages = base_pages()?;
+    let injector = injector()?;
+    let page = on.page;
+    let mut s = Setup::new(on, COUNT * page)?;
+    let gpa = s.slot.gpa;
+    let every_other = || (1..COUNT).step_by(2).map(|n| n * page);
+    let punch_all = |s: &Setup| every_other().try_for_each(|at| punch(&s.fd, at, page));
+    s.vcpu.fill_pages(gpa, COUNT * page, GUEST)?;
+    punch_all(&s)?;
+    let usage = Usage::now(on)?;
+    for at in every_other() {
+        s.vcpu.fill_pages(gpa + at, page, GUEST)?;
+    }
+    let failed = injector.sweep(
+        "holes between pages",
+        &mut s,
+        |s| punch_all(s),
+        |s, _| {
+            usage.expect_unchanged(on)?;
+            expect_allocated(&s.fd, COUNT / 2 * page, "after the holes")?;
+            let resident = s.resident()? * PAGE;
+            ensure!(resident == COUNT / 2 * page, "fdinfo says that it holds {resident} bytes");
+            for at in every_other() {
+                s.vcpu.verify_pages(gpa + at - page, page, GUEST)?;
+                s.vcpu.verify_pages(gpa + at, page, Pattern::ZERO)?;
+                s.vcpu.fill_pages(gpa + at, page, GUEST)?;
+            }
+            s.vcpu.verify_pages(gpa, COUNT * page, GUEST)
+        },
+    )?;
+    ensure!(failed == 0, "{failed} holes were not punched for want of memory");
+    Ok(())
+}
+
 /// The huge page is split. If there is no memory for that it stays, and the hole is cleared.
-fn hole_in_a_huge_page_needs_no_memory() -> CaseResult {
+fn hole_in_a_huge_page_needs_no_memory(on: &'static Backend) -> CaseResult {
     let injector = injector()?;
     let _policy = shmem_huge("always")?;
-    let mut s = Setup::new(KIND, HUGE)?;
+    let mut s = Setup::new(on, HUGE)?;
     let gpa = s.slot.gpa;
     let (at, len) = (7 * PAGE, 3 * PAGE);
     s.vcpu.fill_pages(gpa, HUGE, GUEST)?;
     expect_allocated(&s.fd, HUGE, "a huge page")?;
-    let usage = Usage::now()?;
+    let usage = Usage::now(on)?;
     let (mut split, mut whole) = (0, 0);
     let failed = injector.sweep(
         "a hole in a huge page",
         &mut s,
         |s| punch(&s.fd, at, len),
         |s, _| {
-            usage.expect_unchanged()?;
+            usage.expect_unchanged(on)?;
             match allocated(&s.fd)? {
                 HUGE => whole += 1,
                 held if held == HUGE - len => split += 1,
@@ -289,16 +349,18 @@ fn hole_in_a_huge_page_needs_no_memory() -> CaseResult {
     Ok(())
 }
 
-fn binding_that_fails_changes_nothing() -> CaseResult {
+fn binding_that_fails_changes_nothing(on: &'static Backend) -> CaseResult {
     let injector = injector()?;
-    let vm = Vm::protected()?;
+    let vm = on.vm()?;
     let mut vcpu = vm.vcpu(0)?;
-    let fd = memfile(MIB)?;
+    let fd = on.create(&vm, MIB)?;
+    allocate(&fd, 0, MIB)?;
     vm.set_private(GIB, MIB)?;
     let view = small_pages(MIB)?;
     let request = region(SLOT, GIB, &view, Some((KIND, fd.as_fd(), 0)));
-    let usage = Usage::now()?;
-    let mut promised = false;
+    let usage = Usage::now(on)?;
+    let flags = || mem::fdinfo(&fd, "memfile-flags");
+    let mut wanted = flags()?;
     let failed = injector.sweep(
         "binding",
         &mut vcpu,
@@ -311,11 +373,11 @@ fn binding_that_fails_changes_nothing() -> CaseResult {
             }
             expect_bindings(&fd, "0")?;
             // The flags of a successful binding stay; a failed one changes none.
-            promised |= result.is_ok();
-            let wanted = if promised { "0x7" } else { "0x1" };
-            let flags = mem::fdinfo(&fd, "memfile-flags")?;
-            ensure!(flags.as_deref() == Some(wanted), "the file's flags are {flags:?}");
-            usage.expect_unchanged()?;
+            if result.is_ok() {
+                wanted = Some(format!("{PINNED:#x}"));
+            }
+            ensure!(flags()? == wanted, "the file's flags are {:?}, not {wanted:?}", flags()?);
+            usage.expect_unchanged(on)?;
             let exit = vcpu.start(Command::Load, &[GIB])?;
             ensure!(matches!(exit, Exit::MemoryFault { errno: Errno::EFAULT, .. }), "{exit:x?}");
             vcpu.restart()
@@ -325,13 +387,68 @@ fn binding_that_fails_changes_nothing() -> CaseResult {
     Ok(())
 }
 
-fn deletion_that_fails_changes_nothing() -> CaseResult {
+/// The page lies in movable memory, which it has to leave for a VM that pins. If there is no memory
+/// for that it stays, with its content, and the next binding moves it.
+fn binding_that_fails_loses_no_page_that_had_to_move(on: &'static Backend) -> CaseResult {
     let injector = injector()?;
-    let mut s = Setup::new(KIND, MIB)?;
+    let page = on.page;
+    let (zone, pool, mut filled) = movable_pool(2)?;
+    let inside = |guest: &Guest| -> Result<bool> {
+        let frame = *frames_of(guest)?.get(&0).context("the page has no frame")?;
+        zone.holds(frame.pfn)
+    };
+    let (mut refused, mut moved) = (0, 0);
+    for shortage in SHORTAGES {
+        let (mut n, mut short) = (0, true);
+        while short {
+            n += 1;
+            let words = format!("{shortage:?} {n}");
+            let mut guest = Guest::new(MOVABLE, page, 1)?;
+            guest.vcpu.fill_pages(guest.gpa, page, GUEST)?;
+            ensure!(inside(&guest)?, "{words}: the page is not in movable memory");
+            let Guest { vm, vcpu, fd, view, gpa, size } = guest;
+            drop((vcpu, vm));
+            let vm = vm_with_flags(PINNED)?;
+            let vcpu = vm.vcpu(0)?;
+            vm.set_private(gpa, size)?;
+            let mut request = region(SLOT, gpa, &view, Some((KIND, fd.as_fd(), 0)));
+            request.memory_size = size;
+            let usage = Usage::now(on)?;
+            let call = || vm.raw_set_region(&request);
+            let (result, now) = injector.call(shortage, n, call, SysResult::is_err)?;
+            short = now;
+            if let Err(errno) = result {
+                ensure!(errno == Errno::ENOMEM, "{words}: the binding says {errno}");
+                refused += 1;
+                usage.expect_unchanged(on).context(words.clone())?;
+                expect_bindings(&fd, "0")?;
+                vm.raw_set_region(&request).with_context(|| format!("{words}: once there is"))?;
+            }
+            expect_allocated(&fd, page, &words)?;
+            pool.expect_used(1, &words)?;
+            let mut guest = Guest { vm, vcpu, fd, view, gpa, size };
+            guest.vcpu.verify_pages(gpa, page, GUEST).context(words.clone())?;
+            ensure!(!inside(&guest)?, "{words}: the page is pinned in movable memory");
+            moved += 1;
+            drop(guest);
+            pool.expect_used(0, &words)?;
+            // The page that it moved to is the pool's now, and would be the next one.
+            drop(filled);
+            filled = pool.fill(2)?;
+        }
+    }
+    println!("{refused} bindings were refused, {moved} pages moved");
+    ensure!(refused > 0, "no allocation was needed");
+    Ok(())
+}
+
+fn deletion_that_fails_changes_nothing(on: &'static Backend) -> CaseResult {
+    let injector = injector()?;
+    let mut s = Setup::new(on, MIB)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
     s.vcpu.fill_pages(gpa, size, GUEST)?;
     let request = region(SLOT, gpa, &s.slot.view, Some((KIND, s.fd.as_fd(), 0)));
-    let usage = Usage::now()?;
+    let usage = Usage::now(on)?;
     let (vm, fd) = (&s.vm, &s.fd);
     let failed = injector.sweep(
         "deletion",
@@ -343,7 +460,7 @@ fn deletion_that_fails_changes_nothing() -> CaseResult {
                 vm.raw_set_region(&request).context("bind it again")?;
             }
             expect_bindings(fd, "1")?;
-            usage.expect_unchanged()?;
+            usage.expect_unchanged(on)?;
             vcpu.verify_pages(gpa, size, GUEST)
         },
     )?;
@@ -362,8 +479,8 @@ impl Parts {
     /// Bytes of a part: several nodes of KVM's array of attributes.
     const LEN: u64 = 200 * PAGE;
 
-    fn new() -> Result<Parts> {
-        let mut s = Setup::new(KIND, 128 * HUGE)?;
+    fn new(on: &'static Backend) -> Result<Parts> {
+        let mut s = Setup::new(on, 128 * HUGE)?;
         s.vm.set_shared(s.slot.gpa, s.slot.size)?;
         s.vcpu.store(s.slot.gpa, 0)?;
         Ok(Parts { s, n: 0 })
@@ -404,18 +521,18 @@ impl Parts {
     }
 }
 
-fn conversion_that_fails_changes_nothing() -> CaseResult {
+fn conversion_that_fails_changes_nothing(on: &'static Backend) -> CaseResult {
     let injector = injector()?;
-    let mut parts = Parts::new()?;
+    let mut parts = Parts::new(on)?;
     for by in CONVERT_BY {
         parts.next()?;
-        let usage = Usage::now()?;
+        let usage = Usage::now(on)?;
         let failed = injector.sweep(
             &format!("conversion by {by:?}"),
             &mut parts,
             |parts| parts.s.vm.raw_convert(by, parts.gpa(), Parts::LEN, true),
             |parts, result| {
-                usage.expect_unchanged()?;
+                usage.expect_unchanged(on)?;
                 parts.check(result.is_ok())?;
                 parts.next()
             },
@@ -425,9 +542,9 @@ fn conversion_that_fails_changes_nothing() -> CaseResult {
     Ok(())
 }
 
-fn conversion_back_to_shared_needs_no_memory() -> CaseResult {
+fn conversion_back_to_shared_needs_no_memory(on: &'static Backend) -> CaseResult {
     let injector = injector()?;
-    let mut s = Setup::new(KIND, HUGE + PAGE)?;
+    let mut s = Setup::new(on, HUGE + PAGE)?;
     let (gpa, size) = (s.slot.gpa, s.slot.size);
     fill_view(&s.slot, SHARED);
     for by in CONVERT_BY {
@@ -449,11 +566,11 @@ fn conversion_back_to_shared_needs_no_memory() -> CaseResult {
 
 /// KVM keeps the attributes of a large range in one entry, and first splits the one that a part is
 /// taken from.
-fn conversion_of_a_part_that_fails_changes_nothing() -> CaseResult {
+fn conversion_of_a_part_that_fails_changes_nothing(on: &'static Backend) -> CaseResult {
     const BEFORE: u64 = 5 * PAGE;
     const LEN: u64 = 100 * PAGE;
     let injector = injector()?;
-    let mut s = Setup::at(KIND, 16 * MIB, Layout { gpa: 4 * GIB, offset: 0 })?;
+    let mut s = Setup::at(on, 16 * MIB, Layout { gpa: 4 * GIB, offset: 0 })?;
     let (gpa, all) = (s.slot.gpa, s.slot.size);
     let looked_at = 2 * BEFORE + LEN;
     fill_view_part(&s.slot, 0, looked_at, SHARED);
@@ -480,25 +597,35 @@ fn conversion_of_a_part_that_fails_changes_nothing() -> CaseResult {
 
 /// A VM for each try, because a vCPU keeps its allocations for the next fault. Pages that were done
 /// before the shortage count as done.
-fn pre_fault_that_fails_says_enomem() -> CaseResult {
+fn pre_fault_that_fails_says_enomem(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
     let injector = injector()?;
-    let size = 8 * PAGE;
+    // Several pages.
+    let size = (8 * PAGE).max(2 * on.page);
+    let all = MIB.max(size);
+    let before = on.pool()?;
     let failed = injector.sweep(
         "KVM_PRE_FAULT_MEMORY",
-        &mut (Setup::new(KIND, MIB)?, size),
+        &mut (Setup::new(on, all)?, size),
         |(s, left)| {
             let result;
             (result, *left) = s.vcpu.raw_pre_fault(s.slot.gpa, size);
-            result
+            // A pool that cannot grow is empty.
+            let empty =
+                |e: Errno| if on.page != PAGE && e == Errno::ENOSPC { Errno::ENOMEM } else { e };
+            result.map_err(empty)
         },
         |(s, left), result| {
             ensure!(result.is_ok() == (*left == 0), "{left} bytes are left");
             expect_allocated(&s.fd, size - *left, "after pre-faulting")?;
+            if let (Some(before), Some(now)) = (before, on.pool()?) {
+                let taken = now.used() - before.used();
+                ensure!(taken * on.page == size - *left && now.reserved == 0, "{now:?}");
+            }
             s.vcpu.raw_pre_fault(s.slot.gpa, size).0.context("once there is memory")?;
             s.vcpu.fill(s.slot.gpa, MIB, GUEST)?;
             s.vcpu.verify(s.slot.gpa, MIB, GUEST)?;
-            *s = Setup::new(KIND, MIB)?;
+            *s = Setup::new(on, all)?;
             Ok(())
         },
     )?;
@@ -519,6 +646,7 @@ struct Faults {
 
 /// The first private access of a vCPU, with less memory than it needs.
 fn fault_without_memory(
+    on: &'static Backend,
     injector: &Injector,
     shortage: Shortage,
     size: u64,
@@ -528,11 +656,11 @@ fn fault_without_memory(
     let (mut tries, mut short) = (0, true);
     while short {
         tries += 1;
-        let mut s = Setup::new(KIND, size)?;
+        let mut s = Setup::new(on, size)?;
         let addr = s.slot.gpa + 3 * PAGE;
         let wanted = if command == Command::Store { 77 } else { 0 };
         s.vcpu.post(command, &[addr, wanted])?;
-        let (usage, errors) = (Usage::now()?, counter("get_pfn_error")?);
+        let (usage, errors) = (Usage::now(on)?, counter("get_pfn_error")?);
         let failed = |result: &SysResult<Exit>| *result != Ok(Exit::Done);
         let (exit, now) = injector.call(shortage, tries, || s.vcpu.enter(), failed)?;
         short = now;
@@ -549,7 +677,7 @@ fn fault_without_memory(
             (Exit::Error(Errno::ENOMEM), 0) => faults.kvm += 1,
             _ => bail!("{words}"),
         }
-        usage.expect_unchanged().context(words.clone())?;
+        usage.expect_unchanged(on).context(words.clone())?;
         if exit != Exit::Done {
             expect_allocated(&s.fd, 0, &words)?;
             let exit = s.vcpu.run()?;
@@ -562,22 +690,22 @@ fn fault_without_memory(
     Ok(faults)
 }
 
-fn private_fault_that_fails_exits_with_enomem_and_resumes() -> CaseResult {
+fn private_fault_that_fails_exits_with_enomem_and_resumes(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
     let injector = injector()?;
     for (shortage, command) in SHORTAGES.into_iter().zip([Command::Load, Command::Store]) {
-        let faults = fault_without_memory(&injector, shortage, 16 * PAGE, command)?;
+        let faults = fault_without_memory(on, &injector, shortage, 16 * PAGE, command)?;
         ensure!(faults.store > 0, "no page was ever missing");
     }
     Ok(())
 }
 
-fn huge_private_fault_falls_back_or_exits_with_enomem() -> CaseResult {
+fn huge_private_fault_falls_back_or_exits_with_enomem(on: &'static Backend) -> CaseResult {
     let injector = injector()?;
     let _policy = shmem_huge("always")?;
-    let once = fault_without_memory(&injector, Shortage::Once, HUGE, Command::Store)?;
+    let once = fault_without_memory(on, &injector, Shortage::Once, HUGE, Command::Store)?;
     ensure!(once.served > 0, "it never fell back");
-    let lasting = fault_without_memory(&injector, Shortage::Lasting, HUGE, Command::Store)?;
+    let lasting = fault_without_memory(on, &injector, Shortage::Lasting, HUGE, Command::Store)?;
     ensure!(lasting.store > 0, "no page was ever missing");
     Ok(())
 }
@@ -612,12 +740,12 @@ fn expect_exit_until(
 }
 
 /// A memfd gets the same errno at the same limit.
-fn private_fault_over_the_limit_of_the_cgroup_is_enomem() -> CaseResult {
+fn private_fault_over_the_limit_of_the_cgroup_is_enomem(on: &'static Backend) -> CaseResult {
     let size = 4 * MIB;
     // Whom nobody may kill tries for ever to get a page for a fault of its own.
     populate_own_memory()?;
-    let mut s = Setup::new(KIND, size)?;
-    let usage = Usage::now()?;
+    let mut s = Setup::new(on, size)?;
+    let usage = Usage::now(on)?;
     let (ballast, plain) = (memfd(size)?, memfd(size)?);
     let cgroup = Cgroup::enter()?;
     let _immortal = Setting::set("/proc/self/oom_score_adj", "-1000")?;
@@ -628,12 +756,12 @@ fn private_fault_over_the_limit_of_the_cgroup_is_enomem() -> CaseResult {
     expect_allocated(&plain, 0, "the memfd")?;
     expect_exit_until(&mut s, Errno::ENOMEM, || Ok(punch(&ballast, 0, size)?))?;
     drop((ballast, plain));
-    usage.expect_unchanged()
+    usage.expect_unchanged(on)
 }
 
 /// Without protection the OOM killer kills the VMM, like a process that writes too much to a memfd;
 /// the memory comes back.
-fn private_fault_over_the_limit_is_killed_for_as_a_memfd_is() -> CaseResult {
+fn private_fault_over_the_limit_is_killed_for_as_a_memfd_is(on: &'static Backend) -> CaseResult {
     let size = 16 * MIB;
     drop(memfile_unsized()?);
     let cgroup = Cgroup::new()?;
@@ -641,7 +769,7 @@ fn private_fault_over_the_limit_is_killed_for_as_a_memfd_is() -> CaseResult {
     cgroup.set("memory.max", 6 * MIB)?;
     let of_a_memfd = || Ok(allocate(memfd(size)?, 0, size)?);
     let of_a_guest = || -> CaseResult {
-        let mut s = Setup::new(KIND, size)?;
+        let mut s = Setup::new(on, size)?;
         s.vcpu.fill_pages(s.slot.gpa, size, GUEST)
     };
     for (what, too_much) in
@@ -666,10 +794,10 @@ fn private_fault_over_the_limit_is_killed_for_as_a_memfd_is() -> CaseResult {
     Ok(())
 }
 
-fn private_fault_over_the_commit_limit_is_enospc() -> CaseResult {
-    let mut s = Setup::new(KIND, 4 * MIB)?;
+fn private_fault_over_the_commit_limit_is_enospc(on: &'static Backend) -> CaseResult {
+    let mut s = Setup::new(on, 4 * MIB)?;
     let plain = memfd(MIB)?;
-    let usage = Usage::now()?;
+    let usage = Usage::now(on)?;
     let ratio = Setting::set("/proc/sys/vm/overcommit_ratio", "0")?;
     let never = Setting::set("/proc/sys/vm/overcommit_memory", "2")?;
     let result = allocate(&plain, 0, PAGE);
@@ -680,5 +808,5 @@ fn private_fault_over_the_commit_limit_is_enospc() -> CaseResult {
     })?;
     expect_errno("fallocate of a memfd", result, &[Errno::ENOSPC])?;
     expect_errno("fallocate of a memfile", of_memfile, &[Errno::ENOSPC])?;
-    usage.expect_unchanged()
+    usage.expect_unchanged(on)
 }

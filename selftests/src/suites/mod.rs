@@ -90,7 +90,7 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&kvmaccess::SUITE),
     one(&nested::SUITE),
     one(&fdinfo::SUITE),
-    one(&fault::SUITE),
+    fault::SUITES,
     sharing::SUITES,
     scenarios::SUITES,
     one(&seal::SUITE),
