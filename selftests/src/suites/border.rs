@@ -390,7 +390,7 @@ fn host_changes_the_shared_side(flags: u64) -> CaseResult {
     let s = Setup::with_flags(flags, PAGES * PAGE)?;
     s.slot.view.madvise(0, PAGES * PAGE, libc::MADV_MERGEABLE).context("MADV_MERGEABLE")?;
     let counts = Counts::now()?;
-    let bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Actions(64))?;
+    let mut bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Actions(64))?;
     let actions =
         [&[Action::Discard, Action::Compact, Action::Reclaim, Action::Take][..], &EVERYTHING]
             .concat();

@@ -124,7 +124,7 @@ fn running_guest_reads_nothing_old() -> CaseResult {
     let take = Box::new(move || area.take().map(drop));
     let host = Host { cgroup: Cgroup::enter()?, take };
     let length = Length::Time(std::time::Duration::from_secs(2));
-    let bench = Bench::of(s, LAYOUTS[0], Some(host), length)?;
+    let mut bench = Bench::of(s, LAYOUTS[0], Some(host), length)?;
     bench.run(3, &[&[Action::Take][..], &EVERYTHING].concat())?;
     counts.expect_grown(&MOVED, 1)?;
     counts.expect_grown(&["memfile.punch"], 1)

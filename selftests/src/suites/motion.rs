@@ -6,15 +6,17 @@
 //! well.
 
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::guest::Command;
 use crate::ktap::{Case, CaseResult, Suite};
-use crate::pattern::Rng;
+use crate::pattern::{Pattern, Rng};
 use crate::pressure::{self, Cgroup, Counts, MovableZone, Pool, Swap, frames};
-use crate::support::backend;
+use crate::support::backend::{self, Backend};
+use crate::support::hugetlb::{Broken, pool};
 use crate::support::setup::{
     BOTH, GUEST, LAYOUTS, Layout, MOVABLE, PINNED, RECLAIMABLE, Setup, vm_with_flags,
 };
@@ -40,7 +42,7 @@ fn checked(flags: u64, huge: &str, vcpus: u64) -> CaseResult {
     let host = Host { cgroup, take: Box::new(move || zone.shuffle()) };
     let s = Setup::with_flags(flags, PAGES * PAGE)?;
     let counts = Counts::now()?;
-    let bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(DURATION))?;
+    let mut bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(DURATION))?;
     // The vCPUs find all pages in swap, if they may go there.
     for _ in 0..4 {
         bench.host()?.cgroup.reclaim(PAGES * PAGE)?;
@@ -97,7 +99,11 @@ cases! {
 /// The same on hugetlbfs, whose pages break as well.
 pub static SUITE_HUGE: Suite = suite!(
     "motion_huge",
-    [pinned_pages_break_and_stay: 120, movable_pages_break_and_move: 120]
+    [
+        pinned_pages_break_and_stay: 120,
+        movable_pages_break_and_move: 120,
+        errors_meet_holes_and_conversions: 120,
+    ]
 );
 
 fn pinned_pages_break_and_stay() -> CaseResult {
@@ -111,7 +117,11 @@ fn movable_pages_break_and_move() -> CaseResult {
 /// The same on a page of 1 GiB, which can move nowhere while the pool has no other.
 pub static SUITE_1G: Suite = suite!(
     "motion_1g",
-    [pinned_page_is_wanted_elsewhere_and_stays: 120, movable_page_is_wanted_elsewhere_and_stays: 120]
+    [
+        pinned_page_is_wanted_elsewhere_and_stays: 120,
+        movable_page_is_wanted_elsewhere_and_stays: 120,
+        errors_meet_holes_and_conversions_in_1g: 120,
+    ]
 );
 
 fn pinned_page_is_wanted_elsewhere_and_stays() -> CaseResult {
@@ -134,7 +144,7 @@ fn checked_gigantic(flags: u64) -> CaseResult {
     };
     let host = Host { cgroup: Cgroup::enter()?, take: Box::new(take) };
     let counts = Counts::now()?;
-    let bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(2 * DURATION))?;
+    let mut bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(2 * DURATION))?;
     bench.run(2, &[&[Action::Compact, Action::Take][..], &EVERYTHING].concat())?;
     counts.expect_same(&["memfile.migrate"])?;
     counts.expect_grown(&["memfile.punch", "memfile.get_pfn"], 1)
@@ -165,7 +175,7 @@ fn checked_huge(flags: u64) -> CaseResult {
     let breaking = breaking(&s, flags, moving)?;
     let counts = Counts::now()?;
     let length = Length::Rounds(2 * DURATION, ROUNDS);
-    let bench = Bench::of(s, LAYOUTS[0], Some(host), length)?;
+    let mut bench = Bench::of(s, LAYOUTS[0], Some(host), length)?;
     let actions = [&[Action::Compact, Action::Take][..], &EVERYTHING].concat();
     bench.run_beside(2, &actions, vec![breaking])?;
     match flags {
@@ -201,11 +211,76 @@ fn breaking(s: &Setup, flags: u64, moving: Arc<Mutex<()>>) -> Result<Other> {
         s.vcpu.verify_pages(gpa, at, GUEST)?;
         s.vcpu.verify_pages(gpa + at + PAGE, HUGE - at - PAGE, GUEST)?;
         punch(&s.fd, layout.offset, HUGE).context("give the page up")?;
-        s.vcpu.verify_pages(gpa, HUGE, crate::pattern::Pattern::ZERO)?;
+        s.vcpu.verify_pages(gpa, HUGE, Pattern::ZERO)?;
         punch(&s.fd, layout.offset, HUGE).context("give the new page up")?;
         // The pool keeps a broken huge page as a whole, and gives an additional one back in parts.
         let _ = pressure::unpoison(place & !(HUGE / PAGE - 1));
         let _ = pressure::unpoison(place);
         Ok(())
     }))
+}
+
+fn errors_meet_holes_and_conversions() -> CaseResult {
+    // The rest of the slot's first huge page breaks.
+    stress_beside_errors(&backend::HUGE, 400)
+}
+
+fn errors_meet_holes_and_conversions_in_1g() -> CaseResult {
+    stress_beside_errors(&backend::GIGANTIC, PAGES)
+}
+
+/// How many small pages break.
+const ERRORS: u64 = 16;
+
+/// One small page after the other breaks behind the first `pages` of a huge page, which the guest uses
+/// meanwhile. From the first error on KVM maps all of it in small pages.
+fn stress_beside_errors(on: &'static Backend, pages: u64) -> CaseResult {
+    lock_own_memory()?;
+    for flags in [PINNED, BOTH] {
+        let (pool, _filled) = pool(on.page, if on.page == GIB { 1 } else { 4 })?;
+        let before = pool.usage()?.used();
+        let mut lost = Broken::none(on.page);
+        let s = Setup::with_flags_on(on, flags, PAGES * PAGE)?;
+        let gpa = s.slot.gpa;
+        let length = Length::Rounds(2 * DURATION, ERRORS);
+        let mut bench = Bench::of(s, LAYOUTS[0], None, length)?.of_the_first(pages);
+        bench.s.expect_whole()?;
+        let places = frames(&bench.s.vcpu, &bench.s.slot, &bench.s.fd)?;
+        let first = places.get(&0).context("the page has no frame")?.pfn + pages;
+        lost.frames = (0..ERRORS).map(|n| first + n).collect();
+        let counts = Counts::now()?;
+        bench.run_beside(2, &EVERYTHING, vec![breaking_each(lost.frames.clone())])?;
+        counts.expect_grown(&["memfile.poison"], ERRORS)?;
+        counts.expect_grown(&["memfile.punch", "memfile.get_pfn"], 1)?;
+        let level = if on.page == GIB { "pages_1g" } else { "pages_2m" };
+        let mapped = bench.s.vm.stats()?.get(level)?;
+        ensure!(mapped == 0, "{level} is {mapped}: something is mapped across a broken page");
+        for n in 0..ERRORS {
+            bench.s.vcpu.expect_lost(gpa + (pages + n) * PAGE)?;
+        }
+        // What was written before the first error.
+        let next = gpa + (pages + ERRORS) * PAGE;
+        if pages + ERRORS < PAGES {
+            bench.s.vcpu.verify(next, PAGE, Pattern::Generation(1)).context("behind them")?;
+        }
+        drop(bench);
+        pool.expect_used(before + 1, "the guest is gone, the page is broken")?;
+        drop(lost);
+        pool.expect_used(before, "the page is mended")?;
+    }
+    Ok(())
+}
+
+/// Breaks one frame after the other.
+fn breaking_each(frames: Vec<u64>) -> Other {
+    let mut frames = frames.into_iter();
+    Box::new(move || {
+        match frames.next() {
+            // The kernel says EBUSY if a vCPU faults in the huge page at that moment, and EHWPOISON if
+            // that is broken already; it has taken note.
+            Some(frame) => drop(pressure::poison(frame)),
+            None => thread::sleep(Duration::from_millis(10)),
+        }
+        Ok(())
+    })
 }

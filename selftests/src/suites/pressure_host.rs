@@ -92,7 +92,7 @@ impl Drop for Pressure {
 /// A guest on `s` while `stressors` run and the host compacts and reclaims.
 fn beside(s: Setup, stressors: &[&str]) -> CaseResult {
     let host = Host { cgroup: Cgroup::enter()?, take: Box::new(pressure::compact) };
-    let bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(duration()))?;
+    let mut bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(duration()))?;
     let pressure = Pressure::of(stressors, duration())?;
     let actions = [&[Action::Compact, Action::Reclaim][..], &EVERYTHING].concat();
     bench.run(2, &actions)?;

@@ -120,7 +120,7 @@ fn access_against_everything_unaligned(on: &'static Backend) -> CaseResult {
 
 /// Bindings, a module and VMs begin and end on a file whose pages are in use and go away.
 fn access_while_consumers_and_vms_come_and_go(on: &'static Backend) -> CaseResult {
-    let bench = Bench::new(on, LAYOUTS[1])?;
+    let mut bench = Bench::new(on, LAYOUTS[1])?;
     let others = vec![bench.consumers()?, bench.another_vm()?];
     bench.run_beside(2, &EVERYTHING, others)
 }

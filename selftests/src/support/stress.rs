@@ -182,11 +182,24 @@ impl Bench {
         Pattern::Generation(self.generation)
     }
 
+    /// Access only so many pages of the slot, from the first one on. The others keep the content that
+    /// the guest wrote first.
+    pub fn of_the_first(mut self, pages: u64) -> Bench {
+        self.pages.truncate(pages as usize);
+        self
+    }
+
+    /// How many pages are accessed.
+    fn count(&self) -> u64 {
+        self.pages.len() as u64
+    }
+
     /// Do one action to some pages.
     fn act(&mut self, action: Action) -> Result<()> {
-        let longest = if self.rng.below(4) == 0 { PAGES } else { 16 };
-        let first = self.rng.below(PAGES);
-        let count = 1 + self.rng.below(longest.min(PAGES - first));
+        let pages = self.count();
+        let longest = if self.rng.below(4) == 0 { pages } else { 16 };
+        let first = self.rng.below(pages);
+        let count = 1 + self.rng.below(longest.min(pages - first));
         let (gpa, len) = (self.s.slot.gpa + first * PAGE, count * PAGE);
         let offset = self.layout.offset + first * PAGE;
         let by = self.conversions[self.rng.below(self.conversions.len() as u64) as usize];
@@ -263,10 +276,10 @@ impl Bench {
                 self.end(first, count);
             }
             Action::ReplaceSlot => {
-                self.begin(0, PAGES);
+                self.begin(0, pages);
                 self.s.vm.raw_delete(SLOT).context("delete the slot")?;
                 self.s.bind_again()?;
-                self.end(0, PAGES);
+                self.end(0, pages);
             }
         }
         Ok(())
@@ -290,16 +303,16 @@ impl Bench {
     pub fn arguments(&self, id: u64) -> [u64; 6] {
         let own = STRESS_WORDS * 8 + id * 8;
         let random = mix(id ^ self.generation) | 1;
-        [self.s.slot.gpa, PAGES, TABLE, random, own, NOTES + id * NOTES_SIZE]
+        [self.s.slot.gpa, self.count(), TABLE, random, own, NOTES + id * NOTES_SIZE]
     }
 
     /// Let `vcpus` access the pages while the host picks from `actions`.
-    pub fn run(self, vcpus: u64, actions: &[Action]) -> CaseResult {
+    pub fn run(&mut self, vcpus: u64, actions: &[Action]) -> CaseResult {
         self.run_beside(vcpus, actions, Vec::new())
     }
 
     /// The same while each of `others` repeats its work in a thread of its own.
-    pub fn run_beside(mut self, vcpus: u64, actions: &[Action], others: Vec<Other>) -> CaseResult {
+    pub fn run_beside(&mut self, vcpus: u64, actions: &[Action], others: Vec<Other>) -> CaseResult {
         let mut workers = Vec::new();
         for id in 1..=vcpus {
             let mut vcpu = self.s.vm.vcpu(id)?;
