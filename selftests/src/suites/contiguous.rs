@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{
@@ -18,13 +19,14 @@ use crate::pressure::{
     frames, moved, shmem_huge,
 };
 use crate::support::backend::{self, MEMFILE};
+use crate::support::hugetlb::{Guest, frames_of};
 use crate::support::setup::{
     BOTH, GUEST, LAYOUTS, Layout, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup, vm_with_flags,
 };
 use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
 use crate::sys::*;
 use crate::uapi::KVM_CAP_MEMFILE;
-use crate::vm::{Private, Vm, region, small_pages};
+use crate::vm::{Exit, Private, Vm, region, small_pages};
 use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
@@ -45,6 +47,7 @@ pub static SUITE: Suite = suite!(
         allocation_that_fails_halfway_loses_nothing,
         movable_pages_of_hugetlbfs_leave_the_area,
         pinned_pages_of_hugetlbfs_are_never_in_the_area,
+        gigantic_page_of_the_area_is_for_movable_memory: 300,
     ]
 );
 
@@ -443,4 +446,25 @@ fn pinned_pages_of_hugetlbfs_are_never_in_the_area() -> CaseResult {
     drop(area.take()?);
     ensure!(frames(&s.vcpu, &s.slot, &s.fd)? == before, "a pinned page has moved");
     s.vcpu.verify_pages(s.slot.gpa, size, GUEST)
+}
+
+/// The pool has one page of 1 GiB, in the area that `hugetlb_cma=` has set aside.
+fn gigantic_page_of_the_area_is_for_movable_memory() -> CaseResult {
+    let area = Area::find()?;
+    empty(&area)?;
+    let pool = Pool::of(GIB)?;
+    let _filled = pool.fill(1)?;
+    let mut guest = Guest::new(PINNED, GIB, 1)?;
+    let exit = guest.vcpu.start(Command::Store, &[guest.gpa, 7])?;
+    let empty = matches!(exit, Exit::MemoryFault { errno: Errno::ENOSPC, .. });
+    ensure!(empty, "a pinned file got the page: {exit:x?}");
+    expect_errno("fallocate", allocate(&guest.fd, 0, GIB), &[Errno::ENOSPC])?;
+    pool.expect_used(0, "for a pinned file")?;
+    drop(guest);
+    let mut guest = Guest::new(MOVABLE, GIB, 1)?;
+    guest.vcpu.store(guest.gpa, 7)?;
+    pool.expect_used(1, "for a movable file")?;
+    let frame = *frames_of(&guest)?.get(&0).context("the page has no frame")?;
+    ensure!(area.holds(frame.pfn), "the page is not in the area: {frame:x?}");
+    Ok(())
 }
