@@ -18,7 +18,7 @@ use crate::skip::missing_memfile;
 use crate::sys::Errno;
 use crate::uapi::{KVM_CAP_MEMFILE, MEMFILE_F_ALL, MEMFILE_F_UNMOVABLE, MEMFILE_F_UNRECLAIMABLE};
 use crate::vm::{Vcpu, Vm};
-use crate::{MIB, PAGE};
+use crate::{HUGE, MIB, PAGE};
 
 /// Bytes of the guest's memory.
 const SIZE: u64 = 64 * MIB;
@@ -36,7 +36,7 @@ const KEEP: u64 = 4;
 const SWAP: u64 = 2 * SIZE;
 
 /// The courses: name, backing, and `MEMFILE_F_*` that the VM chooses.
-const KINDS: [(&str, Backing, Option<u64>); 6] = [
+const KINDS: [(&str, Backing, Option<u64>); 7] = [
     ("anonymous memory", Backing::Anonymous, None),
     ("memfile, pinned", Backing::MemfileOnDemand, Some(MEMFILE_F_ALL)),
     ("memfile, movable", Backing::MemfileOnDemand, Some(MEMFILE_F_ALL & !MEMFILE_F_UNMOVABLE)),
@@ -50,6 +50,7 @@ const KINDS: [(&str, Backing, Option<u64>); 6] = [
         Backing::MemfileOnDemand,
         Some(MEMFILE_F_ALL & !MEMFILE_F_UNMOVABLE & !MEMFILE_F_UNRECLAIMABLE),
     ),
+    ("memfile on hugetlbfs, 2M", Backing::MemfileHuge, None),
     ("guest_memfd", Backing::GuestMemfd, None),
 ];
 
@@ -197,11 +198,6 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// Charges from now on are the guest's memory.
-    fn start() -> Result<Meter> {
-        Meter::of(Cgroup::enter()?, None)
-    }
-
     /// Charges of this cgroup are the guest's memory, and pages in use of this pool.
     pub(super) fn of(cgroup: Cgroup, pool: Option<Pool>) -> Result<Meter> {
         Ok(Meter {
@@ -225,10 +221,7 @@ impl Meter {
     pub(super) fn resident(&self) -> Result<u64> {
         let of = |key| self.cgroup.line("memory.stat", key);
         let huge = match &self.pool {
-            Some(pool) => {
-                let usage = pool.usage()?;
-                (usage.total - usage.free) * pool.page
-            }
+            Some(pool) => pool.usage()?.used() * pool.page,
             None => 0,
         };
         Ok(of("anon")? + of("file")? + huge)
@@ -276,7 +269,9 @@ fn course(name: &str, backing: Backing, flags: Option<u64>) -> Result<Course> {
     let vm = backing.vm()?;
     flags.map(|flags| choose(&vm, flags)).transpose()?;
     let mut vcpu = vm.vcpu(MAX_VCPUS - 1)?;
-    let mut meter = Meter::start()?;
+    // Charges from now on are the guest's memory.
+    let pool = (backing == Backing::MemfileHuge).then(|| Pool::of(HUGE)).transpose()?;
+    let mut meter = Meter::of(Cgroup::enter()?, pool)?;
     let memory = Memory::create(backing, &vm, GPA, SIZE, &[(0, SIZE)])?;
     meter.read(Step::Created, Some(&memory))?;
 
