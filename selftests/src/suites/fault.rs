@@ -58,6 +58,7 @@ pub static SUITES: &[Suite] = &[
         @suite HUGE, "fault_huge",
         [
             memfd_create_that_fails_leaves_nothing,
+            hole_between_allocated_pages_needs_no_memory,
             binding_that_fails_changes_nothing,
             binding_that_fails_loses_no_page_that_had_to_move,
             deletion_that_fails_changes_nothing,
