@@ -8,8 +8,8 @@
 //! most cases count KVM's requests to flush.
 
 use std::os::fd::OwnedFd;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::ktap::{CaseResult, Suite};
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{self, Cgroup, Counts, MovableZone, Setting, Swap};
 use crate::support::setup::{BOTH, GUEST, LAYOUTS, PINNED, SHARED, Setup, fill_view};
-use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
+use crate::support::stress::{Action, Bench, EVERYTHING, Length, Other, PAGES};
 use crate::sys::*;
 use crate::vm::{CONVERT_BY, ConvertBy, Private, Slot, Stats, Vcpu, Vm};
 use crate::{GIB, MIB, PAGE, suite};
@@ -378,23 +378,29 @@ fn merged_pages_come_apart_beside_holes() -> CaseResult {
     Ok(())
 }
 
-/// vCPUs check every word on both sides while the host takes pages of both: holes and conversions,
-/// reclaim, compaction, blocks that go offline, KSM, and shared pages that are discarded.
+/// vCPUs check every word on both sides while one thread punches, converts and discards, and others, at
+/// the same time, reclaim, compact, take memory blocks away, and discard shared pages that the first
+/// one's holes and conversions unmap. KSM looks for pages as well.
 fn host_changes_the_shared_side(flags: u64) -> CaseResult {
     const KSM: &str = "/sys/kernel/mm/ksm";
+    /// Shared pages that are discarded all the time.
+    const DISCARDED: u64 = 32;
     let _ksm = Setting::set(format!("{KSM}/run"), "1")?;
     let _swap = Swap::on(64 * MIB)?;
-    let (cgroup, zone) = (Cgroup::enter()?, MovableZone::make(2)?);
-    let host = Host { cgroup, take: Box::new(move || zone.shuffle()) };
+    let (cgroup, zone) = (Arc::new(Cgroup::enter()?), MovableZone::make(2)?);
     // The program must not lock its memory: the guest's shared pages go to swap and come back.
     let s = Setup::with_flags(flags, PAGES * PAGE)?;
     s.slot.view.madvise(0, PAGES * PAGE, libc::MADV_MERGEABLE).context("MADV_MERGEABLE")?;
     let counts = Counts::now()?;
-    let mut bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Actions(64))?;
-    let actions =
-        [&[Action::Discard, Action::Compact, Action::Reclaim, Action::Take][..], &EVERYTHING]
-            .concat();
-    bench.run(2, &actions)?;
+    let mut bench = Bench::of(s, LAYOUTS[0], None, Length::Actions(64))?;
+    let reclaimed = cgroup.clone();
+    let others: Vec<Other> = vec![
+        Box::new(move || reclaimed.reclaim(PAGES * PAGE / 4).map(drop)),
+        Box::new(pressure::compact),
+        Box::new(move || zone.shuffle()),
+        bench.discards(DISCARDED)?,
+    ];
+    bench.run_beside(2, &[&[Action::Discard][..], &EVERYTHING].concat(), others)?;
     counts.expect_grown(&["memfile.punch", "memfile.get_pfn", "pgmigrate_success", "pswpout"], 1)
 }
 

@@ -34,6 +34,8 @@ const DURATION: Duration = Duration::from_secs(3);
 const DURATION_GMEM: Duration = Duration::from_millis(1500);
 /// A huge page and one more.
 pub const PAGES: u64 = HUGE / PAGE + 1;
+/// The vCPU of [`Bench::discards`]; those that check have the numbers from 1 on.
+const DISCARDING_VCPU: u64 = 7;
 /// Room for the table, then for each vCPU's notes, all in the shared system slot.
 pub const TABLE: u64 = SCRATCH;
 const NOTES: u64 = SCRATCH + 0x8000;
@@ -118,6 +120,9 @@ pub struct Bench {
     host: Option<Host>,
     length: Length,
     conversions: &'static [ConvertBy],
+    /// Bytes right behind the slot, in the guest and in the file, that are another slot's and always
+    /// shared: holes and conversions go on over them.
+    beyond: u64,
     rng: Rng,
     pages: Vec<Page>,
     generation: u64,
@@ -143,7 +148,9 @@ impl Bench {
         fill_view(&s.slot, shared_content);
         let page = Page { private: true, private_content, shared_content };
         let pages = vec![page; PAGES as usize];
-        let mut bench = Bench { s, layout, host, length, conversions, rng, pages, generation: 2 };
+        let (beyond, generation) = (0, 2);
+        let mut bench =
+            Bench { s, layout, host, length, conversions, beyond, rng, pages, generation };
         bench.begin(0, PAGES);
         bench.end(0, PAGES);
         Ok(bench)
@@ -199,7 +206,12 @@ impl Bench {
         let pages = self.count();
         let longest = if self.rng.below(4) == 0 { pages } else { 16 };
         let first = self.rng.below(pages);
-        let count = 1 + self.rng.below(longest.min(pages - first));
+        let (count, beyond) = match self.beyond {
+            0 => (1 + self.rng.below(longest.min(pages - first)), 0),
+            // Often up to the end, and further.
+            beyond if self.rng.below(2) == 0 => (pages - first, beyond),
+            _ => (1 + self.rng.below(longest.min(pages - first)), 0),
+        };
         let (gpa, len) = (self.s.slot.gpa + first * PAGE, count * PAGE);
         let offset = self.layout.offset + first * PAGE;
         let by = self.conversions[self.rng.below(self.conversions.len() as u64) as usize];
@@ -210,7 +222,9 @@ impl Bench {
                 self.host()?.cgroup.reclaim(len)?;
             }
             Action::Take => (self.host()?.take)()?,
-            Action::Allocate => allocate(&self.s.fd, offset, len).context("fallocate")?,
+            Action::Allocate => {
+                allocate(&self.s.fd, offset, len + beyond).context("fallocate")?;
+            }
             Action::PreFault => match self.s.vcpu.raw_pre_fault(gpa, len).0 {
                 Ok(()) | Err(Errno::EAGAIN) => {}
                 Err(errno) => return Err(errno).context("pre-fault"),
@@ -220,9 +234,9 @@ impl Bench {
                 let punched = self.rng.below(2) == 0;
                 self.begin(first, count);
                 self.write_view(first, count, content);
-                self.s.vm.convert(by, gpa, len, false)?;
+                self.s.vm.convert(by, gpa, len + beyond, false)?;
                 if punched {
-                    punch(&self.s.fd, offset, len).context("punch")?;
+                    punch(&self.s.fd, offset, len + beyond).context("punch")?;
                 }
                 for page in &mut self.pages[first as usize..(first + count) as usize] {
                     page.private = false;
@@ -254,7 +268,7 @@ impl Bench {
             }
             Action::Punch => {
                 self.begin(first, count);
-                punch(&self.s.fd, offset, len).context("punch")?;
+                punch(&self.s.fd, offset, len + beyond).context("punch")?;
                 for page in &mut self.pages[first as usize..(first + count) as usize] {
                     page.private_content = Pattern::ZERO;
                 }
@@ -389,6 +403,30 @@ impl Bench {
             done[choice] += 1;
         }
         Ok(())
+    }
+
+    /// Discards shared pages while holes and conversions unmap them: a slot of `pages` behind that of
+    /// the stress, on the file's next pages. Its own vCPU writes to all of them, and finds zeros in
+    /// those that were discarded and its content in the others.
+    pub fn discards(&mut self, pages: u64) -> Result<Other> {
+        let (gpa, size) = (self.s.slot.gpa + self.s.slot.size, pages * PAGE);
+        let at = self.layout.offset + PAGES * PAGE;
+        let slot = self.s.vm.add_private(SLOT + 1, gpa, size, Private::Memfile, &self.s.fd, at)?;
+        let mut vcpu = self.s.vm.vcpu(DISCARDING_VCPU)?;
+        self.beyond = size;
+        let (mut rng, mut round) = (Rng::new(seed()), 0);
+        Ok(Box::new(move || {
+            round += 1;
+            let pattern = Pattern::Generation(round);
+            vcpu.fill(gpa, size, pattern)?;
+            let first = rng.below(pages);
+            let (start, len) = (first * PAGE, (1 + rng.below(pages - first)) * PAGE);
+            slot.view.madvise(start, len, libc::MADV_DONTNEED).context("MADV_DONTNEED")?;
+            let round = format!("round {round}, discarded [{start:#x}, +{len:#x})");
+            vcpu.verify(gpa, start, pattern).context(round.clone())?;
+            vcpu.verify(gpa + start, len, Pattern::ZERO).context(round.clone())?;
+            vcpu.verify(gpa + start + len, size - start - len, pattern).context(round)
+        }))
     }
 
     /// Repeats the life of a module: consumers bind, get callbacks for holes, unbind, and it is
