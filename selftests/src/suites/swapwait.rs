@@ -12,7 +12,7 @@ use crate::consumer::{Consumer, Mode, Span};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{self, Cgroup, Counts, Disk, Setting, Swap};
+use crate::pressure::{self, Cgroup, Counts, Disk, KPF_WRITEBACK, Setting, Swap, frames};
 use crate::support::setup::{BOTH, GUEST, PORT, SLOT, Setup};
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
@@ -171,15 +171,25 @@ fn signal_ends_kvm_run_while_the_page_is_read() -> CaseResult {
 fn signal_ends_kvm_run_while_the_page_is_written() -> CaseResult {
     let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     in_time(|| {
-        // It would retry for pages that it could not get at once, and hold them meanwhile.
+        let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
+        let mut offset = None;
+        // Reclaim would retry for pages that it could not get at once, and hold them meanwhile.
         let (reclaimed, ()) = meanwhile(
             || host.cgroup.raw_reclaim(SIZE),
-            || Ok(s.resident()? == 0),
+            || {
+                // The page whose turn it is: another one may be written by now, and read again.
+                for (at, frame) in &frames {
+                    if pressure::page_flags(frame.pfn)? & KPF_WRITEBACK != 0 {
+                        offset = Some(*at);
+                    }
+                }
+                Ok(offset.is_some() && s.resident()? == 0)
+            },
             |reclaim| reclaim.interrupt(),
         )?;
         println!("reclaim: {reclaimed:?}");
-        // The last page: the first one may be written by now, and read again.
-        kvm_run_is_interrupted(&mut s, SIZE - PAGE, || host.only_writes())
+        let Some(offset) = offset else { return Ok(false) };
+        kvm_run_is_interrupted(&mut s, offset, || host.only_writes())
     })
 }
 
