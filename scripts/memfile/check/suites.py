@@ -109,7 +109,7 @@ VARIANTS = {
         append="transparent_hugepage=always transparent_hugepage_shmem=always kvm.nx_huge_pages=force",
         prepare="cd /sys/kernel/mm/transparent_hugepage && grep -qF '[always]' enabled "
         "&& grep -qF '[always]' shmem_enabled && grep -q Y /sys/module/kvm/parameters/nx_huge_pages",
-        without=("motion", "overcommit", "pinned", "reclaim", "stress", "module", "hugetlb", "directmap"),
+        without=("motion", "overcommit", "pinned", "reclaim", "module", "hugetlb", "directmap"),
     ),
     "init": Variant(
         "every page is cleared when it is allocated and when it is freed",
@@ -127,12 +127,14 @@ VARIANTS = {
         kernel="debug",
         # And their parts _hidden, if they are named. Not directmap: it looks at the frames of freed
         # pages, which nobody can here.
-        suites=("guest", "punch"),
+        suites=("border", "guest", "punch"),
     ),
     "lru": Variant(
         "the multi-generational LRU decides what is reclaimed",
         prepare="cd /sys/kernel/mm/lru_gen && echo y >enabled && [ $(cat enabled) != 0x0000 ]",
-        suites=("motion", "overcommit", "reclaim"),
+        suites=(
+            "idle", "motion", "overcommit", "pinned", "reclaim", "scenarios", "security", "swapwait", "zswap",
+        ),
     ),
 }
 VARIANT = "variant_"
