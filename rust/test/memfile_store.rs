@@ -30,6 +30,7 @@ use kernel::miscdevice::{
     MiscDeviceRegistration, //
 };
 use kernel::prelude::*;
+use kernel::sync::aref::ARef;
 use kernel::uaccess::{
     UserPtr,
     UserSlice, //
@@ -76,6 +77,17 @@ const HARD_ERROR: u32 = _IO(MAGIC, 11);
 const PIN: u32 = _IO(MAGIC, 12);
 /// Reads a page frame as the kernel sees it: its number in the first word; its content.
 const READ_FRAME: u32 = _IOWR::<[u64; 512]>(MAGIC, 13);
+/// Makes a file with the page cache of the file with that descriptor, and returns its descriptor.
+const ALIAS: u32 = _IO(MAGIC, 14);
+
+/// A new descriptor for a new file.
+fn install(file: ARef<File>) -> Result<isize> {
+    let descriptor = FileDescriptorReservation::get_unused_fd_flags(O_CLOEXEC)?;
+    let number = descriptor.reserved_fd();
+    descriptor.fd_install(file);
+    // CAST: A descriptor is a small number.
+    Ok(number as isize)
+}
 
 struct Device;
 
@@ -89,13 +101,8 @@ impl MiscDevice for Device {
 
     fn ioctl(_me: (), _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         match cmd {
-            CREATE => {
-                let descriptor = FileDescriptorReservation::get_unused_fd_flags(O_CLOEXEC)?;
-                let number = descriptor.reserved_fd();
-                descriptor.fd_install(abi::create(arg)?);
-                // CAST: A descriptor is a small number.
-                return Ok(number as isize);
-            }
+            CREATE => return install(abi::create(arg)?),
+            ALIAS => return install(abi::alias(arg.try_into()?)?),
             REGISTER => abi::register()?,
             UNREGISTER => abi::unregister()?,
             HARD_ERROR => abi::hard_error(arg)?,

@@ -23,6 +23,7 @@ ioctl_io_nr!(UNREGISTER, MAGIC, 3);
 ioctl_io_nr!(HARD_ERROR, MAGIC, 11);
 ioctl_io_nr!(PIN, MAGIC, 12);
 ioctl_iowr_nr!(READ_FRAME, MAGIC, 13, [u64; FRAME_WORDS]);
+ioctl_io_nr!(ALIAS, MAGIC, 14);
 // Ioctls of the store's files.
 ioctl_io_nr!(MIGRATE, MAGIC, 4);
 ioctl_io_nr!(REFERENCED, MAGIC, 5);
@@ -74,6 +75,11 @@ impl Store {
     /// Pin the first page of any memfd for a device, and let go of it.
     pub fn pin(&self, fd: impl AsFd) -> SysResult<()> {
         ioctl_val(&self.0, PIN(), fd.as_fd().as_raw_fd() as u64).map(drop)
+    }
+
+    /// A file with an inode of its own and the page cache of `fd`, open for writing.
+    pub fn alias(&self, fd: impl AsFd) -> Result<OwnedFd> {
+        ioctl_fd(&self.0, ALIAS(), fd.as_fd().as_raw_fd() as u64).context("make an alias")
     }
 
     /// Let the kernel read a page frame by `copy_from_kernel_nofault()`: EFAULT if it is not in the

@@ -75,6 +75,15 @@ pub(crate) fn pin(fd: u32) -> Result {
     to_result(unsafe { bindings::memfile_store_pin(fd) })
 }
 
+/// A new file with an inode of its own and the page cache of the file with descriptor `fd`, which it
+/// holds. Sleeps.
+pub(crate) fn alias(fd: u32) -> Result<ARef<File>> {
+    // SAFETY: Takes any number.
+    let file = from_err_ptr(unsafe { bindings::memfile_store_alias(fd) })?;
+    // SAFETY: The reference is ours.
+    Ok(unsafe { ARef::from_raw(NonNull::new(file).ok_or(ENOMEM)?.cast()) })
+}
+
 /// The content of a page frame, by its address in the direct map, which may have none: `EFAULT`.
 /// Sleeps. `EINVAL` if there is no such frame.
 pub(crate) fn read_frame(pfn: usize) -> Result<KVec<u8>> {

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/anon_inodes.h>
+#include <linux/err.h>
+#include <linux/fcntl.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/memfd.h>
 #include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/pagemap.h>
 #include <linux/set_memory.h>
 #include <linux/uaccess.h>
@@ -85,4 +89,34 @@ int memfile_store_read_frame(unsigned long pfn, void *to)
 	if (!pfn_valid(pfn))
 		return -EINVAL;
 	return copy_from_kernel_nofault(to, pfn_to_kaddr(pfn), PAGE_SIZE);
+}
+
+static int memfile_store_alias_release(struct inode *inode, struct file *file)
+{
+	fput(file->private_data);
+	return 0;
+}
+
+static const struct file_operations memfile_store_alias_fops = {
+	.owner = THIS_MODULE,
+	.release = memfile_store_alias_release,
+};
+
+/* A file with an inode of its own and the page cache of another file, as coda has them. */
+struct file *memfile_store_alias(unsigned int fd)
+{
+	struct file *target = fget(fd);
+	struct file *file;
+
+	if (!target)
+		return ERR_PTR(-EBADF);
+	file = anon_inode_create_getfile("[memfile-alias]",
+					 &memfile_store_alias_fops, target,
+					 O_RDWR, NULL);
+	if (IS_ERR(file)) {
+		fput(target);
+		return file;
+	}
+	file->f_mapping = target->f_mapping;
+	return file;
 }

@@ -15,5 +15,6 @@ void memfile_store_copy(struct folio *dst, struct folio *src);
 int memfile_store_hard_error(unsigned long pfn);
 int memfile_store_pin(unsigned int fd);
 int memfile_store_read_frame(unsigned long pfn, void *to);
+struct file *memfile_store_alias(unsigned int fd);
 
 #endif /* _MEMFILE_STORE_SHIM_H */

@@ -41,6 +41,7 @@ pub static SUITE: Suite = suite!(
         error_that_no_consumer_knows_is_eio,
         files_keep_the_rules_of_memfiles,
         device_pins_no_page_of_a_memfile,
+        file_with_the_page_cache_of_a_memfile_is_that_memfile,
         exclusive_ranges_are_each_files_own,
         files_without_a_store_are_still_refused,
         registered_twice_is_ebusy,
@@ -402,6 +403,37 @@ fn device_pins_no_page_of_a_memfile() -> CaseResult {
     drop(huge);
     let other = stores.store.pin(stores.file()?);
     expect_errno("of another store", other, &[Errno::EINVAL])
+}
+
+/// The inode of some files is not that of their pages. What counts is whose pages they are.
+fn file_with_the_page_cache_of_a_memfile_is_that_memfile() -> CaseResult {
+    let stores = Stores::new()?;
+    let vm = Vm::protected()?;
+    let ordinary = memfd(FILE)?;
+    allocate(&ordinary, 0, FILE)?;
+    let alias = stores.store.alias(&ordinary)?;
+    let request = |fd: &OwnedFd, view: &Mapping| {
+        region(SLOT, LAYOUTS[0].gpa, view, Some((Private::Memfile, fd.as_fd(), 0)))
+    };
+    let view = small_pages(FILE)?;
+    let refused = vm.raw_set_region(&request(&alias, &view));
+    expect_errno("that of an ordinary memfd", refused, &[Errno::EINVAL])?;
+    expect_errno("to pin it", stores.store.pin(&alias), &[Errno::EINVAL])?;
+
+    let fd = memfile(FILE)?;
+    let alias = stores.store.alias(&fd)?;
+    expect_errno("to pin that of a memfile", stores.store.pin(&alias), &[Errno::EPERM])?;
+    vm.raw_set_region(&request(&alias, &view)).context("bind that of a memfile")?;
+    drop(alias);
+    vm.set_private(LAYOUTS[0].gpa, FILE)?;
+    let mut vcpu = vm.vcpu(0)?;
+    vcpu.fill(LAYOUTS[0].gpa, FILE, GUEST)?;
+    expect_allocated(&fd, FILE, "the guest has filled it")?;
+    let again = Consumer::new()?.bind(&fd, MAPPER, ALL);
+    expect_errno("the memfile itself", again, &[Errno::EEXIST])?;
+    punch(&fd, 8 * PAGE, 8 * PAGE)?;
+    vcpu.verify(LAYOUTS[0].gpa, 8 * PAGE, GUEST)?;
+    vcpu.verify(LAYOUTS[0].gpa + 8 * PAGE, 8 * PAGE, Pattern::ZERO)
 }
 
 fn exclusive_ranges_are_each_files_own() -> CaseResult {
