@@ -36,6 +36,11 @@ impl Classes {
             Ok(text) => text,
             Err(_) => return skip("the kernel has no lockdep"),
         };
+        Ok(Classes::parse(&text))
+    }
+
+    /// From the text of `/proc/lockdep`.
+    fn parse(text: &str) -> Classes {
         let mut classes = BTreeMap::<String, BTreeSet<String>>::new();
         let mut last = String::new();
         for line in text.lines() {
@@ -48,7 +53,7 @@ impl Classes {
                 classes.entry(last.clone()).or_default();
             }
         }
-        Ok(Classes(classes))
+        Classes(classes)
     }
 
     fn named<'a>(&'a self, end: &'a str) -> impl Iterator<Item = &'a str> + 'a {
@@ -72,6 +77,25 @@ impl Classes {
             }
         }
         false
+    }
+
+    /// Fail unless the locks were taken in the documented order, and in no other.
+    fn expect_order(&self) -> Result<()> {
+        for name in ORDER.iter().chain([&INODE, &RECLAIM]) {
+            ensure!(self.named(name).next().is_some(), "lockdep does not know {name}");
+        }
+        let pairs = (0..ORDER.len()).flat_map(|n| (n + 1..ORDER.len()).map(move |m| (n, m)));
+        let mut pairs: Vec<(&str, &str)> = pairs.map(|(n, m)| (ORDER[n], ORDER[m])).collect();
+        pairs.extend([(ORDER[1], INODE), (INODE, ORDER[2]), (RECLAIM, ORDER[2])]);
+        for (outer, inner) in pairs {
+            ensure!(self.reaches(outer, inner), "{inner} was never taken under {outer}");
+            // Some file systems take locks of other file systems under their own; only memfile's
+            // count.
+            if outer != INODE && inner != INODE {
+                ensure!(!self.reaches(inner, outer), "{outer} was taken under {inner}");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -97,19 +121,58 @@ fn work() -> Result<()> {
 fn locks_are_taken_in_the_documented_order() -> CaseResult {
     drop(Classes::read()?);
     work()?;
-    let classes = Classes::read()?;
-    for name in ORDER.iter().chain([&INODE, &RECLAIM]) {
-        ensure!(classes.named(name).next().is_some(), "lockdep does not know {name}");
+    Classes::read()?.expect_order()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a kernel prints it whose tasks have taken all locks in the documented order.
+    const GOOD: &str = "\
+all lock classes:
+ffffffff82a0b2c0 FD:   90 BD:    1 +.+.: &kvm->slots_lock
+ -> [ffffffff82a0b2c8] &kvm->slots_arch_lock
+
+ffffffff82a0b2c8 FD:   80 BD:    2 +.+.: &kvm->slots_arch_lock
+ -> [ffffffff82b00010] &sb->s_type->i_mutex_key#7
+ -> [ffffffff82c00020] fs_reclaim
+
+ffffffff82b00010 FD:   70 BD:    3 ++++: &sb->s_type->i_mutex_key#7
+ -> [ffffffff82a0b2d0] &(kvm)->mmu_lock
+
+ffffffff82c00020 FD:   60 BD:    4 +.+.: fs_reclaim
+ -> [ffffffff82a0b2d0] &(kvm)->mmu_lock
+
+ffffffff82a0b2d0 FD:    2 BD:    5 ++++: &(kvm)->mmu_lock
+ -> [ffffffffc0001000] memfile_node
+
+ffffffffc0001000 FD:    1 BD:    6 +.+.: memfile_node
+";
+
+    #[test]
+    fn documented_order_is_accepted() {
+        Classes::parse(GOOD).expect_order().unwrap();
     }
-    let pairs = (0..ORDER.len()).flat_map(|n| (n + 1..ORDER.len()).map(move |m| (n, m)));
-    let mut pairs: Vec<(&str, &str)> = pairs.map(|(n, m)| (ORDER[n], ORDER[m])).collect();
-    pairs.extend([(ORDER[1], INODE), (INODE, ORDER[2]), (RECLAIM, ORDER[2])]);
-    for (outer, inner) in pairs {
-        ensure!(classes.reaches(outer, inner), "{inner} was never taken under {outer}");
-        // Some file systems take locks of other file systems under their own; only memfile's count.
-        if outer != INODE && inner != INODE {
-            ensure!(!classes.reaches(inner, outer), "{outer} was taken under {inner}");
+
+    /// Directly, and by way of another lock.
+    #[test]
+    fn inverted_order_is_refused() {
+        for (last, under) in [
+            (" -> [ffffffff82a0b2d0] &(kvm)->mmu_lock", "mmu_lock was taken under memfile_node"),
+            (" -> [ffffffff82c00020] fs_reclaim", "mmu_lock was taken under memfile_node"),
+            (" -> [ffffffff82a0b2c0] &kvm->slots_lock", "slots_lock was taken under"),
+        ] {
+            let error = Classes::parse(&format!("{GOOD}{last}\n")).expect_order().unwrap_err();
+            assert!(error.to_string().contains(under), "{last}: {error}");
         }
     }
-    Ok(())
+
+    /// A lock that nobody took shows nothing.
+    #[test]
+    fn order_that_was_not_seen_is_refused() {
+        let text = GOOD.replace(" -> [ffffffffc0001000] memfile_node\n", "");
+        let error = Classes::parse(&text).expect_order().unwrap_err();
+        assert!(error.to_string().contains("memfile_node was never taken"), "{error}");
+    }
 }
