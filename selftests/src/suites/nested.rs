@@ -3,7 +3,9 @@
 //! again when they change: it could not if they were private.
 
 use std::fs::read_to_string;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,12 +13,13 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
+use crate::pattern::Pattern;
 use crate::pressure::base_pages;
 use crate::support::nested::{self, EXIT_HLT, EXIT_NPF};
-use crate::support::setup::{LAYOUTS, Layout, PINNED, PORT, SLOT, Setup};
+use crate::support::setup::{LAYOUTS, Layout, PINNED, PORT, SLOT, Setup, fill_view_part};
 use crate::support::uffd::Userfault;
 use crate::sys::*;
-use crate::vm::{Exit, Private, small_pages};
+use crate::vm::{CONVERT_BY, Exit, Private, small_pages};
 use crate::{MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
@@ -27,6 +30,7 @@ pub static SUITE: Suite = suite!(
         private_page_tables_are_not_shadowed,
         private_page_tables_are_not_walked_without_access,
         hole_beside_the_first_shadow_root_and_a_deletion,
+        nested_guest_runs_while_other_pages_go: 120,
     ]
 );
 
@@ -108,6 +112,83 @@ fn private_page_tables_are_not_walked_without_access() -> CaseResult {
     let exit = nested::run(&s.vm, &mut s.vcpu)?;
     ensure!(exit == EXIT_NPF, "the nested guest exits with {exit:#x}");
     Ok(())
+}
+
+/// A nested guest executes page after page of private memory, and each tells which content it had. Its
+/// pages are punched and written anew between runs. Meanwhile others at both sides are filled, punched
+/// and converted, and a slot of the same file is deleted and made again.
+fn nested_guest_runs_while_other_pages_go() -> CaseResult {
+    const ROUNDS: u64 = 24;
+    // Of the slot: pages that the nested guest executes, with others around them.
+    const CODE: Range<u64> = 64..80;
+    const REBOUND: u64 = 16 * PAGE;
+    let mut s = hypervisor_low()?;
+    let mut other = s.vm.vcpu(1)?;
+    let gpa = s.slot.gpa;
+    let second = (gpa + SIZE, LOW.offset + SIZE);
+    let rebound =
+        s.vm.add_private(SLOT + 1, second.0, REBOUND, Private::Memfile, &s.fd, second.1)?;
+    let mut rebound = Some(rebound);
+    s.vm.set_private(second.0, REBOUND)?;
+    let (runs, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let Setup { vm, vcpu, fd, slot, .. } = &mut s;
+    let (vm, fd, slot) = (&*vm, &*fd, &*slot);
+    thread::scope(|scope| -> CaseResult {
+        let nested = scope.spawn(|| -> CaseResult {
+            let mut n = 0;
+            while n < ROUNDS || !over.load(Ordering::Relaxed) {
+                n += 1;
+                let page = CODE.start + n % (CODE.end - CODE.start);
+                let (code, number) = (gpa + page * PAGE, 0x1000_0000 + n as u32);
+                punch(fd, LOW.offset + page * PAGE, PAGE).context("punch the code")?;
+                vcpu.store(code, nested::number_and_halt(number))?;
+                // The second time its page is mapped, unless others were unmapped with it.
+                for _ in 0..2 {
+                    nested::prepare(vm, code, nested::TABLES);
+                    let exit = nested::run(vm, vcpu)?;
+                    ensure!(exit == EXIT_HLT, "run {n}: the nested guest exits with {exit:#x}");
+                    let told = nested::number(vm);
+                    ensure!(told == number, "run {n}: {told:#x} was executed, not {number:#x}");
+                }
+                runs.store(n, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        let mut work = || -> CaseResult {
+            let mut round = 0;
+            while (round < ROUNDS || runs.load(Ordering::Relaxed) < ROUNDS) && !nested.is_finished()
+            {
+                round += 1;
+                let (mine, theirs) = (Pattern::Generation(round), Pattern::Generation(!round));
+                for pages in [0..CODE.start, CODE.end..SIZE / PAGE] {
+                    let (start, len) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
+                    other.fill(gpa + start, len, mine)?;
+                    let half = len / 2;
+                    for by in CONVERT_BY {
+                        vm.convert(by, gpa + start, half, false)?;
+                        fill_view_part(slot, start, half, theirs);
+                        other.verify(gpa + start, half, theirs).context("shared")?;
+                        vm.convert(by, gpa + start, half, true)?;
+                        other.verify(gpa + start, len, mine).context("private")?;
+                    }
+                    punch(fd, LOW.offset + start, half).context("punch")?;
+                    other.verify(gpa + start, half, Pattern::ZERO).context("punched")?;
+                    other.verify(gpa + start + half, len - half, mine).context("beside a hole")?;
+                }
+                other.fill(second.0, REBOUND, mine)?;
+                let view = vm.delete(rebound.take().context("the slot is gone")?)?;
+                let private = Some((Private::Memfile, fd.as_fd(), second.1));
+                rebound = Some(vm.add(SLOT + 1, second.0, view, private)?);
+                other.verify(second.0, REBOUND, mine).context("bound again")?;
+            }
+            Ok(())
+        };
+        let result = work();
+        over.store(true, Ordering::Relaxed);
+        let nested = nested.join().map_err(|_| anyhow!("the nested guest's thread panicked"))?;
+        println!("the nested guest ran {} times", 2 * runs.load(Ordering::Relaxed));
+        nested.and(result)
+    })
 }
 
 /// Wait until the kernel is where the test wants it to be.

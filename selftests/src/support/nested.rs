@@ -26,6 +26,11 @@ const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
 /// The word with the instruction.
 pub const HLT: u64 = 0xf4;
 
+/// The word with `mov eax, number` and then HLT, for code of 16 bits.
+pub fn number_and_halt(number: u32) -> u64 {
+    HLT << 48 | u64::from(number) << 16 | 0xb866
+}
+
 /// Why the nested guest has exited: it executed HLT.
 pub const EXIT_HLT: u64 = 0x78;
 /// Its nested page tables do not map what it uses.
@@ -60,7 +65,7 @@ pub fn prepare(vm: &Vm, code: u64, tables: u64) {
     write_control_block(system, code, tables);
 }
 
-/// The fields of the control block that are not 0.
+/// The fields of the control block that are not 0, and those that an earlier run has left.
 fn write_control_block(system: &Mapping, code: u64, tables: u64) {
     const INTERCEPT_HLT: u64 = 1 << 24;
     const INTERCEPT_SHUTDOWN: u64 = 1 << 31;
@@ -92,6 +97,8 @@ fn write_control_block(system: &Mapping, code: u64, tables: u64) {
         (0x560, 0x400),       // DR7
         (0x568, 0xffff_0ff0), // DR6
         (0x570, 2),           // RFLAGS
+        (0x578, 0),           // RIP
+        (0x5f8, 0),           // RAX
         (0x668, 0x0007_0406_0007_0406),
     ];
     for (offset, word) in fields {
@@ -104,4 +111,10 @@ pub fn run(vm: &Vm, vcpu: &mut Vcpu) -> Result<u64> {
     let exit = vcpu.start(Command::Vmrun, &[VMCB])?;
     ensure!(exit == Exit::Done, "{exit:x?}");
     Ok(vm.system().load(VMCB + 0x70))
+}
+
+/// What the nested guest had in `eax` when it exited.
+pub fn number(vm: &Vm) -> u32 {
+    // CAST: The lower half of `rax`.
+    vm.system().load(VMCB + 0x5f8) as u32
 }
