@@ -11,6 +11,8 @@ use super::machine::{Bench, GPA};
 use super::measure::{Cost, Report, count};
 use super::private::{KINDS, subject};
 use crate::consumer::{Consumer, Mode, Span};
+use crate::pressure::{self, Idle, frames};
+use crate::support::setup::{BOTH, Setup};
 use crate::sys;
 use crate::vm::{Private, Vm};
 use crate::{GIB, HUGE, PAGE};
@@ -35,6 +37,7 @@ const WHOLE: [&str; 2] = [
     "punch all of a file of one page, by size of the file",
     "close a file of one page, by its size",
 ];
+const ASKED: &str = "ask whether a folio was used, by its pages";
 const OBSERVED: &str = "punch 1 page, by observers of the file";
 
 /// All series.
@@ -50,6 +53,10 @@ pub fn growth(report: &mut Report) -> Result<()> {
         for size in FILES {
             whole(kind, size, report).with_context(|| format!("a file of {size} bytes"))?;
         }
+    }
+    for pages in [1, HUGE / PAGE] {
+        let result = asked(pages, report);
+        report.unless_missing(&[ASKED], subject(Private::Memfile), result)?;
     }
     for many in OBSERVERS {
         let result = observers(many, report);
@@ -147,6 +154,24 @@ fn whole(kind: Private, size: u64, report: &mut Report) -> Result<()> {
     }
     report.grow(WHOLE[0], subject(kind), size, punch, TIMES);
     report.grow(WHOLE[1], subject(kind), size, close, TIMES);
+    Ok(())
+}
+
+/// Idle page tracking asks KVM for all pages of a folio at once.
+fn asked(pages: u64, report: &mut Report) -> Result<()> {
+    if !report.wants(&[ASKED]) {
+        return Ok(());
+    }
+    let _huge = pressure::shmem_huge(if pages == 1 { "never" } else { "always" })?;
+    let idle = Idle::open()?;
+    let s = Setup::filled(BOTH, HUGE)?;
+    let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&0).context("no frame")?.pfn;
+    idle.mark_all([pfn])?;
+    let mut total = Cost::default();
+    for _ in 0..TIMES {
+        total += count(|| idle.mark(pfn))?;
+    }
+    report.grow(ASKED, subject(Private::Memfile), pages, total, TIMES);
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use crate::consumer::{Consumer, Event, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
 use crate::pressure::{self, Frame, Idle, Trace, frames};
 use crate::support::setup::{BOTH, GUEST, PINNED, Setup};
@@ -19,6 +20,7 @@ pub static SUITE: Suite = suite!(
     [
         asks_without_mmu_lock,
         faults_do_not_wait_for_it,
+        large_folio_is_asked_for_at_once,
         use_of_a_shared_page_is_not_use_of_the_private_one,
     ]
 );
@@ -99,6 +101,30 @@ fn faults_do_not_wait_for_it() -> CaseResult {
     })?;
     println!("asked {asked} times");
     ensure!(asked > 0, "the thread asked for no page");
+    Ok(())
+}
+
+/// A consumer gets one call for the frames of a folio that it has bound, not one for each.
+fn large_folio_is_asked_for_at_once() -> CaseResult {
+    let idle = Idle::open()?;
+    let pages = HUGE / PAGE;
+    // The consumer's frames have other numbers than the file's pages.
+    let frame = 4 * pages;
+    for (huge, order) in [("never", 1), ("always", pages)] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let (s, frames) = guest(BOTH)?;
+        let observer = Consumer::bound(&s.fd, Mode::Observer, Span { pgoff: 0, pages, frame })?;
+        let known = frames.range(..HUGE).step_by(order as usize);
+        let known = known.map(|(at, place)| (*at / PAGE, place.pfn));
+        let known: Vec<_> = known.filter(|(_, pfn)| idle.knows(*pfn)).collect();
+        let (at, pfn) = *known.last().context("the bitmap knows no page of the guest")?;
+        idle.mark_all([pfn])?;
+        let asked = observer.callbacks()?.events;
+        ensure!(
+            asked == [Event::Young(frame + at, frame + at + order)],
+            "huge pages {huge}: {asked:x?} for {order} pages from {at:#x} on"
+        );
+    }
     Ok(())
 }
 
