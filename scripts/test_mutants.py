@@ -17,7 +17,7 @@ sys.dont_write_bytecode = True
 from memfile.docs.text import Row
 from memfile.ktap import Case
 from memfile.mutants import guards, host, results, sources
-from memfile.mutants.machines import Mutants, machine_of
+from memfile.mutants.machines import Mutants, batches, machine_of
 from memfile.mutants.results import Phase
 
 ENTRY = """
@@ -259,6 +259,12 @@ class Machines(MutantsTest):
         second = {("b", "disabled"): "pass", ("b", "enabled"): "fail"}
         self.assertEqual(self.run_with([first, second], ["a", "b"]), {"a": "fail", "b": "pass"})
         self.assertEqual(self.asked, [["a", "b"], ["b"]])
+
+    def test_some_have_a_machine_of_their_own(self) -> None:
+        ends = {"a": "", "b": "alone = true\n", "c": 'expect = "died"\n', "d": 'expect = "splat"\n'}
+        text = "".join(ENTRY.replace('"hole"', f'"{name}"') + end for name, end in ends.items())
+        found = [[mutant.name for mutant in batch] for batch in batches(self.read(text))]
+        self.assertEqual(found, [["a", "d"], ["b"], ["c"]])
 
     def test_the_machine_is_that_of_the_tests(self) -> None:
         def machine(*tests: str) -> str:

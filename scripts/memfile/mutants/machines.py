@@ -138,17 +138,8 @@ class Mutants:
     def all(self, started: float) -> int:
         self.known = known_tests()
         print(f"KTAP version 1\n1..{len(self.mutants)}", flush=True)
-        # A mutant that is to end its machine has one of its own.
-        alone = [[mutant] for mutant in self.mutants if mutant.expect in ("hang", "died")]
-        batches = alone
-        for machine in ("", *OWN_MACHINE):
-            others = [
-                mutant for mutant in self.mutants
-                if mutant.expect not in ("hang", "died") and machine_of(mutant) == machine
-            ]
-            batches = [others[n : n + SHARE] for n in range(0, len(others), SHARE)] + batches
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            list(pool.map(self.work, batches))
+            list(pool.map(self.work, batches(self.mutants)))
         seconds = round(time.monotonic() - started, 1)
         cases = [dataclasses.asdict(case) for case in self.outcome.cases]
         (self.log / "result.json").write_text(json.dumps({"seconds": seconds, "cases": cases}, indent=2) + "\n")
@@ -158,6 +149,16 @@ class Mutants:
         counts = [self.outcome.count(status) for status in (PASS, FAIL, SKIP)]
         print("{} passed, {} failed, {} skipped".format(*counts))
         return code
+
+
+def batches(mutants: list[Mutant]) -> list[list[Mutant]]:
+    """Those that share a machine; then those that have one of their own, as they end it or ask for it."""
+    shared: list[list[Mutant]] = []
+    alone = [mutant for mutant in mutants if mutant.alone or mutant.expect in ("hang", "died")]
+    for machine in ("", *OWN_MACHINE):
+        others = [mutant for mutant in mutants if mutant not in alone and machine_of(mutant) == machine]
+        shared = [others[n : n + SHARE] for n in range(0, len(others), SHARE)] + shared
+    return shared + [[mutant] for mutant in alone]
 
 
 def machine_of(mutant: Mutant) -> str:

@@ -44,7 +44,7 @@ pub(crate) fn mutant(number: kernel::ffi::c_int) -> bool {
 # How a mutant shows: its tests fail, or pass beside a line in the kernel log, or do not end.
 EXPECTED = ("fail", "splat", "hang", "died")
 REQUIRED = {"name", "what", "file", "was", "is", "fails"}
-FIELDS = REQUIRED | {"also", "rows", "expect", "seconds", "host"}
+FIELDS = REQUIRED | {"also", "rows", "expect", "seconds", "alone", "host"}
 OF_HOST = REQUIRED - {"fails"}
 # For its tests, once.
 SECONDS = 100
@@ -76,6 +76,8 @@ class Mutant:
     rows: tuple[str, ...]
     expect: str
     seconds: int
+    # No test may have run in its machine before.
+    alone: bool
     # The test of the host that finds it as well, if there is one.
     host: str
 
@@ -115,7 +117,7 @@ def read_list(path: Path) -> list[Mutant]:
                 fail(f"{name}: the word MUTANT is missing, so it could not be disabled")
         mutants.append(Mutant(
             name, entry["what"], tuple(edits), tuple(entry["fails"]), tuple(entry.get("rows", ())),
-            entry.get("expect", "fail"), entry.get("seconds", SECONDS), entry.get("host", ""),
+            entry.get("expect", "fail"), entry.get("seconds", SECONDS), entry.get("alone", False), entry.get("host", ""),
         ))
     if len({number(mutant.name) for mutant in mutants}) != len(mutants):
         fail("two mutants have the same name")
