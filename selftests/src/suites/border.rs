@@ -392,7 +392,7 @@ fn host_changes_the_shared_side(flags: u64) -> CaseResult {
     let s = Setup::with_flags(flags, PAGES * PAGE)?;
     s.slot.view.madvise(0, PAGES * PAGE, libc::MADV_MERGEABLE).context("MADV_MERGEABLE")?;
     let counts = Counts::now()?;
-    let mut bench = Bench::of(s, LAYOUTS[0], None, Length::Actions(64))?;
+    let mut bench = Bench::of(s, LAYOUTS[0], None, Length::Actions(32))?;
     let reclaimed = cgroup.clone();
     let others: Vec<Other> = vec![
         Box::new(move || reclaimed.reclaim(PAGES * PAGE / 4).map(drop)),
