@@ -83,6 +83,7 @@ pub enum Command {
     Count = 13,
     Touch = 14,
     Vmrun = 15,
+    Clock = 16,
 }
 
 /// The bytes between two symbols of program.s.

@@ -51,6 +51,8 @@ memfile_guest_start:
         je      .Ltouch
         cmp     rax, 15
         je      .Lvmrun
+        cmp     rax, 16
+        je      .Lclock
         ud2                             # unknown command
 
 # KVM emulates the instruction behind this if its parameter force_emulation_prefix is set.
@@ -301,6 +303,23 @@ memfile_guest_start:
 .Lvmrun:
         mov     rax, rdi
         .byte   0x0f, 0x01, 0xd8        # vmrun rax
+        jmp     .Lnext
+
+# Read a clock of KVM's, again if KVM writes it meanwhile: address.
+# Results: its version, and the three words behind the first.
+.Lclock:
+        mov     eax, [rdi]
+        test    eax, 1
+        jnz     .Lclock
+        mov     rbx, [rdi + 8]
+        mov     rcx, [rdi + 16]
+        mov     rdx, [rdi + 24]
+        cmp     eax, [rdi]
+        jne     .Lclock
+        mov     [r15 + 0x80], rax
+        mov     [r15 + 0x88], rbx
+        mov     [r15 + 0x90], rcx
+        mov     [r15 + 0x98], rdx
         jmp     .Lnext
         .globl memfile_guest_end
 memfile_guest_end:

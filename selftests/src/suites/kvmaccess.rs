@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! KVM's own accesses to private memory: to the memfile if the VM asks for it, else none (rule 27).
 
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -13,7 +14,7 @@ use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Counts, MovableZone, Swap};
 use crate::support::setup::{
-    BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, PORT, SHARED, SLOT, Setup, check_view,
+    BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, PORT, SHARED, SLOT, Setup, check_view, fill_view_part,
 };
 use crate::sys::*;
 use crate::uapi::*;
@@ -33,20 +34,31 @@ pub static SUITE: Suite = suite!(
         access_to_a_poisoned_page_ends_kvm_run_with_its_errno,
         locked_instruction_is_atomic: 120,
         locked_instruction_is_atomic_while_pages_move_and_are_swapped: 240,
+        locked_instruction_is_atomic_while_its_page_is_punched: 120,
         page_walk_sets_accessed_and_dirty_bits,
+        page_walk_sets_exact_bits_while_page_tables_move_and_are_swapped: 240,
+        page_walk_finds_punched_page_tables_empty: 120,
         clock_is_in_private_memory,
         clock_follows_its_page,
         clock_follows_a_conversion,
+        clock_is_read_whole_while_kvm_writes_it: 120,
         steal_time_is_in_private_memory,
+        steal_time_follows_a_conversion,
+        clock_and_steal_time_stay_while_pages_move_and_are_swapped: 240,
+        clock_and_steal_time_are_right_while_their_pages_are_punched: 120,
         hyperv_assist_page_is_in_private_memory,
         access_is_right_while_pages_move: 240,
         access_is_right_while_pages_are_swapped: 240,
         access_is_right_while_pages_are_punched: 240,
+        access_is_right_while_the_guest_writes: 240,
+        private_code_does_mmio_while_pages_move_and_are_swapped: 240,
         nothing_is_sent_without_it,
         private_memory_is_no_mmio_without_it,
         private_code_is_not_decoded_without_it,
         page_tables_are_not_walked_without_it,
+        locked_instruction_is_refused_without_it,
         clock_stays_away_without_it,
+        steal_time_stays_away_without_it,
         hyperv_assist_page_is_refused_without_it,
     ]
 );
@@ -101,6 +113,78 @@ fn input(vcpu: &mut Vcpu, start: u64, content: &[u8]) -> CaseResult {
     Ok(())
 }
 
+/// The half words of a string from private memory are each that of a pattern: how many of which.
+fn judge<const N: usize>(sent: &[u8], start: u64, allowed: [Pattern; N]) -> Result<[u64; N]> {
+    let wanted = allowed.map(|pattern| bytes(pattern, start, sent.len() as u64));
+    let mut found = [0; N];
+    for (n, got) in sent.chunks(4).enumerate() {
+        let which = wanted.iter().position(|bytes| bytes[n * 4..][..4] == *got);
+        let which = which.with_context(|| format!("half word {n} is {got:x?}: of no pattern"))?;
+        found[which] += 1;
+    }
+    Ok(found)
+}
+
+/// Do `work` until it says that it is done, while another thread acts again and again.
+fn beside(
+    mut act: impl FnMut(u64) -> CaseResult + Send,
+    mut work: impl FnMut() -> Result<bool>,
+) -> CaseResult {
+    let stop = &AtomicBool::new(false);
+    thread::scope(|scope| -> CaseResult {
+        let actor = scope.spawn(move || -> Result<u64> {
+            let mut n = 0;
+            while !stop.load(Ordering::Relaxed) {
+                act(n)?;
+                n += 1;
+            }
+            Ok(n)
+        });
+        let mut result = Ok(false);
+        while matches!(result, Ok(false)) && !actor.is_finished() {
+            result = work();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let acted = actor.join().map_err(|_| anyhow!("the actor panicked"))??;
+        println!("{acted} times beside");
+        result.map(drop)
+    })
+}
+
+/// A host that takes the pages of guests away, in a zone and a cgroup of their own.
+struct Host {
+    // In this order: a guest is gone before, and its swap after it.
+    cgroup: Cgroup,
+    _swap: Swap,
+    zone: MovableZone,
+    _pages: Option<Setting>,
+}
+
+impl Host {
+    fn new() -> Result<Host> {
+        let _pages = pressure::base_pages()?;
+        let zone = MovableZone::make(2)?;
+        let _swap = Swap::on(64 * MIB)?;
+        Ok(Host { cgroup: Cgroup::enter()?, _swap, zone, _pages })
+    }
+
+    /// Do `work` while the pages of a slot of [`SIZE`] bytes move and are swapped and its last one is
+    /// punched, until enough have been moved and swapped. It needs few pages, so that it is those.
+    fn disturb(&self, fd: &OwnedFd, mut work: impl FnMut() -> CaseResult) -> CaseResult {
+        let counts = Counts::now()?;
+        let act = |_| -> CaseResult {
+            allocate(fd, SIZE - PAGE, PAGE)?;
+            punch(fd, SIZE - PAGE, PAGE)?;
+            self.zone.shuffle()?;
+            self.cgroup.reclaim(SIZE).map(drop)
+        };
+        beside(act, || {
+            work()?;
+            Ok(counts.grown("memfile.migrate")? >= 20 && counts.grown("memfile.swap_out")? >= 20)
+        })
+    }
+}
+
 fn it_is_chosen_before_the_first_private_slot() -> CaseResult {
     let s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let choose = |arg| s.vm.raw_enable_cap(KVM_CAP_MEMFILE_ACCESS, arg);
@@ -150,31 +234,37 @@ fn string_input_lands_in_private_memory() -> CaseResult {
     check_view(&s.slot, 0, SIZE, SHARED)
 }
 
+/// Copy words of a pattern from private memory to MMIO.
+fn copy_to_mmio(vcpu: &mut Vcpu, from: u64, words: u64, pattern: Pattern) -> CaseResult {
+    let mut exit = vcpu.start(Command::Copy, &[MMIO, from, words])?;
+    for at in (0..words * 8).step_by(8) {
+        ensure!(exit == Exit::Mmio { gpa: MMIO + at, write: true }, "{exit:x?}");
+        let data = vcpu.mmio_data();
+        ensure!(data == pattern.word(from + at).to_le_bytes(), "+{at:#x}: {data:x?}");
+        exit = vcpu.run()?;
+    }
+    ensure!(exit == Exit::Done, "{exit:x?}");
+    Ok(())
+}
+
+/// The other way; the guest sees them.
+fn copy_from_mmio(vcpu: &mut Vcpu, to: u64, words: u64, pattern: Pattern) -> CaseResult {
+    let mut exit = vcpu.start(Command::Copy, &[to, MMIO, words])?;
+    for at in (0..words * 8).step_by(8) {
+        ensure!(exit == Exit::Mmio { gpa: MMIO + at, write: false }, "{exit:x?}");
+        vcpu.mmio_data().copy_from_slice(&pattern.word(to + at).to_le_bytes());
+        exit = vcpu.run()?;
+    }
+    ensure!(exit == Exit::Done, "{exit:x?}");
+    vcpu.verify(to, words * 8, pattern)
+}
+
 fn copy_reaches_private_memory_and_mmio() -> CaseResult {
     let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let gpa = s.slot.gpa;
     s.vcpu.fill(gpa, SIZE, GUEST)?;
-    let mut exit = s.vcpu.start(Command::Copy, &[MMIO, gpa + PAGE - 8, 2])?;
-    for n in 0..2 {
-        let at = gpa + PAGE - 8 + n * 8;
-        ensure!(exit == Exit::Mmio { gpa: MMIO + n * 8, write: true }, "{exit:x?}");
-        ensure!(s.vcpu.mmio_data() == GUEST.word(at).to_le_bytes(), "{:x?}", s.vcpu.mmio_data());
-        exit = s.vcpu.run()?;
-    }
-    ensure!(exit == Exit::Done, "{exit:x?}");
-
-    let mut exit = s.vcpu.start(Command::Copy, &[gpa + 2 * PAGE - 8, MMIO, 2])?;
-    for n in 0..2 {
-        ensure!(exit == Exit::Mmio { gpa: MMIO + n * 8, write: false }, "{exit:x?}");
-        s.vcpu.mmio_data().copy_from_slice(&(0x1234 + n).to_le_bytes());
-        exit = s.vcpu.run()?;
-    }
-    ensure!(exit == Exit::Done, "{exit:x?}");
-    for n in 0..2 {
-        let word = s.vcpu.load(gpa + 2 * PAGE - 8 + n * 8)?;
-        ensure!(word == 0x1234 + n, "the guest reads {word:#x}");
-    }
-    Ok(())
+    copy_to_mmio(&mut s.vcpu, gpa + PAGE - 8, 2, GUEST)?;
+    copy_from_mmio(&mut s.vcpu, gpa + 2 * PAGE - 8, 2, Pattern::Generation(1))
 }
 
 /// Copy the guest program's own page to private memory, and let the vCPU run there.
@@ -289,77 +379,148 @@ fn locked_instruction_is_atomic() -> CaseResult {
 /// The page of the word, and those of the page tables that KVM walks for it.
 fn locked_instruction_is_atomic_while_pages_move_and_are_swapped() -> CaseResult {
     let _emulation = emulation()?;
-    let _pages = pressure::base_pages()?;
-    let zone = MovableZone::make(2)?;
-    let _swap = Swap::on(64 * MIB)?;
-    let cgroup = Cgroup::enter()?;
+    let host = Host::new()?;
     let mut s = Setup::used_by_kvm(BOTH, true, SIZE)?;
     let mut second = s.vm.vcpu(1)?;
     private_page_tables(&mut s)?;
     second.set_page_tables(s.slot.gpa + PAGE)?;
-    let counts = Counts::now()?;
-    let stop = AtomicBool::new(false);
-    let wanted = thread::scope(|scope| -> Result<u64> {
-        let actor = scope.spawn(|| -> CaseResult {
-            while !stop.load(Ordering::Relaxed) {
-                zone.shuffle()?;
-                cgroup.reclaim(SIZE)?;
-            }
-            Ok(())
-        });
-        let mut work = || -> Result<u64> {
-            let mut wanted = 0;
-            while counts.grown("memfile.migrate")? < 20 || counts.grown("memfile.swap_out")? < 20 {
-                ensure!(!actor.is_finished(), "the actor has ended");
-                wanted += count_both_ways(&mut s, &mut second)?;
-            }
-            Ok(wanted)
-        };
-        let result = work();
-        stop.store(true, Ordering::Relaxed);
-        actor.join().map_err(|_| anyhow!("the actor panicked"))??;
-        result
+    let (fd, mut wanted) = (s.fd.try_clone()?, 0);
+    host.disturb(&fd, || {
+        wanted += count_both_ways(&mut s, &mut second)?;
+        Ok(())
     })?;
     let word = s.vcpu.load(s.slot.gpa)?;
     ensure!(word == wanted, "counted to {word}, wanted {wanted}");
     Ok(())
 }
 
+/// The word begins at 0 again, and no exchange brings back what it was.
+fn locked_instruction_is_atomic_while_its_page_is_punched() -> CaseResult {
+    let _emulation = emulation()?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let mut second = s.vm.vcpu(1)?;
+    let (fd, gpa) = (s.fd.try_clone()?, s.slot.gpa);
+    let (mut counted, mut fewer) = (0, 0);
+    let hole = |_| Ok(punch(&fd, 0, PAGE)?);
+    beside(hole, || {
+        counted += count_both_ways(&mut s, &mut second)?;
+        let word = s.vcpu.load(gpa)?;
+        ensure!(word <= counted, "counted to {word} in {counted} rounds");
+        fewer += u64::from(word < counted);
+        Ok(fewer >= 2)
+    })?;
+    let before = s.vcpu.load(gpa)?;
+    let wanted = before + count_both_ways(&mut s, &mut second)?;
+    let word = s.vcpu.load(gpa)?;
+    ensure!(word == wanted, "counted from {before} to {word}, wanted {wanted}");
+    Ok(())
+}
+
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 
-/// Page tables in private memory, at the slot's second and third page.
-fn private_page_tables(s: &mut Setup) -> Result<u64> {
+/// Write page tables to private memory, the slot's second and third page: where they are.
+fn write_page_tables(s: &mut Setup) -> Result<[u64; 2]> {
     let (pml4, pdpt) = (s.slot.gpa + PAGE, s.slot.gpa + 2 * PAGE);
     s.vcpu.call(Command::Copy, &[pdpt, guest::PML4 + PAGE, PAGE / 8])?;
+    s.vcpu.fill(pml4, PAGE, Pattern::ZERO)?;
     s.vcpu.store(pml4, pdpt | 3)?;
+    Ok([pml4, pdpt])
+}
+
+/// Run the guest on such page tables: where the second is.
+fn private_page_tables(s: &mut Setup) -> Result<u64> {
+    let [pml4, pdpt] = write_page_tables(s)?;
     s.vcpu.set_page_tables(pml4)?;
     Ok(pdpt)
+}
+
+/// Memory that only KVM touches, each in a GiB of its own: what it reads, and what it writes.
+const READ: u64 = 40 * GIB;
+const WRITTEN: u64 = 41 * GIB;
+
+fn add_memory_for_kvm(vm: &Vm) -> CaseResult {
+    for (id, gpa) in [(SLOT + 1, READ), (SLOT + 2, WRITTEN)] {
+        vm.add_private(id, gpa, PAGE, Private::Memfile, memfile(PAGE)?.as_fd(), 0)?;
+        vm.set_private(gpa, PAGE)?;
+    }
+    Ok(())
+}
+
+/// Clear the bits in the entries for that memory, and have KVM set them again.
+fn expect_exact_bits(vcpu: &mut Vcpu, pdpt: u64) -> CaseResult {
+    let touches = [(READ, 0, ACCESSED), (WRITTEN, 1, ACCESSED | DIRTY)];
+    for (gpa, write, bits) in touches {
+        let entry = pdpt + gpa / GIB * 8;
+        let plain = vcpu.load(entry)? & !(ACCESSED | DIRTY);
+        vcpu.store(entry, plain)?;
+        vcpu.call(Command::Touch, &[gpa, write, 0x77])?;
+        let now = vcpu.load(entry)?;
+        ensure!(now == plain | bits, "{plain:#x} has become {now:#x} by access {write}");
+    }
+    Ok(())
 }
 
 fn page_walk_sets_accessed_and_dirty_bits() -> CaseResult {
     let _emulation = emulation()?;
     let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
-    // Memory that only KVM touches, each in a GiB of its own.
-    let (read, written) = (40 * GIB, 41 * GIB);
-    let other = memfile(PAGE)?;
-    s.vm.add_private(SLOT + 1, read, PAGE, Private::Memfile, other.as_fd(), 0)?;
-    let another = memfile(PAGE)?;
-    s.vm.add_private(SLOT + 2, written, PAGE, Private::Memfile, another.as_fd(), 0)?;
-    for gpa in [read, written] {
-        s.vm.set_private(gpa, PAGE)?;
-    }
+    add_memory_for_kvm(&s.vm)?;
     let pdpt = private_page_tables(&mut s)?;
-    let entry = |gpa| pdpt + gpa / GIB * 8;
-    let before = (s.vcpu.load(entry(read))?, s.vcpu.load(entry(written))?);
-    ensure!((before.0 | before.1) & (ACCESSED | DIRTY) == 0, "{before:x?}");
-    s.vcpu.call(Command::Touch, &[read, 0])?;
-    s.vcpu.call(Command::Touch, &[written, 1, 0x77])?;
-    let after = (s.vcpu.load(entry(read))?, s.vcpu.load(entry(written))?);
-    ensure!(after.0 == before.0 | ACCESSED, "after a load: {:#x}", after.0);
-    ensure!(after.1 == before.1 | ACCESSED | DIRTY, "after a store: {:#x}", after.1);
-    let word = s.vcpu.load(written)?;
+    expect_exact_bits(&mut s.vcpu, pdpt)?;
+    let word = s.vcpu.load(WRITTEN)?;
     ensure!(word == 0x77, "the guest reads {word:#x}");
+    Ok(())
+}
+
+fn page_walk_sets_exact_bits_while_page_tables_move_and_are_swapped() -> CaseResult {
+    let _emulation = emulation()?;
+    let host = Host::new()?;
+    let mut s = Setup::used_by_kvm(BOTH, true, SIZE)?;
+    add_memory_for_kvm(&s.vm)?;
+    let pdpt = private_page_tables(&mut s)?;
+    let mut rounds = 0;
+    host.disturb(&s.fd, || {
+        rounds += 1;
+        expect_exact_bits(&mut s.vcpu, pdpt)
+    })?;
+    println!("{rounds} rounds");
+    Ok(())
+}
+
+/// For KVM as for the CPU no address is mapped then, and the guest has no handler for that.
+fn page_walk_finds_punched_page_tables_empty() -> CaseResult {
+    let _emulation = emulation()?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let (gpa, target) = (s.slot.gpa, s.slot.gpa + 3 * PAGE);
+    s.vcpu.fill(target, PAGE, GUEST)?;
+    for id in 1..=8 {
+        let tables = write_page_tables(&mut s)?;
+        let punched = tables[id as usize % 2];
+        let mut second = s.vm.vcpu(id)?;
+        second.set_page_tables(tables[0])?;
+        let touched = AtomicU64::new(0);
+        let exit = thread::scope(|scope| -> Result<Exit> {
+            let walker = scope.spawn(|| -> Result<Exit> {
+                loop {
+                    let exit = second.start(Command::Touch, &[target, 0])?;
+                    if exit != Exit::Done {
+                        return Ok(exit);
+                    }
+                    let word = second.result(0);
+                    ensure!(word == GUEST.word(target), "KVM reads {word:#x}");
+                    touched.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            while touched.load(Ordering::Relaxed) < 10 * id && !walker.is_finished() {
+                thread::yield_now();
+            }
+            punch(&s.fd, punched - gpa, PAGE)?;
+            walker.join().map_err(|_| anyhow!("the vCPU thread panicked"))?
+        })?;
+        let touched = touched.into_inner();
+        ensure!(exit == Exit::Shutdown && touched >= 10 * id, "{exit:x?} after {touched} walks");
+        s.vcpu.verify(punched, PAGE, Pattern::ZERO).context("a walk has left something")?;
+    }
     Ok(())
 }
 
@@ -451,17 +612,136 @@ fn clock_follows_a_conversion() -> CaseResult {
     Ok(())
 }
 
-/// Version is in the second word's lower half, after the time itself.
+/// A vCPU that reads the clock of another knows by the version whether it has all of it.
+fn clock_is_read_whole_while_kvm_writes_it() -> CaseResult {
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let mut second = s.vm.vcpu(1)?;
+    let gpa = s.slot.gpa;
+    let read = |vcpu: &mut Vcpu| -> Result<(u64, [u64; 3])> {
+        vcpu.call(Command::Clock, &[gpa])?;
+        Ok((vcpu.result(0), [1, 2, 3].map(|n| vcpu.result(n))))
+    };
+    // KVM writes it only when its own vCPU is entered, so that one reads what has been written.
+    set_clock(&mut s.vcpu, gpa)?;
+    expect_clock(&mut s.vcpu, gpa, "first")?;
+    let (mut written, mut seen) = (BTreeMap::new(), Vec::new());
+    beside(
+        |_| {
+            seen.push(read(&mut second)?);
+            Ok(())
+        },
+        || {
+            set_clock(&mut s.vcpu, gpa)?;
+            written.extend([read(&mut s.vcpu)?]);
+            Ok(written.len() >= 2000)
+        },
+    )?;
+    let mut versions = BTreeSet::new();
+    for (version, content) in seen {
+        if let Some(wanted) = written.get(&version) {
+            ensure!(content == *wanted, "version {version}: {content:x?}, wanted {wanted:x?}");
+            versions.insert(version);
+        }
+    }
+    println!("{} of {} versions were read", versions.len(), written.len());
+    ensure!(versions.len() >= 20, "the other vCPU has hardly seen any");
+    Ok(())
+}
+
+/// Its version is in the second word's lower half, after the time itself.
+fn steal_version(vcpu: &mut Vcpu, gpa: u64) -> Result<u32> {
+    Ok(vcpu.load(gpa + 8)? as u32)
+}
+
+/// Have KVM write it; at the next entry.
+fn set_steal_time(vcpu: &mut Vcpu, gpa: u64) -> CaseResult {
+    vcpu.set_msr(MSR_KVM_STEAL_TIME, gpa | 1)
+}
+
+/// Have KVM write it. Returns the version.
+fn expect_steal_time(vcpu: &mut Vcpu, gpa: u64, when: &str) -> Result<u32> {
+    set_steal_time(vcpu, gpa)?;
+    let version = steal_version(vcpu, gpa)?;
+    ensure!(version != 0 && version % 2 == 0, "{when}: version {version}");
+    Ok(version)
+}
+
 fn steal_time_is_in_private_memory() -> CaseResult {
     let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let gpa = s.slot.gpa + 0x80;
-    s.vcpu.set_msr(MSR_KVM_STEAL_TIME, gpa | 1)?;
-    let version = s.vcpu.load(gpa + 8)? as u32;
-    ensure!(version != 0 && version % 2 == 0, "version {version}");
+    expect_steal_time(&mut s.vcpu, gpa, "first")?;
     punch(&s.fd, 0, PAGE)?;
-    s.vcpu.set_msr(MSR_KVM_STEAL_TIME, gpa | 1)?;
-    let version = s.vcpu.load(gpa + 8)? as u32;
-    ensure!(version != 0 && version % 2 == 0, "version {version} in a new page");
+    expect_steal_time(&mut s.vcpu, gpa, "in a new page")?;
+    check_view(&s.slot, 0, SIZE, SHARED)
+}
+
+/// The shared side of the slot's first page is empty, and shared; then KVM writes steal time there.
+fn expect_shared_steal_time(s: &mut Setup) -> CaseResult {
+    s.vm.set_shared(s.slot.gpa, PAGE)?;
+    fill_view_part(&s.slot, 0, PAGE, Pattern::ZERO);
+    expect_steal_time(&mut s.vcpu, s.slot.gpa, "shared")?;
+    ensure!(s.slot.view.load(8) as u32 != 0, "the shared side has none");
+    Ok(())
+}
+
+fn steal_time_follows_a_conversion() -> CaseResult {
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let gpa = s.slot.gpa;
+    let private = expect_steal_time(&mut s.vcpu, gpa, "private")?;
+    expect_shared_steal_time(&mut s)?;
+    s.vm.set_private(gpa, PAGE)?;
+    let before = s.slot.view.load(8);
+    let now = expect_steal_time(&mut s.vcpu, gpa, "private again")?;
+    ensure!(now > private, "version {private}, then {now}");
+    ensure!(s.slot.view.load(8) == before, "KVM writes the shared side");
+    Ok(())
+}
+
+fn clock_and_steal_time_stay_while_pages_move_and_are_swapped() -> CaseResult {
+    let host = Host::new()?;
+    let mut s = Setup::used_by_kvm(BOTH, true, SIZE)?;
+    let gpa = s.slot.gpa;
+    let mut last = (0, 0);
+    host.disturb(&s.fd, || {
+        set_clock(&mut s.vcpu, gpa)?;
+        expect_clock(&mut s.vcpu, gpa, "the clock")?;
+        let steal = expect_steal_time(&mut s.vcpu, gpa + PAGE, "steal time")?;
+        let now = (clock(&mut s.vcpu, gpa)?.0, steal);
+        ensure!(now.0 > last.0 && now.1 > last.1, "versions {last:?}, then {now:?}");
+        last = now;
+        Ok(())
+    })?;
+    println!("versions {last:?}");
+    Ok(())
+}
+
+/// Whoever reads them meanwhile has them or zeros, and never an update that does not end.
+fn clock_and_steal_time_are_right_while_their_pages_are_punched() -> CaseResult {
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let (fd, gpa) = (s.fd.try_clone()?, s.slot.gpa);
+    set_clock(&mut s.vcpu, gpa)?;
+    expect_clock(&mut s.vcpu, gpa, "first")?;
+    let (_, wanted) = clock(&mut s.vcpu, gpa)?;
+    let (mut empty, mut there) = (0, 0);
+    let hole = |n| Ok(punch(&fd, n % 2 * PAGE, PAGE)?);
+    beside(hole, || {
+        set_clock(&mut s.vcpu, gpa)?;
+        set_steal_time(&mut s.vcpu, gpa + PAGE)?;
+        let (version, factor) = clock(&mut s.vcpu, gpa)?;
+        ensure!(version % 2 == 0, "the clock has version {version}");
+        ensure!(factor == 0 || factor == wanted, "the clock has {factor:#x}, not {wanted:#x}");
+        let steal = steal_version(&mut s.vcpu, gpa + PAGE)?;
+        ensure!(steal % 2 == 0, "steal time has version {steal}");
+        for version in [version, steal] {
+            *(if version == 0 { &mut empty } else { &mut there }) += 1;
+        }
+        Ok(empty >= 50 && there >= 50)
+    })?;
+    println!("{empty} times empty, {there} times there");
+    punch(&fd, 0, 2 * PAGE)?;
+    set_clock(&mut s.vcpu, gpa)?;
+    expect_clock(&mut s.vcpu, gpa, "at last")?;
+    expect_steal_time(&mut s.vcpu, gpa + PAGE, "at last")?;
     check_view(&s.slot, 0, SIZE, SHARED)
 }
 
@@ -482,38 +762,21 @@ fn hyperv_assist_page_is_in_private_memory() -> CaseResult {
 }
 
 /// Strings go both ways, and are right, while another thread works on the guest's pages.
-fn access_is_right_while(s: &mut Setup, act: impl Fn(u64) -> CaseResult + Sync) -> CaseResult {
-    let gpa = s.slot.gpa;
-    let (stop, rounds) = (AtomicBool::new(false), 3);
-    thread::scope(|scope| -> CaseResult {
-        let actor = scope.spawn(|| -> Result<u64> {
-            let mut n = 0;
-            while !stop.load(Ordering::Relaxed) {
-                act(n)?;
-                n += 1;
-            }
-            Ok(n)
-        });
-        let mut work = || -> CaseResult {
-            for round in 0..rounds {
-                let pattern = Pattern::Generation(round);
-                for page in 0..s.slot.size / PAGE {
-                    let at = gpa + page * PAGE;
-                    input(&mut s.vcpu, at, &bytes(pattern, at, PAGE))?;
-                }
-                s.vcpu.verify(gpa, s.slot.size, pattern)?;
-                let next = Pattern::Generation(round + 1000);
-                s.vcpu.fill(gpa, s.slot.size, next)?;
-                let sent = output(&mut s.vcpu, gpa, s.slot.size)?;
-                ensure!(sent == bytes(next, gpa, s.slot.size), "round {round}: wrong bytes");
-            }
-            Ok(())
-        };
-        let result = work();
-        stop.store(true, Ordering::Relaxed);
-        let acted = actor.join().map_err(|_| anyhow!("the actor panicked"))??;
-        println!("{acted} times");
-        result
+fn access_is_right_while(s: &mut Setup, act: impl FnMut(u64) -> CaseResult + Send) -> CaseResult {
+    let (gpa, mut round) = (s.slot.gpa, 0);
+    beside(act, || {
+        let pattern = Pattern::Generation(round);
+        for page in 0..s.slot.size / PAGE {
+            let at = gpa + page * PAGE;
+            input(&mut s.vcpu, at, &bytes(pattern, at, PAGE))?;
+        }
+        s.vcpu.verify(gpa, s.slot.size, pattern)?;
+        let next = Pattern::Generation(round + 1000);
+        s.vcpu.fill(gpa, s.slot.size, next)?;
+        let sent = output(&mut s.vcpu, gpa, s.slot.size)?;
+        ensure!(sent == bytes(next, gpa, s.slot.size), "round {round}: wrong bytes");
+        round += 1;
+        Ok(round == 3)
     })
 }
 
@@ -543,32 +806,66 @@ fn access_is_right_while_pages_are_punched() -> CaseResult {
     let fd = s.fd.try_clone()?;
     s.slot.size = FEW;
     access_is_right_while(&mut s, |n| Ok(punch(&fd, FEW + n % (FEW / PAGE) * PAGE, PAGE)?))?;
-    // And the pages themselves: a string that meets a hole has only zeros from there on.
+    // And the pages themselves: a string that meets a hole has zeros there.
+    let (gpa, mut rounds) = (s.slot.gpa, 0);
+    let hole = |_| Ok(punch(&fd, 0, PAGE)?);
+    beside(hole, || {
+        s.vcpu.fill(gpa, PAGE, GUEST)?;
+        judge(&output(&mut s.vcpu, gpa, PAGE)?, gpa, [Pattern::ZERO, GUEST])?;
+        let new = Pattern::Generation(rounds);
+        input(&mut s.vcpu, gpa, &bytes(new, gpa, PAGE))?;
+        judge(&output(&mut s.vcpu, gpa, PAGE)?, gpa, [Pattern::ZERO, new])?;
+        rounds += 1;
+        Ok(rounds == 6)
+    })?;
+    input(&mut s.vcpu, gpa, &bytes(GUEST, gpa, PAGE))?;
+    s.vcpu.verify(gpa, PAGE, GUEST)
+}
+
+/// KVM against the guest: of what both write at once, each half word is that of one of them.
+fn access_is_right_while_the_guest_writes() -> CaseResult {
+    const OTHER: Pattern = Pattern::Generation(3);
+    const KVM: Pattern = Pattern::Generation(4);
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let mut second = s.vm.vcpu(1)?;
     let gpa = s.slot.gpa;
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| -> CaseResult {
-        let puncher = scope.spawn(|| -> CaseResult {
-            while !stop.load(Ordering::Relaxed) {
-                punch(&fd, 0, PAGE)?;
-            }
-            Ok(())
-        });
-        let mut work = || -> CaseResult {
-            for _ in 0..20 {
-                s.vcpu.fill(gpa, PAGE, GUEST)?;
-                let sent = output(&mut s.vcpu, gpa, PAGE)?;
-                for (got, wanted) in sent.chunks(4).zip(bytes(GUEST, gpa, PAGE).chunks(4)) {
-                    let zero = got == [0; 4];
-                    ensure!(zero || got == wanted, "got {got:x?}, wanted {wanted:x?} or zeros");
-                }
-            }
-            Ok(())
-        };
-        let result = work();
-        stop.store(true, Ordering::Relaxed);
-        puncher.join().map_err(|_| anyhow!("the puncher panicked"))??;
-        result
-    })
+    s.vcpu.fill(gpa, PAGE, GUEST)?;
+    let mut alternate = |n| second.fill(gpa, PAGE, [OTHER, GUEST][n as usize % 2]);
+    let (mut rounds, mut read) = (0, [0; 2]);
+    beside(&mut alternate, || {
+        let found = judge(&output(&mut s.vcpu, gpa, PAGE)?, gpa, [GUEST, OTHER])?;
+        read = [read[0] + found[0], read[1] + found[1]];
+        rounds += 1;
+        Ok(rounds >= 8 && read.iter().all(|&n| n > 0))
+    })?;
+    println!("{read:?} half words of two patterns in {rounds} strings");
+    let (mut rounds, mut ours, mut theirs) = (0, 0, 0);
+    beside(&mut alternate, || {
+        input(&mut s.vcpu, gpa, &bytes(KVM, gpa, PAGE))?;
+        let found = judge(&output(&mut s.vcpu, gpa, PAGE)?, gpa, [GUEST, OTHER, KVM])?;
+        (ours, theirs) = (ours + found[2], theirs + found[0] + found[1]);
+        rounds += 1;
+        Ok(rounds >= 8 && ours > 0 && theirs > 0)
+    })?;
+    println!("{ours} half words of KVM's, {theirs} of the guest's in {rounds} strings");
+    Ok(())
+}
+
+/// The page of the code moves and is swapped, and both pages at each end of a copy.
+fn private_code_does_mmio_while_pages_move_and_are_swapped() -> CaseResult {
+    let host = Host::new()?;
+    let mut s = Setup::used_by_kvm(BOTH, true, SIZE)?;
+    run_from_private_memory(&mut s)?;
+    let [from, to] = [2, 4].map(|page| s.slot.gpa + page * PAGE - 8);
+    s.vcpu.fill(from, 16, GUEST)?;
+    let mut round = 0;
+    host.disturb(&s.fd, || {
+        copy_to_mmio(&mut s.vcpu, from, 2, GUEST)?;
+        round += 1;
+        copy_from_mmio(&mut s.vcpu, to, 2, Pattern::Generation(round))
+    })?;
+    println!("{round} rounds");
+    Ok(())
 }
 
 const INTERNAL_ERROR: Exit = Exit::Other(kvm_bindings::KVM_EXIT_INTERNAL_ERROR);
@@ -627,6 +924,18 @@ fn page_tables_are_not_walked_without_it() -> CaseResult {
     }
 }
 
+fn locked_instruction_is_refused_without_it() -> CaseResult {
+    let _emulation = emulation()?;
+    let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
+    s.vcpu.fill(s.slot.gpa, PAGE, GUEST)?;
+    match s.vcpu.start(Command::Count, &[s.slot.gpa, 1, 1])? {
+        Exit::Shutdown | INTERNAL_ERROR => {}
+        exit => bail!("{exit:x?}"),
+    }
+    s.vm.vcpu(1)?.verify(s.slot.gpa, PAGE, GUEST)?;
+    check_view(&s.slot, 0, SIZE, SHARED)
+}
+
 fn clock_stays_away_without_it() -> CaseResult {
     let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
     let gpa = s.slot.gpa;
@@ -644,6 +953,23 @@ fn clock_stays_away_without_it() -> CaseResult {
     let _ = set_clock(&mut s.vcpu, gpa);
     s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
     ensure!(s.slot.view.load(0) == before, "KVM writes the shared side");
+    Ok(())
+}
+
+fn steal_time_stays_away_without_it() -> CaseResult {
+    let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
+    let gpa = s.slot.gpa;
+    let _ = set_steal_time(&mut s.vcpu, gpa);
+    s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
+    check_view(&s.slot, 0, SIZE, SHARED)?;
+
+    // And when that page was shared.
+    expect_shared_steal_time(&mut s)?;
+    s.vm.set_private(gpa, PAGE)?;
+    let before = s.slot.view.load(8);
+    let _ = set_steal_time(&mut s.vcpu, gpa);
+    s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
+    ensure!(s.slot.view.load(8) == before, "KVM writes the shared side");
     Ok(())
 }
 
