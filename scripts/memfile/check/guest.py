@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import shlex
 
 from memfile.check.kernel_log import watched_case
 from memfile.check.outcome import exit_code_case
@@ -29,6 +30,8 @@ from memfile.ktap import FAIL, Case, Parser, parse
 # A machine that has stopped: the end of the name of the second one, and how many seconds it says
 # nothing before it counts as such.
 AGAIN, SILENCE = "-again", 300
+# Variables that the tests take: it hands them on.
+TAKEN = ("MEMFILE_BOOTS", "MEMFILE_PRESSURE", "MEMFILE_SEED")
 
 # Without the ports to the host, and with them again and with what was said meanwhile. A port's device
 # is there before the driver finds the port: until then it cannot be opened. And without the device
@@ -117,10 +120,11 @@ def guest_boot(
     if tests:
         patterns = " ".join(f"'{test}'" for test in tests)
         require = "" if check.flavour == "base" else "--require-memfile"
+        variables = "".join(f"{name}={shlex.quote(os.environ[name])} " for name in TAKEN if name in os.environ)
         command = (
             f"({prepare}) || {{ echo 'the settings are not in force'; exit 1; }}\n"
             f"{UNPLUG if name in WITHOUT_PORTS else ''}"
-            f"memfile-tests --kmsg --time-factor {check.slow} {require} {patterns}\n"
+            f"{variables}memfile-tests --kmsg --time-factor {check.slow} {require} {patterns}\n"
             f"rc=$?\n{PLUG if name in WITHOUT_PORTS else ''}{LEAK_SCAN}exit $rc"
         )
     parser = Parser()
