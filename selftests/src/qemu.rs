@@ -188,8 +188,12 @@ pub struct Machine {
     socket: Option<UnixStream>,
     qmp: Option<Qmp>,
     guest: Guest,
+    kernel: PathBuf,
     folder: Folder,
 }
+
+/// The name of the guest's first root in that folder.
+const INITRAMFS: &str = "initramfs";
 
 /// A folder that is removed when this is dropped.
 struct Folder(PathBuf);
@@ -229,7 +233,7 @@ impl Machine {
         let (port, port_end) = UnixStream::pair().context("a pair of sockets")?;
         let ends: [OwnedFd; 2] = [socket_end.into(), port_end.into()];
         let fds = ends.each_ref().map(AsRawFd::as_raw_fd);
-        let initrd = folder.0.join("initramfs");
+        let initrd = folder.0.join(INITRAMFS);
         fs::write(&initrd, initramfs(lab, config)?).context("write the guest's initramfs")?;
         let console = folder.0.join(CONSOLE);
         let terminal = config.terminal.as_ref().map(|fd| fd.as_raw_fd());
@@ -262,7 +266,8 @@ impl Machine {
         drop(ends);
         let records = Records { pid: child.id() as i32, folder: folder.0.clone() };
         let guest = Guest::new(port, limit(REQUEST), records);
-        Ok(Machine { child, ended: None, socket: Some(socket), qmp: None, guest, folder })
+        let (socket, kernel) = (Some(socket), lab.kernel.clone());
+        Ok(Machine { child, ended: None, socket, qmp: None, guest, kernel, folder })
     }
 
     /// Wait until QEMU is ready to run its guest. The error is [`NoBoot`].
@@ -390,6 +395,12 @@ impl Machine {
     /// Allocated bytes of its other memfds.
     pub fn shared(&self) -> Result<u64> {
         Ok(memfds(self.pid())?.iter().filter(|m| m.memfile.is_none()).map(|m| m.allocated).sum())
+    }
+
+    /// Bytes of the guest's kernel and initramfs.
+    pub fn loaded(&self) -> Result<u64> {
+        let sizes = [&self.kernel, &self.folder.0.join(INITRAMFS)].map(fs::metadata);
+        sizes.into_iter().map(|data| Ok(data?.len())).sum::<io::Result<_>>().context("its size")
     }
 
     /// Send QEMU a signal.

@@ -84,6 +84,17 @@ pub enum Layout {
     Device { low: u64, requested: u64 },
 }
 
+impl Layout {
+    /// In words.
+    pub fn what(self) -> &'static str {
+        match self {
+            Layout::All => "all memory",
+            Layout::Dimm { .. } => "a DIMM",
+            Layout::Device { .. } => "virtio-mem",
+        }
+    }
+}
+
 /// A guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {

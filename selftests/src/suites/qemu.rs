@@ -16,9 +16,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use crate::demo::ragged_memory;
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
-use crate::pressure::{self, Accounts, Cgroup, Counts, Pool, Setting, SmallMachine, Swap, Trace};
+use crate::pressure::{self, Accounts, Cgroup, Counts, Pool, Setting, Swap, Trace};
 use crate::qemu::{Config, Kind, Lab, Layout, Machine, Memory, kvm_figure, memfds};
 use crate::sys::{self, Errno, lock_own_memory};
 use crate::uapi::{F_SEAL_AUTO_ALLOCATE, KVM_MAP_GPA_RANGE_ENCRYPTED};
@@ -56,8 +56,12 @@ pub static SUITE: Suite = suite!(
         guest_boots_with_all_its_memory_in_huge_pages: 600,
         prealloc_of_huge_pages_takes_exactly_those_of_the_guest: 300,
         poison_ends_one_process_of_the_guest_and_no_other: 300,
+        guest_boots_and_keeps_its_data_on_memory_allocated_ahead: 300,
         guest_boots_with_all_its_memory_private: 600,
+        whole_guest_is_swapped_out_with_its_kernel_and_page_tables: 300,
+        stock_kernel_boots_with_all_its_memory_private: 600,
         stock_kernel_boots_and_virtio_mem_gives_memory_back: 600,
+        two_guests_larger_than_the_machine_run_if_reclaimable: 600,
     ],
     together = true
 );
@@ -66,10 +70,11 @@ pub static SUITE: Suite = suite!(
 pub static LONG: Suite = suite!(
     "qemu_long",
     [
-        two_guests_larger_than_the_machine_run_if_reclaimable: 1800,
         guest_of_32_gib_boots_in_a_machine_of_2: 1800,
-        stock_kernel_boots_with_all_its_memory_private: 1800,
-        twenty_guests_boot_one_after_the_other: 3600,
+        every_kind_boots_twenty_times_as_a_dimm: 14400,
+        every_kind_boots_twenty_times_as_virtio_mem: 14400,
+        every_kind_boots_twenty_times_as_all_memory: 14400,
+        guest_boots_twenty_times_with_kvmclock: 3600,
     ],
     hidden = true
 );
@@ -375,33 +380,35 @@ fn free_pages_that_the_guest_reports_are_given_back() -> CaseResult {
 
 fn whole_guest_is_swapped_out_and_comes_back() -> CaseResult {
     with_guest(Kind::BOTH, |fixture| {
-        let swap = Swap::on(2 * SIZE)?;
-        fill(&mut fixture.machine, 12)?;
-        fixture.machine.execute("stop", json!({}))?;
-        let (allocated, before) = fixture.machine.private()?;
-        let counts = Counts::now()?;
-        let mut left = before;
-        // The first look at a page may find it used; see the suite `reclaim`.
-        for _ in 0..16 {
-            pressure::drop_caches()?;
-            fixture.cgroup.line("memory.stat", "active_anon")?;
-            fixture.cgroup.reclaim(SIZE)?;
-            left = fixture.machine.private()?.1;
-            if left <= before / 50 {
-                break;
-            }
-        }
-        println!("{before} pages before, {left} left, {} KiB of swap", swap.used()? >> 10);
-        ensure!(left <= before / 50, "{left} of {before} pages stay");
-        ensure!(fixture.machine.private()?.0 == allocated, "some are lost");
-        counts.expect_grown(&["memfile.swap_out"], (before - left) / 2)?;
-        fixture.machine.execute("cont", json!({}))?;
-        verify(&mut fixture.machine, 12)?;
-        let back = fixture.machine.private()?.1;
-        println!("{back} pages are back");
-        ensure!((back - left) * PAGE >= filled() / 2, "{back} pages");
-        release(&mut fixture.machine)
+        is_swapped_out_and_comes_back(&mut fixture.machine, &fixture.cgroup)
     })
+}
+
+fn is_swapped_out_and_comes_back(machine: &mut Machine, cgroup: &Cgroup) -> CaseResult {
+    let swap = Swap::on(2 * SIZE)?;
+    fill(machine, 12)?;
+    machine.execute("stop", json!({}))?;
+    let (allocated, before) = machine.private()?;
+    let counts = Counts::now()?;
+    let mut left = before;
+    // The first look at a page may find it used; see the suite `reclaim`.
+    for _ in 0..16 {
+        cgroup.reclaim_unused(SIZE)?;
+        left = machine.private()?.1;
+        if left <= before / 50 {
+            break;
+        }
+    }
+    println!("{before} pages before, {left} left, {} KiB of swap", swap.used()? >> 10);
+    ensure!(left <= before / 50, "{left} of {before} pages stay");
+    ensure!(machine.private()?.0 == allocated, "some are lost");
+    counts.expect_grown(&["memfile.swap_out"], (before - left) / 2)?;
+    machine.execute("cont", json!({}))?;
+    verify(machine, 12)?;
+    let back = machine.private()?.1;
+    println!("{back} pages are back");
+    ensure!((back - left) * PAGE >= filled() / 2, "{back} pages");
+    release(machine)
 }
 
 fn compaction_moves_pages_of_a_running_guest() -> CaseResult {
@@ -531,6 +538,29 @@ fn preallocated(size: u64) -> Memory {
     Memory { prealloc: true, ..Memory::dimm(Kind::PINNED, size) }
 }
 
+fn guest_boots_and_keeps_its_data_on_memory_allocated_ahead() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let (lab, before) = (lab()?, Accounts::now()?);
+    let mut machine = Machine::start(&lab, &Config::new(preallocated(SIZE)))?;
+    expect_whole(&machine)?;
+    machine.boot()?;
+    fill(&mut machine, 18)?;
+    verify(&mut machine, 18)?;
+    expect_whole(&machine).context("with content")?;
+    let shared = machine.shared()?;
+    ensure!(shared < 4 * MIB, "{} KiB beside the private memory", shared >> 10);
+    release(&mut machine)?;
+    machine.shut_down()?;
+    before.expect_back(2 * MIB).context("after QEMU")
+}
+
+/// All [`SIZE`] bytes of private memory are allocated, and no more.
+fn expect_whole(machine: &Machine) -> CaseResult {
+    let (allocated, resident) = machine.private()?;
+    ensure!(allocated == SIZE && resident == SIZE / PAGE, "{allocated} bytes, {resident} pages");
+    Ok(())
+}
+
 /// Pages of the memfiles that a process has, none as long as it has no memfile.
 fn pages_of(machine: &Machine) -> Result<u64> {
     let memfds = memfds(machine.pid())?;
@@ -564,11 +594,7 @@ fn prealloc_is_complete_whatever_signals_come() -> CaseResult {
         let mut machine = Machine::launch(&lab, &Config::new(preallocated(SIZE)))?;
         halfway += stop_and_go(&mut machine, SIZE / PAGE, pages_of)?;
         machine.connect()?;
-        let (allocated, resident) = machine.private()?;
-        ensure!(
-            allocated == SIZE && resident == SIZE / PAGE,
-            "{allocated} bytes, {resident} pages"
-        );
+        expect_whole(&machine)?;
         machine.kill()?;
     }
     println!("{halfway} stops while memory was allocated");
@@ -586,8 +612,7 @@ fn prealloc_goes_on_after_every_interrupted_call() -> CaseResult {
     println!("{failed} calls were interrupted");
     ensure!(failed >= TIMES && failed % TIMES == 0, "{failed} calls: {}", machine.said());
     machine.connect()?;
-    let (allocated, resident) = machine.private()?;
-    ensure!(allocated == SIZE && resident == SIZE / PAGE, "{allocated} bytes, {resident} pages");
+    expect_whole(&machine)?;
     machine.kill()
 }
 
@@ -787,8 +812,10 @@ fn qemu_killed_while_it_starts_leaves_no_memory_behind() -> CaseResult {
     give_up(&mut *slot()?)?;
     let lab = lab()?;
     let before = Accounts::now()?;
-    for part in [0, 1, 4, 16, 64] {
-        let machine = Machine::launch(&lab, &Config::new(preallocated(SIZE)))?;
+    let ahead = [preallocated(SIZE), Memory { prealloc: true, ..all(Kind::PINNED, SIZE) }];
+    let parts = [0, 1, 4, 16, 64];
+    for (memory, part) in ahead.into_iter().flat_map(|memory| parts.map(|part| (memory, part))) {
+        let machine = Machine::launch(&lab, &Config::new(memory))?;
         while pages_of(&machine)? * part < SIZE / PAGE && part > 0 {
             thread::yield_now();
         }
@@ -797,8 +824,8 @@ fn qemu_killed_while_it_starts_leaves_no_memory_behind() -> CaseResult {
         before.expect_back(2 * MIB).context("after QEMU")?;
     }
     // While the firmware runs, and the guest's kernel after it.
-    for wanted in [1000, 4000] {
-        let memory = Memory::dimm(Kind::BOTH, SIZE);
+    let demand = [Memory::dimm(Kind::BOTH, SIZE), all(Kind::BOTH, SIZE)];
+    for (memory, wanted) in demand.into_iter().flat_map(|m| [(m, 1000), (m, 4000)]) {
         let mut machine = Machine::start(&lab, &Config::new(memory))?;
         machine.execute("cont", json!({}))?;
         let grown = || Ok::<_, anyhow::Error>(mem::content()? / PAGE);
@@ -819,12 +846,46 @@ fn all(kind: Kind, size: u64) -> Memory {
 
 fn guest_boots_with_all_its_memory_private() -> CaseResult {
     give_up(&mut *slot()?)?;
-    boots_with_all_private(&lab()?, SIZE)
+    let (exits, loaded) = boots_with_all_private(&lab()?, SIZE)?;
+    // Kernel and initramfs did not come by port, a KiB or less at a time.
+    ensure!(exits < loaded / 1024, "{exits} accesses to ports for {loaded} bytes");
+    Ok(())
 }
 
-fn boots_with_all_private(lab: &Lab, size: u64) -> CaseResult {
+/// The same lab whose guests may read KVM's clock. See [`crate::qemu::CPU`].
+fn with_kvmclock(lab: Lab) -> Lab {
+    Lab { cpu: lab.cpu.replace(",-kvmclock", ""), ..lab }
+}
+
+fn expect_kvmclock(machine: &mut Machine) -> CaseResult {
+    let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let source = machine.guest().read(source)?;
+    ensure!(source.trim() == "kvm-clock", "the guest's clock is {source}");
+    Ok(())
+}
+
+/// And with the clock that KVM writes there.
+fn whole_guest_is_swapped_out_with_its_kernel_and_page_tables() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let (lab, before) = (with_kvmclock(lab()?), Accounts::now()?);
+    let cgroup = Cgroup::new()?;
+    let config = Config::new(all(Kind::BOTH, SIZE)).within(&cgroup);
+    let mut machine = Machine::start(&lab, &config)?;
+    machine.boot()?;
+    expect_kvmclock(&mut machine)?;
+    is_swapped_out_and_comes_back(&mut machine, &cgroup)?;
+    expect_kvmclock(&mut machine)?;
+    machine.shut_down()?;
+    drop(cgroup);
+    before.expect_back(2 * MIB).context("after QEMU")
+}
+
+/// Returns how often the guest accessed ports until it was up, and how large what it booted is.
+fn boots_with_all_private(lab: &Lab, size: u64) -> Result<(u64, u64)> {
     let before = Accounts::now()?;
-    let mut machine = Machine::start(lab, &Config::new(all(Kind::BOTH, size)))?;
+    // Each character of its console is an access to a port.
+    let config = Config { append: "quiet".into(), ..Config::new(all(Kind::BOTH, size)) };
+    let mut machine = Machine::start(lab, &config)?;
     let started = machine.private_pages()?;
     let took = machine.boot()?;
     let (allocated, resident) = machine.private()?;
@@ -838,11 +899,16 @@ fn boots_with_all_private(lab: &Lab, size: u64) -> CaseResult {
     ensure!(allocated == resident * PAGE, "{allocated} bytes, {resident} pages");
     // The guest's kernel writes 1/64 of its memory to describe it.
     ensure!(allocated < 128 * MIB + size / 32, "{} MiB", allocated / MIB);
+    let shared = machine.shared()?;
+    ensure!(shared < 4 * MIB, "{} KiB beside the private memory", shared >> 10);
+    let (exits, loaded) = (kvm_figure(machine.pid(), "io_exits")?, machine.loaded()?);
+    println!("{exits} accesses to ports, {} KiB loaded", loaded >> 10);
     fill(&mut machine, 15)?;
     verify(&mut machine, 15)?;
     release(&mut machine)?;
     machine.shut_down()?;
-    before.expect_back(2 * MIB).context("after QEMU")
+    before.expect_back(2 * MIB).context("after QEMU")?;
+    Ok((exits, loaded))
 }
 
 fn stock_kernel_boots_and_virtio_mem_gives_memory_back() -> CaseResult {
@@ -885,58 +951,116 @@ fn await_plugged(machine: &mut Machine, bytes: u64) -> CaseResult {
     }
 }
 
-fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
-    let lab = lab()?;
-    lock_own_memory()?;
-    let _machine = SmallMachine::shrink_to(768 * MIB)?;
-    let total = mem::meminfo("MemTotal")?;
-    let each = total * 5 / 8 / MIB * MIB;
-    let swap = Swap::on(4 * each)?;
-    let before = Accounts::now()?;
-    let counts = Counts::now()?;
-    let mut guests = Vec::new();
-    for _ in 0..2 {
-        let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::BOTH, 2 * each)))?;
-        machine.boot()?;
-        guests.push(machine);
-    }
-    println!("two guests of {} MiB in {} MiB", each / MIB, total / MIB);
-    for (seed, machine) in (20..).zip(&mut guests) {
-        machine.guest().hold("sparse", "large", each, seed)?;
-    }
-    for (seed, machine) in (20..).zip(&mut guests) {
-        machine.guest().verify("large", seed)?;
-    }
-    counts.expect_grown(&["memfile.swap_out", "pswpin"], 1000)?;
-    println!("{} MiB of swap in use", swap.used()? / MIB);
-    for machine in guests {
-        machine.shut_down()?;
-    }
-    drop(swap);
-    before.expect_back(8 * MIB).context("after the guests")
-}
-
 fn guest_of_32_gib_boots_in_a_machine_of_2() -> CaseResult {
-    boots_with_all_private(&lab()?, 32 << 30)
+    boots_with_all_private(&lab()?, 32 << 30).map(drop)
 }
 
 fn stock_kernel_boots_with_all_its_memory_private() -> CaseResult {
-    boots_with_all_private(&lab()?.with_stock_kernel()?, 1024 * MIB)
+    give_up(&mut *slot()?)?;
+    boots_with_all_private(&lab()?.with_stock_kernel()?, 1024 * MIB).map(drop)
 }
 
-fn twenty_guests_boot_one_after_the_other() -> CaseResult {
+fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
+    /// What the machine has left, and what each guest's process writes.
+    const LEFT: u64 = 224 * MIB;
+    const EACH: u64 = 104 * MIB;
+    give_up(&mut *slot()?)?;
     let lab = lab()?;
-    let mut failed = 0;
-    for n in 1..=20 {
-        let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::BOTH, SIZE)))?;
-        match machine.boot() {
-            Ok(took) => println!("{n}: {:.1} s", took.as_secs_f64()),
+    lock_own_memory()?;
+    pressure::drop_caches()?;
+    let ballast = mem::meminfo("MemAvailable")?.saturating_sub(LEFT) / HUGE;
+    let ballast = Setting::set("/proc/sys/vm/nr_hugepages", &ballast.to_string())?;
+    let left = mem::meminfo("MemAvailable")?;
+    if left > 2 * SMALL {
+        return skip(format!("a machine of {} MiB does not get smaller", left / MIB));
+    }
+    let swap = Swap::on(4 * SMALL)?;
+    let before = Accounts::now()?;
+    let counts = Counts::now()?;
+    let mut guests = Vec::new();
+    for seed in [20, 21] {
+        let mut machine = Machine::start(&lab, &Config::new(all(Kind::BOTH, SMALL)))?;
+        machine.boot()?;
+        machine.guest().hold("sparse", "large", EACH, seed)?;
+        guests.push((seed, machine));
+    }
+    let pages = guests.iter().map(|(_, machine)| machine.private_pages()).sum::<Result<u64>>()?;
+    println!("two guests have {} MiB where {} are left", pages * PAGE / MIB, left / MIB);
+    ensure!(pages * PAGE > left, "they fit");
+    for (seed, machine) in &mut guests {
+        machine.guest().verify("large", *seed)?;
+    }
+    counts.expect_grown(&["memfile.swap_out", "pswpin"], 1000)?;
+    println!("{} MiB of swap in use", swap.used()? / MIB);
+    for (_, machine) in guests {
+        machine.shut_down()?;
+    }
+    drop(swap);
+    before.expect_back(8 * MIB).context("after the guests")?;
+    drop(ballast);
+    Ok(())
+}
+
+/// How often a guest is booted: `MEMFILE_BOOTS` times.
+fn boots() -> u32 {
+    std::env::var("MEMFILE_BOOTS").ok().and_then(|s| s.parse().ok()).unwrap_or(20)
+}
+
+/// Boot such a guest again and again, and `look` at it: how often that failed.
+fn failed_boots(lab: &Lab, memory: Memory, look: impl Fn(&mut Machine) -> CaseResult) -> u32 {
+    let name = format!("{}, as {}", memory.kind.what(), memory.layout.what());
+    let (boots, mut failed) = (boots(), 0);
+    for n in 1..=boots {
+        let boot = || {
+            let mut machine = Machine::start(lab, &Config::new(memory))?;
+            let took = machine.boot()?;
+            look(&mut machine)?;
+            machine.kill()?;
+            Ok::<_, anyhow::Error>(took)
+        };
+        match boot() {
+            Ok(took) => println!("{name}: {n}: {:.1} s", took.as_secs_f64()),
             Err(e) => {
                 failed += 1;
-                println!("{n}: {e:#}");
+                println!("{name}: {n}: {e:#}");
             }
         }
     }
-    ensure!(failed == 0, "{failed} of 20 did not come up");
+    println!("{name}: {} of {boots} boots came up", boots - failed);
+    failed
+}
+
+fn every_kind_boots(lab: &Lab, layout: Layout) -> CaseResult {
+    let mut failed = 0;
+    for (_, kind) in Kind::NAMES {
+        // KVM itself cannot use a guest_memfd, as it has to when all memory is private.
+        if kind == Kind::GuestMemfd && layout == Layout::All {
+            continue;
+        }
+        let _pool = if kind == Kind::Huge { Some(pool_of(SMALL / HUGE)?) } else { None };
+        let memory = Memory { kind, layout, size: SMALL, prealloc: false };
+        failed += failed_boots(lab, memory, |_| Ok(()));
+    }
+    ensure!(failed == 0, "{failed} boots did not come up");
+    Ok(())
+}
+
+fn every_kind_boots_twenty_times_as_a_dimm() -> CaseResult {
+    every_kind_boots(&lab()?, Layout::Dimm { low: 256 * MIB })
+}
+
+fn every_kind_boots_twenty_times_as_virtio_mem() -> CaseResult {
+    let layout = Layout::Device { low: 512 * MIB, requested: SMALL };
+    every_kind_boots(&lab()?.with_stock_kernel()?, layout)
+}
+
+fn every_kind_boots_twenty_times_as_all_memory() -> CaseResult {
+    every_kind_boots(&lab()?, Layout::All)
+}
+
+fn guest_boots_twenty_times_with_kvmclock() -> CaseResult {
+    let lab = with_kvmclock(lab()?);
+    let failed = failed_boots(&lab, all(Kind::BOTH, SMALL), expect_kvmclock);
+    ensure!(failed == 0, "{failed} boots did not come up");
     Ok(())
 }
