@@ -117,7 +117,8 @@ def read_list(path: Path) -> list[Mutant]:
                 fail(f"{name}: the word MUTANT is missing, so it could not be disabled")
         mutants.append(Mutant(
             name, entry["what"], tuple(edits), tuple(entry["fails"]), tuple(entry.get("rows", ())),
-            entry.get("expect", "fail"), entry.get("seconds", SECONDS), entry.get("alone", False), entry.get("host", ""),
+            entry.get("expect", "fail"), entry.get("seconds", SECONDS), entry.get("alone", False),
+            entry.get("host", ""),
         ))
     if len({number(mutant.name) for mutant in mutants}) != len(mutants):
         fail("two mutants have the same name")

@@ -12,7 +12,6 @@ use super::measure::{Cost, Report, count};
 use super::private::{KINDS, subject};
 use crate::consumer::{Consumer, Mode, Span};
 use crate::pressure::{self, Idle, frames};
-use crate::support::setup::{BOTH, Setup};
 use crate::sys;
 use crate::vm::{Private, Vm};
 use crate::{GIB, HUGE, PAGE};
@@ -164,8 +163,11 @@ fn asked(pages: u64, report: &mut Report) -> Result<()> {
     }
     let _huge = pressure::shmem_huge(if pages == 1 { "never" } else { "always" })?;
     let idle = Idle::open()?;
-    let s = Setup::filled(BOTH, HUGE)?;
-    let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&0).context("no frame")?.pfn;
+    let vm = Vm::protected()?;
+    let (fd, vcpu) = (Private::Memfile.create(&vm, HUGE)?, vm.vcpu(0)?);
+    let slot = vm.add_private(1, GPA, HUGE, Private::Memfile, &fd, 0)?;
+    vm.set_private(GPA, HUGE)?;
+    let pfn = frames(&vcpu, &slot, &fd)?.get(&0).context("no frame")?.pfn;
     idle.mark_all([pfn])?;
     let mut total = Cost::default();
     for _ in 0..TIMES {
