@@ -143,7 +143,7 @@ VARIANT = "variant_"
 # share them out.
 SECONDS = {
     "qemu": 450, "qemu_long": 9000, "directmap": 195, "directmap_huge": 175, "directmap_1g": 120, "hugetlb_1g": 220,
-    "kvmaccess": 85, "reclaim": 50, "pinned": 46, "sharing_huge": 45, "swapwait": 38, "poison": 36, "overcommit": 38,
+    "kvmaccess": 58, "reclaim": 50, "pinned": 46, "sharing_huge": 45, "swapwait": 38, "poison": 36, "overcommit": 38,
     "motion": 33, "idle": 28, "hugetlb": 23, "stress": 23, "stress_huge": 22, "stress_hidden": 25, "contiguous": 20,
     "scenarios": 18, "huge": 15, "migrate": 15, "scenarios_huge": 13, "zswap": 12, "stress_gmem": 11, "zero": 8,
     "accounting": 7, "ondemand": 9, "model_huge": 9, "fault": 8, "border": 12, "nested": 7, "motion_huge": 14,
