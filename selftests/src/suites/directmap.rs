@@ -43,6 +43,7 @@ pub static SUITE: Suite = suite!(
         parts_of_a_split_page_stay_out,
         part_beyond_the_end_of_the_file_comes_back,
         content_of_an_earlier_binding_leaves,
+        hole_in_a_swapped_huge_page_brings_nothing_into_the_map,
         swapoff_brings_no_content_into_the_map,
         swapoff_without_memory_loses_nothing: 120,
         file_keeps_the_flag_as_long_as_it_has_pages,
@@ -381,6 +382,30 @@ fn swapped_out_before(swap: &Swap, hidden: &Hidden) -> Result<(Cgroup, Setup)> {
     let s = s.pass_on(HIDDEN)?;
     hidden.expect(0, "all is in swap")?;
     Ok((cgroup, s))
+}
+
+/// The hole reads what it cuts, which the guest has not touched since the file is bound with the flag.
+fn hole_in_a_swapped_huge_page_brings_nothing_into_the_map() -> CaseResult {
+    const BEFORE: u64 = 5 * PAGE;
+    const LEN: u64 = 100 * PAGE;
+    lock_own_memory()?;
+    let _huge = pressure::shmem_huge("always")?;
+    let swap = Swap::on(16 * MIB)?;
+    let hidden = Hidden::now()?;
+    let counts = Counts::now()?;
+    let (_cgroup, mut s) = swapped_out_before(&swap, &hidden)?;
+    counts.expect_grown(&["thp_swpout"], 1)?;
+    punch(&s.fd, BEFORE, LEN)?;
+    let read = s.resident()?;
+    println!("{read} pages are in memory");
+    ensure!(read > 0, "the hole has read nothing");
+    hidden.expect(read, "what the hole has read")?;
+    let gpa = s.slot.gpa;
+    s.vcpu.verify(gpa, BEFORE, GUEST)?;
+    s.vcpu.verify(gpa + BEFORE, LEN, Pattern::ZERO)?;
+    s.vcpu.verify(gpa + BEFORE + LEN, SIZE - BEFORE - LEN, GUEST)?;
+    drop(s);
+    hidden.expect(0, "the VM is gone")
 }
 
 /// Of what went to swap before the file's first binding with the flag.

@@ -15,14 +15,14 @@ use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::mem::{self, counter};
 use crate::pattern::{Pattern, Rng, seed};
-use crate::pressure::{self, Cgroup, Setting, base_pages, shmem_huge};
+use crate::pressure::{self, Cgroup, Counts, Failing, Setting, Swap, base_pages, shmem_huge};
 use crate::support::backend::Backend;
 use crate::support::directmap::Hidden;
 use crate::support::hugetlb::{Guest, frames_of, movable_pool};
 use crate::support::inject::{Injector, SHORTAGES, Shortage};
 use crate::support::setup::{
-    GUEST, HIDDEN, Layout, MOVABLE, PINNED, SHARED, SLOT, Setup, fill_view, fill_view_part,
-    vm_with_flags,
+    GUEST, HIDDEN, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, Setup, fill_view,
+    fill_view_part, vm_with_flags,
 };
 use crate::sys::*;
 use crate::uapi::*;
@@ -40,6 +40,7 @@ pub static SUITES: &[Suite] = &[
             hole_needs_no_memory,
             hole_between_allocated_pages_needs_no_memory,
             hole_in_a_huge_page_needs_no_memory,
+            hole_that_cannot_read_what_it_cuts_changes_nothing,
             binding_that_fails_changes_nothing,
             deletion_that_fails_changes_nothing,
             conversion_that_fails_changes_nothing,
@@ -347,6 +348,36 @@ fn hole_in_a_huge_page_needs_no_memory(on: &'static Backend) -> CaseResult {
     println!("{split} times the huge page was split, {whole} times it stayed");
     ensure!(failed == 0, "{failed} holes were not punched for want of memory");
     ensure!(split > 0 && whole > 0, "only one of them was tried");
+    Ok(())
+}
+
+/// A huge page that is in swap has to come back before it can be cut.
+fn hole_that_cannot_read_what_it_cuts_changes_nothing(_on: &'static Backend) -> CaseResult {
+    const BEFORE: u64 = 5 * PAGE;
+    const LEN: u64 = 100 * PAGE;
+    lock_own_memory()?;
+    let _policy = shmem_huge("always")?;
+    let swap = Swap::on(16 * MIB)?;
+    let cgroup = Cgroup::enter()?;
+    // The begin of the hole cuts it, its end, and both.
+    for (at, len) in [(BEFORE, HUGE - BEFORE), (0, LEN), (BEFORE, LEN)] {
+        let mut s = Setup::filled(RECLAIMABLE, HUGE)?;
+        let counts = Counts::now()?;
+        s.swap_out(&cgroup, HUGE)?;
+        cgroup.forget(HUGE)?;
+        counts.expect_grown(&["thp_swpout"], 1)?;
+        swap.expect_used(HUGE, "all is in swap")?;
+        let failing = Failing::pages(100, 100_000)?;
+        let result = punch(&s.fd, at, len);
+        drop(failing);
+        expect_errno("punch", result, &[Errno::ENOMEM])?;
+        let gpa = s.slot.gpa;
+        s.vcpu.verify_pages(gpa, HUGE, GUEST)?;
+        punch(&s.fd, at, len).context("once there is memory")?;
+        s.vcpu.verify_pages(gpa, at, GUEST)?;
+        s.vcpu.verify_pages(gpa + at, len, Pattern::ZERO)?;
+        s.vcpu.verify_pages(gpa + at + len, HUGE - at - len, GUEST)?;
+    }
     Ok(())
 }
 

@@ -963,7 +963,7 @@ fn stock_kernel_boots_with_all_its_memory_private() -> CaseResult {
 fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
     /// What the machine has left, and what each guest's process writes.
     const LEFT: u64 = 224 * MIB;
-    const EACH: u64 = 104 * MIB;
+    const EACH: u64 = 144 * MIB;
     give_up(&mut *slot()?)?;
     let lab = lab()?;
     lock_own_memory()?;
