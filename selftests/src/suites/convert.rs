@@ -34,10 +34,11 @@ conformance!(
         huge_range_with_little_in_it_is_cleared,
         large_range_costs_hardly_any_memory,
         range_from_the_first_gfn_on_converts,
+        any_range_converts_and_no_other_page,
     ],
     memfile: [page_of_a_huge_private_one_converts_alone],
     huge: all,
-    shmem: [any_range_converts_and_no_other_page, vm_without_private_memory_has_no_regions],
+    shmem: [vm_without_private_memory_has_no_regions],
     // Refusals, and ranges without memory, do not look at pages.
     gigantic: [both_ioctls_change_one_state, single_pages_convert_alone],
 );
