@@ -353,25 +353,32 @@ fn hole_in_a_huge_page_needs_no_memory(on: &'static Backend) -> CaseResult {
 
 /// A huge page that is in swap has to come back before it can be cut.
 fn hole_that_cannot_read_what_it_cuts_changes_nothing(_on: &'static Backend) -> CaseResult {
-    const BEFORE: u64 = 5 * PAGE;
+    // None is the first page, which is where the entry of a huge page in swap begins.
+    const CUT: u64 = 5 * PAGE;
     const LEN: u64 = 100 * PAGE;
     lock_own_memory()?;
     let _policy = shmem_huge("always")?;
     let swap = Swap::on(16 * MIB)?;
     let cgroup = Cgroup::enter()?;
     // The begin of the hole cuts it, its end, and both.
-    for (at, len) in [(BEFORE, HUGE - BEFORE), (0, LEN), (BEFORE, LEN)] {
+    for (at, len) in [(CUT, HUGE - CUT), (0, LEN), (CUT, LEN)] {
         let mut s = Setup::filled(RECLAIMABLE, HUGE)?;
         let counts = Counts::now()?;
         s.swap_out(&cgroup, HUGE)?;
         cgroup.forget(HUGE)?;
         counts.expect_grown(&["thp_swpout"], 1)?;
         swap.expect_used(HUGE, "all is in swap")?;
-        let failing = Failing::pages(100, 100_000)?;
-        let result = punch(&s.fd, at, len);
-        drop(failing);
-        expect_errno("punch", result, &[Errno::ENOMEM])?;
         let gpa = s.slot.gpa;
+        s.vcpu.post(Command::Load, &[gpa + CUT])?;
+        let failing = Failing::pages(100, 1000)?;
+        let (hole, exit) = (punch(&s.fd, at, len), s.vcpu.enter());
+        drop(failing);
+        expect_errno("punch", hole, &[Errno::ENOMEM])?;
+        // Nor can the guest read it.
+        let flags = KVM_MEMORY_EXIT_FLAG_PRIVATE;
+        let wanted = Exit::MemoryFault { errno: Errno::ENOMEM, gpa: gpa + CUT, size: PAGE, flags };
+        ensure!(exit == Ok(wanted), "{exit:x?}");
+        s.vcpu.restart()?;
         s.vcpu.verify_pages(gpa, HUGE, GUEST)?;
         punch(&s.fd, at, len).context("once there is memory")?;
         s.vcpu.verify_pages(gpa, at, GUEST)?;
