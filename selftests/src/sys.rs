@@ -683,6 +683,26 @@ pub fn populate_own_memory() -> Result<()> {
     check(unsafe { libc::mlockall(libc::MCL_CURRENT) }).context("mlockall").map(drop)
 }
 
+/// Keep this thread, and those that it makes from now on, on the CPU that it runs on.
+pub fn stay_on_this_cpu() -> Result<()> {
+    // SAFETY: All zeros are a set of no CPUs.
+    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: Takes no pointer.
+    let cpu = check(unsafe { libc::sched_getcpu() }).context("getcpu")?;
+    // SAFETY: The number of a CPU that is not in the set changes nothing.
+    unsafe { libc::CPU_SET(cpu as usize, &mut cpus) };
+    // SAFETY: The set is valid for its size.
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &cpus) })
+        .context("sched_setaffinity")
+        .map(drop)
+}
+
+/// This thread gets little of a CPU that another one wants as well.
+pub fn run_after_others() -> Result<()> {
+    // SAFETY: Takes no pointer. Linux sets it for the thread only.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) }).context("setpriority").map(drop)
+}
+
 /// SKIP unless run as root.
 pub fn require_root() -> Result<()> {
     // SAFETY: Takes nothing.

@@ -28,6 +28,8 @@ OWN_MACHINE = {
     "contiguous": ["--mem", "3840M", "--append", "hugetlb_cma=1G"],
     # A page of 1 GiB is there from the beginning: later there is hardly room for one.
     "hugetlb_1g": ["--mem", "4G", "--append", "hugepagesz=1G hugepages=1"],
+    # And one that it can move to, and room to make one again of the memory that it leaves.
+    "hugetlb_pair_1g": ["--mem", "6G", "--append", "hugepagesz=1G hugepages=2"],
     "directmap_1g": ["--mem", "4G", "--append", "hugepagesz=1G hugepages=1"],
     # Two nodes, each with a socket and half of the memory: CPUs of one socket are in one node.
     "hugetlb_numa": [
@@ -143,6 +145,7 @@ VARIANT = "variant_"
 # share them out.
 SECONDS = {
     "qemu": 450, "qemu_long": 9000, "directmap": 195, "directmap_huge": 175, "directmap_1g": 120, "hugetlb_1g": 220,
+    "hugetlb_pair_1g": 61,
     "kvmaccess": 58, "reclaim": 50, "pinned": 46, "sharing_huge": 45, "swapwait": 38, "poison": 36, "overcommit": 38,
     "motion": 33, "idle": 28, "hugetlb": 23, "stress": 23, "stress_huge": 22, "stress_hidden": 25, "contiguous": 20,
     "scenarios": 18, "huge": 15, "migrate": 15, "scenarios_huge": 13, "zswap": 12, "stress_gmem": 11, "zero": 8,

@@ -3,10 +3,11 @@
 //! mapped in their full size (rule 24).
 //!
 //! The same cases run with pages of 2 MiB, and of 1 GiB on a machine that reserves one at boot
-//! (`hugetlb_1g`: `scripts/check` boots it). The suites `…_huge` test what memfiles on all stores
-//! have in common.
+//! (`hugetlb_1g`), or two if one of them is to move (`hugetlb_pair_1g`): `scripts/check` boots
+//! them. The suites `…_huge` test what memfiles on all stores have in common.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::consumer::{Consumer, MAPPER, Mode, Span};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::{self, Block, Cgroup, Counts, Failing, Isolation, Pool, Swap, Trace};
+use crate::pressure::{self, Block, Cgroup, Counts, Failing, Isolation, Pool, Swap, Trace, moved};
 use crate::support::hugetlb::{
     Broken, Guest, break_at, file, frames_of, movable_pool, pool, suites,
 };
@@ -94,6 +95,11 @@ suites! {
         hole_does_not_touch_a_broken_page,
         page_without_another_to_move_to_stays,
         other_consumers_get_whole_pages,
+    ]
+    [SUITE_PAIR, "hugetlb_pair_1g", GIB]: [
+        movable_page_moves_to_another_and_keeps_content: 120,
+        vcpu_that_writes_while_the_page_moves_loses_nothing: 120,
+        pinned_page_stays_although_there_is_another,
     ]
 }
 
@@ -959,29 +965,133 @@ fn movable_pages_move_and_keep_content(page: u64) -> CaseResult {
     let (zone, _pool, _filled) = movable_pool(4)?;
     for flags in [MOVABLE, BOTH] {
         let mut guest = Guest::new(flags, page, 4)?;
-        guest.vcpu.fill(guest.gpa, guest.size, GUEST)?;
-        let before = frames_of(&guest)?;
-        let counts = Counts::now()?;
-        let mut there = 0;
-        for block in &zone.blocks {
-            there +=
-                frames_of(&guest)?.values().filter(|f| block.holds(f.pfn).unwrap_or(false)).count();
-            block.offline()?;
-            for frame in frames_of(&guest)?.values() {
-                ensure!(!block.holds(frame.pfn)?, "{frame:x?} is in a block that is gone");
+        pages_move(&mut guest, page, |guest| {
+            let mut there = 0;
+            for block in &zone.blocks {
+                there += frames_of(guest)?
+                    .values()
+                    .filter(|f| block.holds(f.pfn).unwrap_or(false))
+                    .count();
+                block.offline()?;
+                for frame in frames_of(guest)?.values() {
+                    ensure!(!block.holds(frame.pfn)?, "{frame:x?} is in a block that is gone");
+                }
+                guest.vcpu.verify(guest.gpa, guest.size, GUEST)?;
+                block.give_back("online_movable")?;
             }
-            guest.vcpu.verify(guest.gpa, guest.size, GUEST)?;
-            block.give_back("online_movable")?;
-        }
-        println!("{there} small pages lay in blocks that went, {} in all", before.len());
-        ensure!(there != 0, "no page of the guest lay in movable memory");
-        counts.expect_grown(&["memfile.migrate"], 1)?;
-        guest.expect_mapped(page, 4, "after the move")?;
-        let next = Pattern::Generation(7);
-        guest.vcpu.fill(guest.gpa, guest.size, next)?;
-        guest.vcpu.verify(guest.gpa, guest.size, next)?;
+            println!("{there} small pages lay in blocks that went, {} in all", guest.size / PAGE);
+            ensure!(there != 0, "no page of the guest lay in movable memory");
+            Ok(())
+        })?;
     }
     Ok(())
+}
+
+/// The kernel makes no page of 1 GiB to move one to, but takes one that the pool has free.
+fn movable_page_moves_to_another_and_keeps_content(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 2)?;
+    let mut guest = Guest::new(MOVABLE, page, 1)?;
+    pages_move(&mut guest, page, |guest| give_up_first(guest, &pool))
+}
+
+/// Let `take` move pages of a guest that may move; there is room for them.
+fn pages_move(
+    guest: &mut Guest,
+    page: u64,
+    take: impl FnOnce(&mut Guest) -> CaseResult,
+) -> CaseResult {
+    write_all(guest, page, GUEST)?;
+    let counts = Counts::now()?;
+    take(guest)?;
+    expect_all(guest, page, GUEST)?;
+    counts.expect_grown(&["memfile.migrate"], 1)?;
+    guest.expect_mapped(page, guest.size / page, "after the move")?;
+    let next = Pattern::Generation(7);
+    write_all(guest, page, next)?;
+    expect_all(guest, page, next)
+}
+
+/// The guest writes to all of its memory; of a page of 1 GiB a word of each small page.
+fn write_all(guest: &mut Guest, page: u64, pattern: Pattern) -> CaseResult {
+    if page == GIB {
+        guest.vcpu.fill_pages(guest.gpa, guest.size, pattern)
+    } else {
+        guest.vcpu.fill(guest.gpa, guest.size, pattern)
+    }
+}
+
+/// The guest finds what [`write_all`] wrote.
+fn expect_all(guest: &mut Guest, page: u64, pattern: Pattern) -> CaseResult {
+    if page == GIB {
+        guest.vcpu.verify_pages(guest.gpa, guest.size, pattern)
+    } else {
+        guest.vcpu.verify(guest.gpa, guest.size, pattern)
+    }
+}
+
+/// Have the kernel do without the first frame of the guest's only page: the page moves. The pool is
+/// as large afterwards: the frame is mended, and a page made of that memory, before anything else
+/// has use for it.
+fn give_up_first(guest: &Guest, pool: &Pool) -> CaseResult {
+    let (before, usage) = (frames_of(guest)?, pool.usage()?);
+    let frame = before.get(&0).context("the page has no frame")?.pfn;
+    let whole = pool.fill(usage.total)?;
+    pressure::soft_offline(frame).context("the page was not given up")?;
+    pressure::unpoison(frame)?;
+    drop(whole);
+    pool.expect_same(usage)?;
+    let (after, all) = (frames_of(guest)?, before.len() as u64);
+    ensure!(after.len() as u64 == all && moved(&before, &after) == all, "the page is in its place");
+    Ok(())
+}
+
+/// What a vCPU writes before, during and after the move is in the page that is the guest's then.
+fn vcpu_that_writes_while_the_page_moves_loses_nothing(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 2)?;
+    // A vCPU that is held off tries again and again. It is to leave the CPU to the thread that copies.
+    stay_on_this_cpu()?;
+    let mut guest = Guest::new(BOTH, page, 1)?;
+    let mut writer = guest.vm.vcpu(1)?;
+    let places: Vec<u64> = (0..page).step_by((page / 16) as usize).map(|n| guest.gpa + n).collect();
+    let (begun, ended) = (Barrier::new(2), AtomicBool::new(false));
+    let counts = Counts::now()?;
+    let last = thread::scope(|scope| -> Result<u64> {
+        let writing = scope.spawn(|| -> Result<u64> {
+            let mut write = |round: u64| -> CaseResult {
+                places.iter().try_for_each(|gpa| writer.store(*gpa, round))?;
+                for gpa in &places {
+                    let got = writer.load(*gpa)?;
+                    ensure!(got == round, "round {round}: {gpa:#x} reads {got}");
+                }
+                Ok(())
+            };
+            let mut round = 1;
+            let first = run_after_others().and_then(|()| write(round));
+            begun.wait();
+            first?;
+            loop {
+                // The last round is all after the move.
+                let last = ended.load(Ordering::Acquire);
+                round += 1;
+                write(round)?;
+                if last {
+                    return Ok(round);
+                }
+            }
+        });
+        begun.wait();
+        let result = give_up_first(&guest, &pool);
+        ended.store(true, Ordering::Release);
+        let last = writing.join().map_err(|_| anyhow!("the thread panicked"))??;
+        result.map(|()| last)
+    })?;
+    counts.expect_grown(&["memfile.migrate"], 1)?;
+    println!("{last} rounds");
+    for gpa in places {
+        let got = guest.vcpu.load(gpa)?;
+        ensure!(got == last, "{gpa:#x} reads {got}, and {last} was written last");
+    }
+    guest.expect_mapped(page, 1, "after the move")
 }
 
 fn pinned_pages_are_never_in_the_way(page: u64) -> CaseResult {
@@ -995,16 +1105,15 @@ fn pinned_pages_are_never_in_the_way(page: u64) -> CaseResult {
     }
     let before = frames_of(&guest)?;
     zone.shuffle()?;
-    // A request for one of them is refused before a page is isolated.
-    let frame = before.get(&0).context("the page has no frame")?.pfn;
-    let isolation = Isolation::during(&before, || {
-        let refused = pressure::soft_offline(frame);
-        ensure!(refused.is_err(), "a pinned page was given up");
-        Ok(())
-    })?;
-    ensure!(isolation.vain == 0, "the page was isolated");
+    expect_refused(&guest, false)?;
     ensure!(frames_of(&guest)? == before, "a pinned page has moved");
     guest.vcpu.verify(guest.gpa, guest.size, GUEST)
+}
+
+/// Not even isolated, though it could move.
+fn pinned_page_stays_although_there_is_another(page: u64) -> CaseResult {
+    let (pool, _filled) = pool(page, 2)?;
+    page_stays(&pool, PINNED, false)
 }
 
 /// The kernel makes no page of this size to move one to, and the pool has no other: whoever wants
@@ -1013,22 +1122,34 @@ fn page_without_another_to_move_to_stays(page: u64) -> CaseResult {
     let (pool, _filled) = pool(page, 1)?;
     let _rest = all_but_one(&pool)?;
     for (flags, isolated) in [(PINNED, false), (MOVABLE, true), (BOTH, true)] {
-        let mut guest = Guest::new(flags, page, 1)?;
-        guest.touch(page, GUEST)?;
-        let before = frames_of(&guest)?;
-        let frame = before.get(&0).context("the page has no frame")?.pfn;
-        let (counts, usage) = (Counts::now()?, pool.usage()?);
-        let isolation = Isolation::during(&before, || {
-            ensure!(pressure::soft_offline(frame).is_err(), "the only page was given up");
-            Ok(())
-        })?;
-        ensure!((isolation.vain != 0) == isolated, "{flags:#x}: {isolation:?}");
-        counts.expect_same(&["memfile.migrate"])?;
-        pool.expect_same(usage)?;
-        ensure!(frames_of(&guest)? == before, "the page is elsewhere");
-        guest.expect(page, GUEST)?;
-        guest.expect_mapped(page, 1, "it stays")?;
+        page_stays(&pool, flags, isolated).with_context(|| format!("{flags:#x}"))?;
     }
+    Ok(())
+}
+
+/// The only page of a guest stays when it is wanted away, with its content and its mapping.
+fn page_stays(pool: &Pool, flags: u64, isolated: bool) -> CaseResult {
+    let page = pool.page;
+    let mut guest = Guest::new(flags, page, 1)?;
+    guest.touch(page, GUEST)?;
+    let (counts, usage) = (Counts::now()?, pool.usage()?);
+    expect_refused(&guest, isolated)?;
+    counts.expect_same(&["memfile.migrate"])?;
+    pool.expect_same(usage)?;
+    guest.expect(page, GUEST)?;
+    guest.expect_mapped(page, 1, "it stays")
+}
+
+/// A request for the guest's first page is refused: after the page was isolated, or before.
+fn expect_refused(guest: &Guest, isolated: bool) -> CaseResult {
+    let before = frames_of(guest)?;
+    let frame = before.get(&0).context("the page has no frame")?.pfn;
+    let isolation = Isolation::during(&before, || {
+        ensure!(pressure::soft_offline(frame).is_err(), "the page was given up");
+        Ok(())
+    })?;
+    ensure!((isolation.vain != 0) == isolated, "{isolation:?}");
+    ensure!(frames_of(guest)? == before, "the page is elsewhere");
     Ok(())
 }
 

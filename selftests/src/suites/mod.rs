@@ -117,6 +117,7 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&huge::SUITE),
     one(&hugetlb::SUITE),
     one(&hugetlb::SUITE_1G),
+    one(&hugetlb::SUITE_PAIR),
     one(&hugetlb_numa::SUITE),
     one(&directmap::SUITE),
     one(&directmap_huge::SUITE),
