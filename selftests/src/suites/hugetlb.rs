@@ -952,10 +952,7 @@ fn never_reclaimed_whatever_the_flags(page: u64) -> CaseResult {
         pool.expect_used(2, "after reclaim")?;
         guest.vcpu.verify(guest.gpa, guest.size, GUEST)?;
         // Another VM may ask for less than the pages have anyway.
-        let Guest { vm, vcpu, fd, size, .. } = guest;
-        drop((vcpu, vm));
-        let layout = Layout { gpa: 4 * GIB, offset: 0 };
-        let mut guest = Guest::on(flags & !MEMFILE_F_UNRECLAIMABLE, page, fd, size, layout)?;
+        let mut guest = guest.in_another_vm(flags & !MEMFILE_F_UNRECLAIMABLE, page)?;
         guest.vcpu.verify(guest.gpa, guest.size, GUEST)?;
     }
     Ok(())
@@ -964,8 +961,7 @@ fn never_reclaimed_whatever_the_flags(page: u64) -> CaseResult {
 fn movable_pages_move_and_keep_content(page: u64) -> CaseResult {
     let (zone, _pool, _filled) = movable_pool(4)?;
     for flags in [MOVABLE, BOTH] {
-        let mut guest = Guest::new(flags, page, 4)?;
-        pages_move(&mut guest, page, |guest| {
+        pages_move(flags, page, 4, |guest| {
             let mut there = 0;
             for block in &zone.blocks {
                 there += frames_of(guest)?
@@ -990,25 +986,28 @@ fn movable_pages_move_and_keep_content(page: u64) -> CaseResult {
 /// The kernel makes no page of 1 GiB to move one to, but takes one that the pool has free.
 fn movable_page_moves_to_another_and_keeps_content(page: u64) -> CaseResult {
     let (pool, _filled) = pool(page, 2)?;
-    let mut guest = Guest::new(MOVABLE, page, 1)?;
-    pages_move(&mut guest, page, |guest| give_up_first(guest, &pool))
+    pages_move(MOVABLE, page, 1, |guest| give_up_first(guest, &pool))
 }
 
 /// Let `take` move pages of a guest that may move; there is room for them.
 fn pages_move(
-    guest: &mut Guest,
+    flags: u64,
     page: u64,
+    count: u64,
     take: impl FnOnce(&mut Guest) -> CaseResult,
 ) -> CaseResult {
-    write_all(guest, page, GUEST)?;
+    let mut guest = Guest::new(flags, page, count)?;
+    write_all(&mut guest, page, GUEST)?;
     let counts = Counts::now()?;
-    take(guest)?;
-    expect_all(guest, page, GUEST)?;
+    take(&mut guest)?;
+    expect_all(&mut guest, page, GUEST)?;
     counts.expect_grown(&["memfile.migrate"], 1)?;
-    guest.expect_mapped(page, guest.size / page, "after the move")?;
+    guest.expect_mapped(page, count, "after the move")?;
     let next = Pattern::Generation(7);
-    write_all(guest, page, next)?;
-    expect_all(guest, page, next)
+    write_all(&mut guest, page, next)?;
+    // In the file, and not in the frames that it has left.
+    let mut guest = guest.in_another_vm(flags, page)?;
+    expect_all(&mut guest, page, next)
 }
 
 /// The guest writes to all of its memory; of a page of 1 GiB a word of each small page.
@@ -1050,7 +1049,7 @@ fn vcpu_that_writes_while_the_page_moves_loses_nothing(page: u64) -> CaseResult 
     let (pool, _filled) = pool(page, 2)?;
     // A vCPU that is held off tries again and again. It is to leave the CPU to the thread that copies.
     stay_on_this_cpu()?;
-    let mut guest = Guest::new(BOTH, page, 1)?;
+    let guest = Guest::new(BOTH, page, 1)?;
     let mut writer = guest.vm.vcpu(1)?;
     let places: Vec<u64> = (0..page).step_by((page / 16) as usize).map(|n| guest.gpa + n).collect();
     let (begun, ended) = (Barrier::new(2), AtomicBool::new(false));
@@ -1087,11 +1086,15 @@ fn vcpu_that_writes_while_the_page_moves_loses_nothing(page: u64) -> CaseResult 
     })?;
     counts.expect_grown(&["memfile.migrate"], 1)?;
     println!("{last} rounds");
+    guest.expect_mapped(page, 1, "after the move")?;
+    // In the file, and not in the frames that it has left.
+    drop(writer);
+    let mut guest = guest.in_another_vm(BOTH, page)?;
     for gpa in places {
         let got = guest.vcpu.load(gpa)?;
         ensure!(got == last, "{gpa:#x} reads {got}, and {last} was written last");
     }
-    guest.expect_mapped(page, 1, "after the move")
+    Ok(())
 }
 
 fn pinned_pages_are_never_in_the_way(page: u64) -> CaseResult {
@@ -1163,10 +1166,7 @@ fn pages_that_become_pinned_leave_movable_memory(page: u64) -> CaseResult {
     let there = inside(&guest)?;
     println!("{there} small pages are in movable memory");
     ensure!(there != 0, "no page of the guest lay in movable memory");
-    let Guest { vm, vcpu, fd, size, .. } = guest;
-    drop((vcpu, vm));
-    let layout = Layout { gpa: 4 * GIB, offset: 0 };
-    let mut guest = Guest::on(PINNED, page, fd, size, layout)?;
+    let mut guest = guest.in_another_vm(PINNED, page)?;
     ensure!(inside(&guest)? == 0, "pinned pages are in movable memory");
     guest.vcpu.verify(guest.gpa, guest.size, GUEST)?;
     zone.shuffle()?;

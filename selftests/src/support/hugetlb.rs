@@ -129,6 +129,13 @@ impl Guest {
         Ok(Guest { vm, vcpu, fd, view, gpa: layout.gpa, size })
     }
 
+    /// The file in another VM, from its beginning; this one ends first.
+    pub fn in_another_vm(self, flags: u64, page: u64) -> Result<Guest> {
+        let Guest { vm, vcpu, fd, gpa, size, .. } = self;
+        drop((vcpu, vm));
+        Guest::on(flags, page, fd, size, Layout { gpa, offset: 0 })
+    }
+
     /// How many pages of `page` bytes KVM has mapped.
     pub fn mapped(&self, page: u64) -> Result<u64> {
         self.vm.stats()?.get(match page {
