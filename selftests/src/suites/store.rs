@@ -407,6 +407,7 @@ fn device_pins_no_page_of_a_memfile() -> CaseResult {
 
 /// The inode of some files is not that of their pages. What counts is whose pages they are.
 fn file_with_the_page_cache_of_a_memfile_is_that_memfile() -> CaseResult {
+    let _pages = base_pages()?;
     let stores = Stores::new()?;
     let vm = Vm::protected()?;
     let ordinary = memfd(FILE)?;
