@@ -114,17 +114,9 @@ struct page *memfile_folio_page(struct folio *folio, pgoff_t index)
 	return folio_file_page(folio, index);
 }
 
-unsigned long memfile_page_pfn(struct page *page)
-{
-	return page_to_pfn(page);
-}
-
-/* Of hugetlbfs: the folio is locked and in the page cache. */
-bool memfile_page_poisoned(struct page *page)
+static bool page_poisoned(struct folio *folio, struct page *page)
 {
 #ifdef CONFIG_HUGETLB_PAGE
-	struct folio *folio = page_folio(page);
-
 	if (folio_test_hugetlb(folio))
 		return folio_test_hwpoison(folio) &&
 		       hugetlb_page_hwpoison(folio, page);
@@ -132,14 +124,41 @@ bool memfile_page_poisoned(struct page *page)
 	return PageHWPoison(page);
 }
 
-struct folio *memfile_page_folio(struct page *page)
+static enum memfile_poison look_at(struct folio *folio, struct page *page,
+				   struct memfile_pfn *pfn)
 {
-	return page_folio(page);
+	pfn->pfn = page_to_pfn(page);
+	pfn->page = page;
+	pfn->order = folio_order(folio);
+	if (likely(!folio_contain_hwpoisoned_page(folio)))
+		return MEMFILE_POISON_NONE;
+	return page_poisoned(folio, page) ? MEMFILE_POISON_PAGE :
+					    MEMFILE_POISON_NEIGHBOUR;
 }
 
-bool memfile_folio_poisoned(struct folio *folio)
+enum memfile_poison memfile_look_at_page(struct page *page,
+					 struct memfile_pfn *pfn)
 {
-	return folio_contain_hwpoisoned_page(folio);
+	return look_at(page_folio(page), page, pfn);
+}
+
+/* One of hugetlbfs is locked and in the page cache. */
+enum memfile_poison memfile_look_at_folio(struct folio *folio, pgoff_t index,
+					  struct memfile_pfn *pfn)
+{
+	return look_at(folio, folio_file_page(folio, index), pfn);
+}
+
+/*
+ * Unlocks a folio that a consumer gets.  It is the only copy from now on: if it
+ * were clean, reclaim would drop it as if swap had another one.  Shmem and
+ * hugetlbfs keep no more of that than the flag, see noop_dirty_folio().
+ */
+void memfile_hand_on(struct folio *folio)
+{
+	if (!folio_test_dirty(folio))
+		folio_set_dirty(folio);
+	folio_unlock(folio);
 }
 
 void memfile_put_folio(struct folio *folio)

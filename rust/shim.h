@@ -38,12 +38,24 @@ void memfile_get_file(struct file *file);
 pgoff_t memfile_folio_index(struct folio *folio);
 unsigned int memfile_folio_order(struct folio *folio);
 struct page *memfile_folio_page(struct folio *folio, pgoff_t index);
-unsigned long memfile_page_pfn(struct page *page);
-bool memfile_page_poisoned(struct page *page);
-struct folio *memfile_page_folio(struct page *page);
-bool memfile_folio_poisoned(struct folio *folio);
+void memfile_hand_on(struct folio *folio);
 void memfile_put_folio(struct folio *folio);
 void memfile_put_page(struct page *page);
+
+/*
+ * All that is asked for at each fault, by one call: a page with the order of its
+ * folio, and whether that has a memory error.
+ */
+enum memfile_poison {
+	MEMFILE_POISON_NONE,
+	MEMFILE_POISON_NEIGHBOUR,
+	MEMFILE_POISON_PAGE,
+};
+
+enum memfile_poison memfile_look_at_page(struct page *page,
+					 struct memfile_pfn *pfn);
+enum memfile_poison memfile_look_at_folio(struct folio *folio, pgoff_t index,
+					  struct memfile_pfn *pfn);
 
 /* hugetlbfs: @inode and @file are its own. */
 unsigned int memfile_hugetlb_order(struct inode *inode);

@@ -8,7 +8,10 @@
 use crate::bindings;
 use crate::policy::flags::Flags;
 use crate::policy::range::Range;
-use core::mem::ManuallyDrop;
+use core::mem::{
+    ManuallyDrop,
+    MaybeUninit, //
+};
 use core::ptr::NonNull;
 use kernel::error::{
     to_result,
@@ -17,6 +20,57 @@ use kernel::error::{
 
 /// A page as a consumer gets it.
 pub(crate) use crate::bindings::memfile_pfn as Pfn;
+
+/// What is known of a page that a store has found: where it is, and whether hardware lost its content.
+pub(crate) struct Look {
+    pfn: Pfn,
+    poison: bindings::memfile_poison,
+}
+
+/// Which page of a folio has a memory error.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Poison {
+    /// Others than the page in question.
+    Neighbour,
+    /// The page, and perhaps others.
+    Page,
+}
+
+impl Look {
+    /// What `look` says, and writes to its argument.
+    ///
+    /// # Safety
+    ///
+    /// `look` must write all of it.
+    unsafe fn at(look: impl FnOnce(*mut Pfn) -> bindings::memfile_poison) -> Self {
+        let mut pfn = MaybeUninit::uninit();
+        let poison = look(pfn.as_mut_ptr());
+        // SAFETY: By the safety requirements of this function.
+        let pfn = unsafe { pfn.assume_init() };
+        Self { pfn, poison }
+    }
+
+    /// Does a page of the folio have a memory error?
+    pub(crate) fn poison(&self) -> Option<Poison> {
+        match self.poison {
+            bindings::memfile_poison_MEMFILE_POISON_NONE => None,
+            bindings::memfile_poison_MEMFILE_POISON_NEIGHBOUR => Some(Poison::Neighbour),
+            _ => Some(Poison::Page),
+        }
+    }
+
+    /// The order at which a consumer may map around the page: that of the folio, until
+    /// [`Self::with_order`].
+    pub(crate) fn order(&self) -> u32 {
+        self.pfn.order
+    }
+
+    /// The same page for a consumer that may map it at `order`.
+    pub(crate) fn with_order(mut self, order: u32) -> Self {
+        self.pfn.order = order;
+        self
+    }
+}
 
 /// The result of a look-up of a page.
 pub(crate) enum Found<T> {
@@ -119,22 +173,13 @@ impl Locked {
         unsafe { bindings::memfile_folio_order(self.as_ptr()) }
     }
 
-    /// Does any of its pages have a memory error?
-    pub(crate) fn poisoned(&self) -> bool {
-        // SAFETY: The folio is valid by the type invariant.
-        unsafe { bindings::memfile_folio_poisoned(self.as_ptr()) }
-    }
-
-    /// Does page `index` have a memory error? It must be a page of the folio.
-    pub(crate) fn page_poisoned(&self, index: u64) -> bool {
-        // SAFETY: The page is valid because the folio is.
-        unsafe { bindings::memfile_page_poisoned(self.page(index)) }
-    }
-
-    /// Marks the folio as the only copy. Without this, reclaim drops it as if swap had a copy.
-    pub(crate) fn mark_dirty(&self) {
-        // SAFETY: The folio is valid by the type invariant.
-        unsafe { bindings::folio_mark_dirty(self.as_ptr()) };
+    /// Looks at page `index`, which must be a page of the folio.
+    pub(crate) fn look(&self, index: u64) -> Look {
+        // SAFETY: The folio is valid, locked and in the page cache by the type invariant; the index is
+        // taken modulo its size. The function writes all of its last argument.
+        unsafe {
+            Look::at(|pfn| bindings::memfile_look_at_folio(self.as_ptr(), index as usize, pfn))
+        }
     }
 
     /// Takes the folio out of the kernel's direct map, until it leaves the file. It must be uptodate,
@@ -146,21 +191,13 @@ impl Locked {
         to_result(unsafe { bindings::memfile_hide_folio(self.as_ptr()) })
     }
 
-    fn page(&self, index: u64) -> *mut bindings::page {
-        // SAFETY: The folio is valid by the type invariant; the index is taken modulo its size.
-        unsafe { bindings::memfile_folio_page(self.as_ptr(), index as usize) }
-    }
-
-    /// Unlocks the folio, and hands its reference on with page `index` to a consumer that may map
-    /// it at `order`.
-    pub(crate) fn into_pfn(self, index: u64, order: u32) -> Pfn {
-        let page = self.page(index);
+    /// Unlocks the folio, and hands its reference on with the page that `look` is about, to a consumer.
+    /// The folio is dirty then: it is the only copy.
+    pub(crate) fn into_pfn(self, look: Look) -> Pfn {
         let this = ManuallyDrop::new(self);
-        // SAFETY: The page is valid because the folio is.
-        let pfn = unsafe { bindings::memfile_page_pfn(page) };
         // SAFETY: By the type invariant the lock is ours; the reference goes with the page.
-        unsafe { bindings::folio_unlock(this.as_ptr()) };
-        Pfn { pfn, page, order }
+        unsafe { bindings::memfile_hand_on(this.as_ptr()) };
+        look.pfn
     }
 }
 
@@ -204,35 +241,17 @@ impl Referenced {
         Self(page)
     }
 
-    fn folio(&self) -> *mut bindings::folio {
-        // SAFETY: The page is valid by the type invariant.
-        unsafe { bindings::memfile_page_folio(self.0.as_ptr()) }
+    /// Looks at it.
+    pub(crate) fn look(&self) -> Look {
+        // SAFETY: The page is valid by the type invariant. The function writes all of its last
+        // argument.
+        unsafe { Look::at(|pfn| bindings::memfile_look_at_page(self.0.as_ptr(), pfn)) }
     }
 
-    /// The order of its folio.
-    pub(crate) fn order(&self) -> u32 {
-        // SAFETY: The folio is valid because the page is.
-        unsafe { bindings::memfile_folio_order(self.folio()) }
-    }
-
-    /// Does any page of its folio have a memory error?
-    pub(crate) fn poisoned(&self) -> bool {
-        // SAFETY: The folio is valid because the page is.
-        unsafe { bindings::memfile_folio_poisoned(self.folio()) }
-    }
-
-    /// Does it have a memory error itself?
-    pub(crate) fn page_poisoned(&self) -> bool {
-        // SAFETY: The page is valid by the type invariant.
-        unsafe { bindings::memfile_page_poisoned(self.0.as_ptr()) }
-    }
-
-    /// Hands the reference on to a consumer that may map the page at `order`.
-    pub(crate) fn into_pfn(self, order: u32) -> Pfn {
-        let page = ManuallyDrop::new(self).0.as_ptr();
-        // SAFETY: The page is valid by the type invariant.
-        let pfn = unsafe { bindings::memfile_page_pfn(page) };
-        Pfn { pfn, page, order }
+    /// Hands the reference on to a consumer. `look` is the result of [`Self::look`].
+    pub(crate) fn into_pfn(self, look: Look) -> Pfn {
+        let _ = ManuallyDrop::new(self);
+        look.pfn
     }
 }
 

@@ -55,13 +55,26 @@ impl Notifier {
         NonZeroU64::new(unsafe { (*self.as_ptr()).context })
     }
 
-    /// The span of the binding, if that lies in a file of `file_pages` pages.
-    pub(crate) fn span(self, file_pages: u64) -> Result<Span, Refusal> {
+    /// The first page, the number of pages and the first frame that the binding names.
+    fn geometry(self) -> (u64, u64, u64) {
         let raw = self.as_ptr();
         // SAFETY: Valid by the type invariant, and these fields do not change. (No reference to the
         // whole: the tree's links and the life beside them do, under a lock that we do not hold.)
         let (pgoff, nr_pages, frame) = unsafe { ((*raw).pgoff, (*raw).nr_pages, (*raw).frame) };
-        Span::new(pgoff as u64, nr_pages as u64, frame, file_pages)
+        (pgoff as u64, nr_pages as u64, frame)
+    }
+
+    /// The span of the binding, if that lies in a file of `file_pages` pages.
+    pub(crate) fn checked_span(self, file_pages: u64) -> Result<Span, Refusal> {
+        let (pgoff, nr_pages, frame) = self.geometry();
+        Span::new(pgoff, nr_pages, frame, file_pages)
+    }
+
+    /// The span of the binding once more, after registration has accepted it: a file that is bound
+    /// keeps its size.
+    pub(crate) fn span(self) -> Span {
+        let (pgoff, nr_pages, frame) = self.geometry();
+        Span::accepted(pgoff, nr_pages, frame)
     }
 
     /// Does the notifier have all callbacks?

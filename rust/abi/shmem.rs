@@ -49,11 +49,12 @@ impl ShmemInode {
     ///
     /// Errors: `EINVAL` past the end, `ENOMEM`, `EIO` if swap lost it, `EHWPOISON` if a memory error
     /// hit it in the swap cache.
+    #[inline(always)]
     pub(crate) fn folio(self, index: u64) -> Result<Found<Locked>> {
         let mut folio: *mut bindings::folio = core::ptr::null_mut();
         // SAFETY: The inode is valid and of shmem by the type invariant, and `folio` may be written
         // to.
-        let result = to_result(unsafe {
+        let err = unsafe {
             bindings::shmem_get_folio(
                 self.0.as_ptr(),
                 // CAST: `pgoff_t` is as wide on 64 bits.
@@ -62,13 +63,14 @@ impl ShmemInode {
                 &mut folio,
                 bindings::sgp_type_SGP_CACHE,
             )
-        });
-        match (result, NonNull::new(folio)) {
-            (Ok(()), Some(folio)) => {
-                // SAFETY: `shmem_get_folio()` returns a locked folio with a reference for us.
-                Ok(Found::There(unsafe { Locked::from_raw(folio) }))
-            }
-            (Ok(()), None) => Err(ENOMEM),
+        };
+        let folio = NonNull::new(folio);
+        if let (0, Some(folio)) = (err, folio) {
+            // SAFETY: `shmem_get_folio()` returns a locked folio with a reference for us.
+            return Ok(Found::There(unsafe { Locked::from_raw(folio) }));
+        }
+        match (to_result(err), folio) {
+            (Ok(()), _) => Err(ENOMEM),
             (Err(EAGAIN), Some(folio)) => {
                 // SAFETY: Here it returns a folio that is not locked, with a reference for us.
                 Ok(Found::Coming(unsafe { Coming::from_raw(folio) }))

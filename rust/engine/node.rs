@@ -108,7 +108,8 @@ use kernel::{
     sync::{
         Arc,
         CondVar,
-        SpinLock, //
+        SpinLock,
+        SpinLockGuard, //
     },
 };
 
@@ -138,6 +139,8 @@ struct State {
     running: Invalidations,
     /// Calls of fallocate() that allocate.
     allocating: Invalidations,
+    /// How many tasks wait until a record is off one of these lists.
+    waiting: u32,
     clock: Clock,
     flags: Flags,
     /// No page that a consumer could get is in the kernel's direct map.
@@ -290,6 +293,7 @@ impl Node {
                     observers: Tree::new(),
                     running: Invalidations::new(),
                     allocating: Invalidations::new(),
+                    waiting: 0,
                     clock: Clock::default(),
                     flags,
                     hidden: false,
@@ -372,7 +376,7 @@ impl Node {
         if exclusive && !file.writable() {
             return Err(EACCES);
         }
-        let pages = notifier.span(self.inode.pages())?.pages();
+        let pages = notifier.checked_span(self.inode.pages())?.pages();
 
         let mut state = self.state.lock();
         if exclusive {
@@ -399,7 +403,7 @@ impl Node {
                 {
                     // The file has no pages yet. Those that are on their way may be hidden, so check
                     // again when they are there. No allocation begins while the lock is held.
-                    self.ended.wait(&mut state);
+                    self.wait(&mut state);
                     continue;
                 }
                 if !flags.unmovable() || !state.in_movable_areas {
@@ -414,7 +418,7 @@ impl Node {
                 let allowances = state.allowances;
                 let now = state.clock.tick();
                 while state.busy_before(now) {
-                    self.ended.wait(&mut state);
+                    self.wait(&mut state);
                 }
                 drop(state);
                 Allocation::wait_for_all();
@@ -456,7 +460,7 @@ impl Node {
             .running
             .any(|other| other.holds_up_birth(birth, pages))
         {
-            self.ended.wait(&mut state);
+            self.wait(&mut state);
         }
         drop(state);
         self.counters.count(Event::Bind);
@@ -484,11 +488,7 @@ impl Node {
     /// period, only for running invalidations that call this notifier. The promises for the pages
     /// hold on (rule 8), so no work is done page by page. Sleeps.
     pub(crate) fn unbind(&self, notifier: Notifier) {
-        let Ok(span) = notifier.span(self.inode.pages()) else {
-            // Not reached: bind() accepted the span, and a file that is bound keeps its size.
-            return;
-        };
-        let pages = span.pages();
+        let pages = notifier.span().pages();
 
         let mut state = self.state.lock();
         let death = state.clock.tick();
@@ -500,7 +500,7 @@ impl Node {
         tree.set_life(notifier, life);
 
         while state.running.any(|other| other.holds_up_death(life, pages)) {
-            self.ended.wait(&mut state);
+            self.wait(&mut state);
         }
 
         state.tree(notifier).remove(notifier);
@@ -521,7 +521,7 @@ impl Node {
         self.counters.count(Event::Destroy);
         let mut state = self.state.lock();
         while !state.running.is_empty() {
-            self.ended.wait(&mut state);
+            self.wait(&mut state);
         }
     }
 
@@ -601,9 +601,18 @@ impl Node {
     fn finish(&self, remove: impl FnOnce(&mut State)) {
         let mut state = self.state.lock();
         remove(&mut state);
-        // Under the lock: a task that waits in order to free the inode cannot go on before this
-        // function has finished.
-        self.ended.notify_all();
+        if state.waiting > 0 {
+            // Under the lock: a task that waits in order to free the inode cannot go on before this
+            // function has finished.
+            self.ended.notify_all();
+        }
+    }
+
+    /// Waits until a record is off its list. Sleeps, without the lock.
+    fn wait(&self, state: &mut SpinLockGuard<'_, State>) {
+        state.waiting += 1;
+        self.ended.wait(state);
+        state.waiting -= 1;
     }
 
     /// Calls `call` for each notifier that takes part, with those of its frames that are in scope.
@@ -613,7 +622,7 @@ impl Node {
         };
         let mut at = first;
         while let Some(notifier) = at {
-            if let Some(frames) = self.frames(scope, notifier) {
+            if let Some(frames) = frames(scope, notifier) {
                 call(notifier, frames);
             }
             at = if more {
@@ -649,13 +658,7 @@ impl Node {
             return None;
         }
         let notifier = self.state.lock().peer(scope, after)?;
-        Some((notifier, self.frames(scope, notifier)?))
-    }
-
-    /// The frames of `notifier` that are in scope.
-    fn frames(&self, scope: Scope, notifier: Notifier) -> Option<Range> {
-        let span = notifier.span(self.inode.pages()).ok()?;
-        span.frames_of(scope.pages)
+        Some((notifier, frames(scope, notifier)?))
     }
 
     /// Lines for `/proc/PID/fdinfo/FD`.
@@ -668,4 +671,10 @@ impl Node {
         seq_print!(seq, "memfile-bindings:\t{}\n", bound);
         seq_print!(seq, "memfile-pages:\t{}\n", self.inode.resident());
     }
+}
+
+/// The frames of `notifier` that are in scope.
+fn frames(scope: Scope, notifier: Notifier) -> Option<Range> {
+    let span = notifier.span();
+    span.frames_of(scope.pages)
 }

@@ -13,7 +13,9 @@ use crate::abi::base::{
 use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
-    Migration, //
+    Look,
+    Migration,
+    Poison, //
 };
 use crate::abi::invalidation::Invalidation;
 use crate::abi::trace;
@@ -27,21 +29,21 @@ use crate::store::{
 };
 use kernel::prelude::*;
 
-/// The page behind the consumer's `frame`, with its index in the file and the largest order at which
-/// the consumer may map around it (rules 10 to 12). `S` is the store of the node, `file` one of its
-/// inode. Sleeps.
+/// The page behind the consumer's `frame`, with its index in the file and what the consumer may know
+/// of it: the order is the largest at which it may map around the page (rules 10 to 12). `S` is the
+/// store of the node, `file` one of its inode. Sleeps.
 ///
-/// The page is dirty: it is the only copy from now on. The store keeps it in its place until the
-/// caller hands it on; after that the notifier protocol protects the consumer, and no lock does
-/// (rule 13).
+/// The store keeps the page in its place until the caller hands it on; after that the notifier
+/// protocol protects the consumer, and no lock does (rule 13).
 ///
 /// Does not wait for a page that is in swap, or on its way there.
+#[inline(always)] // One function for each store, with no copies between: it runs at each fault.
 pub(crate) fn get_pfn<S: Store>(
     node: &Node,
     file: File,
     span: Span,
     frame: u64,
-) -> Result<Found<(S::Page, u64, u32)>> {
+) -> Result<Found<(S::Page, u64, Look)>> {
     let index = span.page_of(frame).ok_or(EINVAL)?;
     let store = S::of(&node.store).ok_or(EINVAL)?;
     // A file that is bound as pinned stays so: none of its pages come from areas for movable memory.
@@ -53,18 +55,15 @@ pub(crate) fn get_pfn<S: Store>(
         Found::Coming(folio) => return Ok(Found::Coming(folio)),
     };
 
-    let order = if !page.poisoned() {
-        page.order().min(store.max_order())
-    } else if page.page_poisoned(index) {
-        return Err(ehwpoison());
-    } else {
+    let look = page.look(index);
+    let order = match look.poison() {
+        None => look.order().min(store.max_order()),
         // A huge mapping would give access to the poisoned neighbour.
-        0
+        Some(Poison::Neighbour) => 0,
+        Some(Poison::Page) => return Err(ehwpoison()),
     };
-
-    page.mark_dirty();
     let order = span.order_at(frame, order);
-    Ok(Found::There((page, index, order)))
+    Ok(Found::There((page, index, look.with_order(order))))
 }
 
 /// A consumer is going to ask for `frames`, one after the other. Pages that leave the kernel's direct

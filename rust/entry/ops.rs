@@ -450,12 +450,11 @@ unsafe extern "C" fn get_pfn<S: Store>(
         let notifier = unsafe { Notifier::from_raw(notifier) }.ok_or(EINVAL)?;
         // SAFETY: The notifier holds the file, which holds the node.
         let node = unsafe { borrow_node(notifier.node_ptr()) };
-        let span = notifier.span(node.inode.pages())?;
         // SAFETY: The notifier holds the file, whose node it is.
         let file = unsafe { File::bound_by(notifier) }.ok_or(EINVAL)?;
-        let found = pages::get_pfn::<S>(&node, file, span, frame)
+        let found = pages::get_pfn::<S>(&node, file, notifier.span(), frame)
             .inspect_err(|_| node.counters.count(Event::GetPfnError))?;
-        let (page, index, order) = match found {
+        let (page, index, look) = match found {
             Found::There(found) => found,
             Found::Coming(folio) => {
                 node.counters.count(Event::GetPfnWait);
@@ -464,11 +463,14 @@ unsafe extern "C" fn get_pfn<S: Store>(
                 return Err(EAGAIN);
             }
         };
-        let found = page.into_pfn(index, order);
+        let found = page.into_pfn(look);
         node.counters.count(Event::GetPfn);
-        trace::get_pfn(&node.inode, index, &found);
         // SAFETY: By the safety requirements of this function.
-        unsafe { pfn.write(found) };
+        let pfn = unsafe {
+            pfn.write(found);
+            &*pfn
+        };
+        trace::get_pfn(&node.inode, index, pfn);
         Ok(0)
     })
 }
@@ -510,9 +512,8 @@ unsafe extern "C" fn prefault<S: Store>(
     let node = unsafe { borrow_node(notifier.node_ptr()) };
     // SAFETY: The notifier holds the file, whose node it is.
     let file = unsafe { File::bound_by(notifier) };
-    let span = notifier.span(node.inode.pages());
-    if let (Some(file), Ok(span), Some(frames)) = (file, span, Range::new(start, end)) {
-        pages::prefault::<S>(&node, file, span, frames);
+    if let (Some(file), Some(frames)) = (file, Range::new(start, end)) {
+        pages::prefault::<S>(&node, file, notifier.span(), frames);
     }
 }
 

@@ -44,8 +44,8 @@ mod tests {
         assert_eq!(file.node().inode.resident(), 0);
         for _ in 0..2 {
             let found = get_pfn::<ShmemInode>(file.node(), file.file()?, span, 103)?;
-            let (folio, index, order) = found.there().ok_or(EAGAIN)?;
-            assert_eq!((index, order), (7, 0));
+            let (folio, index, look) = found.there().ok_or(EAGAIN)?;
+            assert_eq!((index, look.order()), (7, 0));
             assert_eq!(folio.pages(), Range::new(7, 8));
             drop(folio);
             assert_eq!(file.node().inode.resident(), 1);

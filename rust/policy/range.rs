@@ -93,6 +93,15 @@ impl Span {
         Ok(Self { pages, frame })
     }
 
+    /// The same once more, for a binding that [`Self::new`] has accepted.
+    pub(crate) fn accepted(pgoff: u64, nr_pages: u64, frame: u64) -> Self {
+        let pages = Range {
+            start: pgoff,
+            end: pgoff.saturating_add(nr_pages),
+        };
+        Self { pages, frame }
+    }
+
     /// The file pages.
     pub(crate) fn pages(self) -> Range {
         self.pages
@@ -125,7 +134,16 @@ impl Span {
     /// The largest order, at most that of the folio, at which the consumer may map around `frame`:
     /// page and frame have the same place in their naturally aligned blocks, and the binding has
     /// the whole block.
+    #[inline]
     pub(crate) fn order_at(self, frame: u64, folio_order: u32) -> u32 {
+        if folio_order == 0 {
+            return 0;
+        }
+        self.order_of_large(frame, folio_order)
+    }
+
+    #[inline(always)]
+    fn order_of_large(self, frame: u64, folio_order: u32) -> u32 {
         let Some(page) = self.page_of(frame) else {
             return 0;
         };

@@ -12,6 +12,7 @@ use crate::abi::base::ehwpoison;
 use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
+    Look,
     Migration,
     Pfn, //
     Referenced,
@@ -22,23 +23,13 @@ use crate::policy::flags::Flags;
 use kernel::prelude::*;
 
 impl Page for Referenced {
-    fn order(&self) -> u32 {
-        Referenced::order(self)
-    }
-
-    fn poisoned(&self) -> bool {
-        Referenced::poisoned(self)
-    }
-
-    fn page_poisoned(&self, _index: u64) -> bool {
-        Referenced::page_poisoned(self)
+    fn look(&self, _index: u64) -> Look {
+        Referenced::look(self)
     }
 
     /// The store keeps track of other copies of the page.
-    fn mark_dirty(&self) {}
-
-    fn into_pfn(self, _index: u64, order: u32) -> Pfn {
-        Referenced::into_pfn(self, order)
+    fn into_pfn(self, look: Look) -> Pfn {
+        Referenced::into_pfn(self, look)
     }
 }
 

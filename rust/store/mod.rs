@@ -20,6 +20,7 @@ mod shmem;
 use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
+    Look,
     Migration,
     Pfn, //
 };
@@ -38,20 +39,11 @@ const ORDER_2M: u32 = 9;
 ///
 /// Dropping it gives it back.
 pub(crate) trait Page: Sized {
-    /// The order of its folio.
-    fn order(&self) -> u32;
+    /// Looks at page `index` of the file, which must be a page of its folio.
+    fn look(&self, index: u64) -> Look;
 
-    /// Does any page of its folio have a memory error?
-    fn poisoned(&self) -> bool;
-
-    /// Does page `index` of the file have a memory error? It must be a page of the folio.
-    fn page_poisoned(&self, index: u64) -> bool;
-
-    /// Marks the page as the only copy of its content.
-    fn mark_dirty(&self);
-
-    /// Hands the page on as page `index` of the file, to a consumer that may map it at `order`.
-    fn into_pfn(self, index: u64, order: u32) -> Pfn;
+    /// Hands the page that `look` is about on to a consumer, as the only copy of its content.
+    fn into_pfn(self, look: Look) -> Pfn;
 }
 
 /// The store of one file.

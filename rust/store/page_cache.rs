@@ -6,6 +6,7 @@ use super::Page;
 use crate::abi::folio::{
     Found,
     Locked,
+    Look,
     Pfn, //
 };
 use crate::abi::inode::Inode;
@@ -13,24 +14,12 @@ use crate::policy::range::Range;
 use kernel::prelude::*;
 
 impl Page for Locked {
-    fn order(&self) -> u32 {
-        Locked::order(self)
+    fn look(&self, index: u64) -> Look {
+        Locked::look(self, index)
     }
 
-    fn poisoned(&self) -> bool {
-        Locked::poisoned(self)
-    }
-
-    fn page_poisoned(&self, index: u64) -> bool {
-        Locked::page_poisoned(self, index)
-    }
-
-    fn mark_dirty(&self) {
-        Locked::mark_dirty(self);
-    }
-
-    fn into_pfn(self, index: u64, order: u32) -> Pfn {
-        Locked::into_pfn(self, index, order)
+    fn into_pfn(self, look: Look) -> Pfn {
+        Locked::into_pfn(self, look)
     }
 }
 
@@ -38,6 +27,7 @@ impl Page for Locked {
 /// it is to be (rule 25). Sleeps.
 ///
 /// Errors: `ENOMEM`.
+#[inline(always)]
 pub(super) fn hidden(inode: Inode, found: Found<Locked>) -> Result<Found<Locked>> {
     if let Found::There(folio) = &found {
         if inode.hiding() {

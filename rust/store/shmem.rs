@@ -38,6 +38,7 @@ impl Store for ShmemInode {
         ORDER_2M
     }
 
+    #[inline(always)]
     fn find(self, _file: File, index: u64) -> Result<Found<Locked>> {
         page_cache::hidden(self.inode(), self.folio(index)?)
     }

@@ -240,9 +240,14 @@ pub(crate) mod notifier {
             NonZeroU64::new(self.body().context)
         }
 
-        pub(crate) fn span(self, file_pages: u64) -> Result<Span, Refusal> {
+        pub(crate) fn checked_span(self, file_pages: u64) -> Result<Span, Refusal> {
             let body = self.body();
             Span::new(body.pgoff, body.nr_pages, body.frame, file_pages)
+        }
+
+        pub(crate) fn span(self) -> Span {
+            let body = self.body();
+            Span::accepted(body.pgoff, body.nr_pages, body.frame)
         }
 
         pub(crate) fn has_ops(self) -> bool {

@@ -417,6 +417,17 @@ fn swap_out_ends_while_the_file_goes<N: Protocol>() {
     join([swap]);
 }
 
+/// Two are not done: the end of either may wake the task that frees the inode.
+fn two_swap_outs_end_while_the_file_goes<N: Protocol>() {
+    let world = World::<N>::new();
+    let swaps = [0, 2].map(|start| {
+        let (pages, inv) = world.start_punch(start, start + 1);
+        go(&world, move |world| world.end_punch(pages, inv))
+    });
+    world.free();
+    join(swaps);
+}
+
 /// Of two overlapping exclusive bindings at most one succeeds, of two others both succeed.
 fn two_bind_at_once<N: Protocol>() {
     for (start, both) in [(3, false), (4, true)] {
@@ -558,6 +569,7 @@ mod every_interleaving_of {
         slot_is_replaced_in_a_hole: 2 threads,
         observer_leaves_in_a_hole: 2 threads,
         swap_out_ends_while_the_file_goes: 2 threads,
+        two_swap_outs_end_while_the_file_goes: 3 threads,
         two_bind_at_once: 2 threads,
         flush_comes_before_the_lock_is_given_up: 2 threads,
         vms_take_turns_in_a_file: 2 threads,
@@ -588,7 +600,7 @@ mod the_checker_finds_that {
         new_bindings_are_called_by_the_older in vms_take_turns_in_a_file of 2: "an end without a start",
         dead_bindings_are_called_by_the_younger in teardown_meets_two_punches of 3: "Causality violation",
         nobody_is_woken in life_meets_punch of 2: "deadlock",
-        woken_without_the_lock in swap_out_ends_while_the_file_goes of 2: "Causality violation",
+        woken_without_the_lock in two_swap_outs_end_while_the_file_goes of 3: "Causality violation",
         starts_are_not_called in faults_meet_punch of 2:
             "a page that is mapped has left the file",
         ends_are_not_called in faults_meet_punch of 2: "a start without an end",

@@ -147,10 +147,10 @@ pub(crate) mod sync {
             f(&self.value.borrow())
         }
 
-        pub(crate) fn lock(&self) -> Guard<'_, T> {
+        pub(crate) fn lock(&self) -> SpinLockGuard<'_, T> {
             self.memory.touch();
             let gate = self.gate.as_ref().map(|gate| gate.lock().unwrap());
-            Guard {
+            SpinLockGuard {
                 lock: self,
                 value: Some(self.value.borrow_mut()),
                 gate,
@@ -158,13 +158,13 @@ pub(crate) mod sync {
         }
     }
 
-    pub(crate) struct Guard<'a, T> {
+    pub(crate) struct SpinLockGuard<'a, T> {
         lock: &'a SpinLock<T>,
         value: Option<RefMut<'a, T>>,
         gate: Option<loom::sync::MutexGuard<'a, ()>>,
     }
 
-    impl<T> Drop for Guard<'_, T> {
+    impl<T> Drop for SpinLockGuard<'_, T> {
         fn drop(&mut self) {
             self.value = None;
             self.gate = None;
@@ -174,7 +174,7 @@ pub(crate) mod sync {
         }
     }
 
-    impl<T> Deref for Guard<'_, T> {
+    impl<T> Deref for SpinLockGuard<'_, T> {
         type Target = T;
 
         fn deref(&self) -> &T {
@@ -182,7 +182,7 @@ pub(crate) mod sync {
         }
     }
 
-    impl<T> DerefMut for Guard<'_, T> {
+    impl<T> DerefMut for SpinLockGuard<'_, T> {
         fn deref_mut(&mut self) -> &mut T {
             self.value.as_mut().expect("only a wait takes it")
         }
@@ -201,7 +201,7 @@ pub(crate) mod sync {
             }
         }
 
-        pub(crate) fn wait<T>(&self, guard: &mut Guard<'_, T>) {
+        pub(crate) fn wait<T>(&self, guard: &mut SpinLockGuard<'_, T>) {
             self.memory.touch();
             guard.value = None;
             if let Some(queue) = &self.queue {
