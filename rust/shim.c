@@ -51,11 +51,6 @@ void memfile_set_migratable(struct inode *inode, bool migratable)
 	assign_bit(AS_UNMOVABLE, &inode->i_mapping->flags, !migratable);
 }
 
-bool memfile_migratable(struct inode *inode)
-{
-	return !test_bit(AS_UNMOVABLE, &inode->i_mapping->flags);
-}
-
 DEFINE_STATIC_SRCU(memfile_allocations);
 
 int memfile_begin_allocation(void)
@@ -82,11 +77,6 @@ void memfile_set_evictable(struct inode *inode, bool evictable)
 void memfile_set_hiding(struct inode *inode, bool hiding)
 {
 	assign_bit(AS_HIDE, &inode->i_mapping->flags, hiding);
-}
-
-bool memfile_hiding(struct inode *inode)
-{
-	return test_bit(AS_HIDE, &inode->i_mapping->flags);
 }
 
 bool memfile_writable(struct file *file)

@@ -17,10 +17,8 @@ bool memfile_has_pages(struct inode *inode);
 void memfile_set_gfp_movable(struct inode *inode, bool movable);
 void memfile_set_migratable(struct inode *inode, bool migratable);
 void memfile_set_evictable(struct inode *inode, bool evictable);
-bool memfile_migratable(struct inode *inode);
 /* Inode of shmem. */
 void memfile_set_hiding(struct inode *inode, bool hiding);
-bool memfile_hiding(struct inode *inode);
 
 /*
  * Allocation: between the first two a page is allocated for a file and put into

@@ -43,6 +43,14 @@ impl Inode {
         self.0.as_ptr()
     }
 
+    /// Is the flag of its mapping set? Others may change it meanwhile.
+    fn mapping_flag(self, bit: bindings::mapping_flags) -> bool {
+        // SAFETY: The inode is valid by the type invariant, and so is its mapping. Nobody writes to the
+        // flags but by atomic operations on the word.
+        let flags = unsafe { (&raw const (*(*self.as_ptr()).i_mapping).flags).read_volatile() };
+        flags & 1 << bit != 0
+    }
+
     /// Its number, which users see.
     pub(crate) fn number(self) -> u64 {
         // SAFETY: The inode is valid by the type invariant; the number does not change.
@@ -87,8 +95,7 @@ impl Inode {
     /// Are pages of the page cache to leave the kernel's direct map? As [`Self::set_flags`] has it.
     /// It does not change as long as a consumer is bound that has asked for it.
     pub(crate) fn hiding(self) -> bool {
-        // SAFETY: The inode is valid by the type invariant.
-        unsafe { bindings::memfile_hiding(self.as_ptr()) }
+        self.mapping_flag(bindings::mapping_flags_AS_HIDE)
     }
 
     /// Takes those of `pages` that are in the page cache out of the kernel's direct map, as long as
@@ -110,8 +117,7 @@ impl Inode {
 
     /// May the pages of the page cache migrate? As [`Self::set_flags`] has it.
     pub(crate) fn migratable(self) -> bool {
-        // SAFETY: The inode is valid by the type invariant.
-        unsafe { bindings::memfile_migratable(self.as_ptr()) }
+        !self.mapping_flag(bindings::mapping_flags_AS_UNMOVABLE)
     }
 
     /// Sets whether new pages of the page cache come from areas for movable memory. Does not sleep;

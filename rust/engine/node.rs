@@ -328,6 +328,7 @@ impl Node {
     /// [`Self::invalidate_end`] around that, once for the whole hole (rule 14). Allocation takes no
     /// page away; when it fails, shmem removes only pages that are not uptodate, and each page that
     /// a consumer got is uptodate (rule 16, rule 22).
+    #[inline(always)]
     pub(crate) fn fallocate(&self, file: File, mode: i32, offset: i64, len: i64) -> Result {
         let bytes = |value| u64::try_from(value).map_err(|_| EINVAL);
         let size = self.inode.size();
@@ -554,12 +555,14 @@ impl Node {
     }
 
     /// The first half of [`Self::invalidate`], for a caller that keeps the record of `inv`.
+    #[inline(always)]
     pub(crate) fn invalidate_start(&self, inv: Invalidation, pages: Range) {
         self.state.lock().begin(inv, pages);
         self.tell_start(inv, pages);
     }
 
     /// Lets consumers unmap the pages of `inv`, which has begun.
+    #[inline(always)]
     fn tell_start(&self, inv: Invalidation, pages: Range) {
         self.counters.count(Event::Invalidate);
         trace::invalidate_start(&self.inode, pages);
@@ -570,6 +573,7 @@ impl Node {
 
     /// The second half. When [`Self::end`] releases the lock, the inode may be freed: nothing may
     /// use it after that. (`self` stays, because the caller holds a reference to it.)
+    #[inline(always)]
     pub(crate) fn invalidate_end(&self, inv: Invalidation) {
         self.each_context(inv, |notifier, frames| {
             notifier.invalidate_end(inv, frames);
