@@ -126,13 +126,14 @@ static enum memfile_poison look_at(struct folio *folio, struct page *page,
 					    MEMFILE_POISON_NEIGHBOUR;
 }
 
+/* Of the store of another module, which has none of hugetlbfs: see store.h. */
 enum memfile_poison memfile_look_at_page(struct page *page,
 					 struct memfile_pfn *pfn)
 {
 	return look_at(page_folio(page), page, pfn);
 }
 
-/* One of hugetlbfs is locked and in the page cache. */
+/* The folio is locked and in the page cache, as hugetlb_page_hwpoison() wants. */
 enum memfile_poison memfile_look_at_folio(struct folio *folio, pgoff_t index,
 					  struct memfile_pfn *pfn)
 {
@@ -142,7 +143,9 @@ enum memfile_poison memfile_look_at_folio(struct folio *folio, pgoff_t index,
 /*
  * Unlocks a folio that a consumer gets.  It is the only copy from now on: if it
  * were clean, reclaim would drop it as if swap had another one.  Shmem and
- * hugetlbfs keep no more of that than the flag, see noop_dirty_folio().
+ * hugetlbfs keep no more of that than the flag, see noop_dirty_folio(); and
+ * PG_reclaim, which folio_mark_dirty() clears, means nothing to a folio that
+ * goes to swap.
  */
 void memfile_hand_on(struct folio *folio)
 {

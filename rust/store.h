@@ -20,10 +20,10 @@
  * @get_page: the page at @index, which is below the size of @inode; zeroed if
  *	it is new.  With a reference for the consumer, which memfile.ko
  *	releases.  A page of a large folio has the same place in its folio as in its
- *	naturally aligned block of the file.  Otherwise an ERR_PTR: -EHWPOISON
- *	for a page with a memory error, -ENOMEM, -ENOSPC; consumers get -EIO for
- *	any other.  It waits for its pages itself: there is no -EAGAIN.  May
- *	sleep, and may run at any time while the node is bound.
+ *	naturally aligned block of the file, and none is hugetlbfs'.  Otherwise
+ *	an ERR_PTR: -EHWPOISON for a page with a memory error, -ENOMEM, -ENOSPC;
+ *	consumers get -EIO for any other.  It waits for its pages itself: there
+ *	is no -EAGAIN.  May sleep, and may run at any time while the node is bound.
  * @fallocate: allocate or punch; called by memfile_node_fallocate(), which has
  *	checked the arguments.  May sleep.
  * @set_flags: consumers want MEMFILE_F_* @flags of the pages from now on.  Runs

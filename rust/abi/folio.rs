@@ -21,12 +21,6 @@ use kernel::error::{
 /// A page as a consumer gets it.
 pub(crate) use crate::bindings::memfile_pfn as Pfn;
 
-/// What is known of a page that a store has found: where it is, and whether hardware lost its content.
-pub(crate) struct Look {
-    pfn: Pfn,
-    poison: bindings::memfile_poison,
-}
-
 /// Which page of a folio has a memory error.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Poison {
@@ -36,18 +30,36 @@ pub(crate) enum Poison {
     Page,
 }
 
-impl Look {
-    /// What `look` says, and writes to its argument.
+/// A page that a store has found, with what is known of it.
+///
+/// # Invariants
+///
+/// `pfn` is about a page of `owner`, which has the reference that goes with it.
+pub(crate) struct Looked<P> {
+    owner: P,
+    pfn: Pfn,
+    poison: bindings::memfile_poison,
+}
+
+impl<P> Looked<P> {
+    /// `owner`, with what `look` says of one of its pages, and writes to its last argument.
     ///
     /// # Safety
     ///
-    /// `look` must write all of it.
-    unsafe fn at(look: impl FnOnce(*mut Pfn) -> bindings::memfile_poison) -> Self {
+    /// `look` must write all of it, about a page of `owner`.
+    unsafe fn at(owner: P, look: impl FnOnce(&P, *mut Pfn) -> bindings::memfile_poison) -> Self {
         let mut pfn = MaybeUninit::uninit();
-        let poison = look(pfn.as_mut_ptr());
+        let poison = look(&owner, pfn.as_mut_ptr());
         // SAFETY: By the safety requirements of this function.
         let pfn = unsafe { pfn.assume_init() };
-        Self { pfn, poison }
+        // INVARIANT: As above.
+        Self { owner, pfn, poison }
+    }
+
+    /// What it belongs to.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(crate) fn owner(&self) -> &P {
+        &self.owner
     }
 
     /// Does a page of the folio have a memory error?
@@ -174,11 +186,13 @@ impl Locked {
     }
 
     /// Looks at page `index`, which must be a page of the folio.
-    pub(crate) fn look(&self, index: u64) -> Look {
+    pub(crate) fn look(self, index: u64) -> Looked<Self> {
         // SAFETY: The folio is valid, locked and in the page cache by the type invariant; the index is
         // taken modulo its size. The function writes all of its last argument.
         unsafe {
-            Look::at(|pfn| bindings::memfile_look_at_folio(self.as_ptr(), index as usize, pfn))
+            Looked::at(self, |this, pfn| {
+                bindings::memfile_look_at_folio(this.as_ptr(), index as usize, pfn)
+            })
         }
     }
 
@@ -190,14 +204,16 @@ impl Locked {
         // SAFETY: The folio is valid, locked and in the page cache by the type invariant.
         to_result(unsafe { bindings::memfile_hide_folio(self.as_ptr()) })
     }
+}
 
-    /// Unlocks the folio, and hands its reference on with the page that `look` is about, to a consumer.
-    /// The folio is dirty then: it is the only copy.
-    pub(crate) fn into_pfn(self, look: Look) -> Pfn {
-        let this = ManuallyDrop::new(self);
-        // SAFETY: By the type invariant the lock is ours; the reference goes with the page.
-        unsafe { bindings::memfile_hand_on(this.as_ptr()) };
-        look.pfn
+impl Looked<Locked> {
+    /// Unlocks the folio, and hands its reference on with the page, to a consumer. The folio is dirty
+    /// then: it is the only copy.
+    pub(crate) fn into_pfn(self) -> Pfn {
+        let folio = ManuallyDrop::new(self.owner);
+        // SAFETY: By its type invariant the lock is ours; the reference goes with the page.
+        unsafe { bindings::memfile_hand_on(folio.as_ptr()) };
+        self.pfn
     }
 }
 
@@ -242,16 +258,22 @@ impl Referenced {
     }
 
     /// Looks at it.
-    pub(crate) fn look(&self) -> Look {
+    pub(crate) fn look(self) -> Looked<Self> {
         // SAFETY: The page is valid by the type invariant. The function writes all of its last
         // argument.
-        unsafe { Look::at(|pfn| bindings::memfile_look_at_page(self.0.as_ptr(), pfn)) }
+        unsafe {
+            Looked::at(self, |this, pfn| {
+                bindings::memfile_look_at_page(this.0.as_ptr(), pfn)
+            })
+        }
     }
+}
 
-    /// Hands the reference on to a consumer. `look` is the result of [`Self::look`].
-    pub(crate) fn into_pfn(self, look: Look) -> Pfn {
-        let _ = ManuallyDrop::new(self);
-        look.pfn
+impl Looked<Referenced> {
+    /// Hands the reference on with the page, to a consumer.
+    pub(crate) fn into_pfn(self) -> Pfn {
+        let _ = ManuallyDrop::new(self.owner);
+        self.pfn
     }
 }
 

@@ -45,8 +45,12 @@ impl Inode {
 
     /// Is the flag of its mapping set? Others may change it meanwhile.
     fn mapping_flag(self, bit: bindings::mapping_flags) -> bool {
-        // SAFETY: The inode is valid by the type invariant, and so is its mapping. Nobody writes to the
-        // flags but by atomic operations on the word.
+        // SAFETY: The inode is valid by the type invariant, and so is its mapping. Once an inode is set
+        // up, only atomic operations write to the flags.
+        //
+        // This `read_volatile` is intended to correspond to a READ_ONCE call.
+        //
+        // FIXME(read_once): Replace with `read_once` when available on the Rust side.
         let flags = unsafe { (&raw const (*(*self.as_ptr()).i_mapping).flags).read_volatile() };
         flags & 1 << bit != 0
     }

@@ -13,7 +13,7 @@ use crate::abi::base::{
 use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
-    Look,
+    Looked,
     Migration,
     Poison, //
 };
@@ -43,7 +43,7 @@ pub(crate) fn get_pfn<S: Store>(
     file: File,
     span: Span,
     frame: u64,
-) -> Result<Found<(S::Page, u64, Look)>> {
+) -> Result<Found<(u64, Looked<S::Page>)>> {
     let index = span.page_of(frame).ok_or(EINVAL)?;
     let store = S::of(&node.store).ok_or(EINVAL)?;
     // A file that is bound as pinned stays so: none of its pages come from areas for movable memory.
@@ -55,15 +55,15 @@ pub(crate) fn get_pfn<S: Store>(
         Found::Coming(folio) => return Ok(Found::Coming(folio)),
     };
 
-    let look = page.look(index);
-    let order = match look.poison() {
-        None => look.order().min(store.max_order()),
+    let page = page.look(index);
+    let order = match page.poison() {
+        None => page.order().min(store.max_order()),
         // A huge mapping would give access to the poisoned neighbour.
         Some(Poison::Neighbour) => 0,
         Some(Poison::Page) => return Err(ehwpoison()),
     };
     let order = span.order_at(frame, order);
-    Ok(Found::There((page, index, look.with_order(order))))
+    Ok(Found::There((index, page.with_order(order))))
 }
 
 /// A consumer is going to ask for `frames`, one after the other. Pages that leave the kernel's direct

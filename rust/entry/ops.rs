@@ -454,7 +454,7 @@ unsafe extern "C" fn get_pfn<S: Store>(
         let file = unsafe { File::bound_by(notifier) }.ok_or(EINVAL)?;
         let found = pages::get_pfn::<S>(&node, file, notifier.span(), frame)
             .inspect_err(|_| node.counters.count(Event::GetPfnError))?;
-        let (page, index, look) = match found {
+        let (index, page) = match found {
             Found::There(found) => found,
             Found::Coming(folio) => {
                 node.counters.count(Event::GetPfnWait);
@@ -463,7 +463,7 @@ unsafe extern "C" fn get_pfn<S: Store>(
                 return Err(EAGAIN);
             }
         };
-        let found = page.into_pfn(look);
+        let found = Page::into_pfn(page);
         node.counters.count(Event::GetPfn);
         // SAFETY: By the safety requirements of this function.
         let pfn = unsafe {

@@ -44,10 +44,10 @@ mod tests {
         assert_eq!(file.node().inode.resident(), 0);
         for _ in 0..2 {
             let found = get_pfn::<ShmemInode>(file.node(), file.file()?, span, 103)?;
-            let (folio, index, look) = found.there().ok_or(EAGAIN)?;
-            assert_eq!((index, look.order()), (7, 0));
-            assert_eq!(folio.pages(), Range::new(7, 8));
-            drop(folio);
+            let (index, page) = found.there().ok_or(EAGAIN)?;
+            assert_eq!((index, page.order()), (7, 0));
+            assert_eq!(page.owner().pages(), Range::new(7, 8));
+            drop(page);
             assert_eq!(file.node().inode.resident(), 1);
         }
         // A binding that was made for another file: past the end of this one.

@@ -93,7 +93,7 @@ impl Span {
         Ok(Self { pages, frame })
     }
 
-    /// The same once more, for a binding that [`Self::new`] has accepted.
+    /// The same once more: [`Self::new`] must have accepted these numbers.
     pub(crate) fn accepted(pgoff: u64, nr_pages: u64, frame: u64) -> Self {
         let pages = Range {
             start: pgoff,
@@ -134,16 +134,11 @@ impl Span {
     /// The largest order, at most that of the folio, at which the consumer may map around `frame`:
     /// page and frame have the same place in their naturally aligned blocks, and the binding has
     /// the whole block.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn order_at(self, frame: u64, folio_order: u32) -> u32 {
         if folio_order == 0 {
             return 0;
         }
-        self.order_of_large(frame, folio_order)
-    }
-
-    #[inline(always)]
-    fn order_of_large(self, frame: u64, folio_order: u32) -> u32 {
         let Some(page) = self.page_of(frame) else {
             return 0;
         };

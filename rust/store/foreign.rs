@@ -12,7 +12,7 @@ use crate::abi::base::ehwpoison;
 use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
-    Look,
+    Looked,
     Migration,
     Pfn, //
     Referenced,
@@ -23,13 +23,13 @@ use crate::policy::flags::Flags;
 use kernel::prelude::*;
 
 impl Page for Referenced {
-    fn look(&self, _index: u64) -> Look {
+    fn look(self, _index: u64) -> Looked<Self> {
         Referenced::look(self)
     }
 
     /// The store keeps track of other copies of the page.
-    fn into_pfn(self, look: Look) -> Pfn {
-        Referenced::into_pfn(self, look)
+    fn into_pfn(looked: Looked<Self>) -> Pfn {
+        looked.into_pfn()
     }
 }
 

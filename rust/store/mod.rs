@@ -20,7 +20,7 @@ mod shmem;
 use crate::abi::file::File;
 use crate::abi::folio::{
     Found,
-    Look,
+    Looked,
     Migration,
     Pfn, //
 };
@@ -40,10 +40,10 @@ const ORDER_2M: u32 = 9;
 /// Dropping it gives it back.
 pub(crate) trait Page: Sized {
     /// Looks at page `index` of the file, which must be a page of its folio.
-    fn look(&self, index: u64) -> Look;
+    fn look(self, index: u64) -> Looked<Self>;
 
-    /// Hands the page that `look` is about on to a consumer, as the only copy of its content.
-    fn into_pfn(self, look: Look) -> Pfn;
+    /// Hands the page on to a consumer, as the only copy of its content.
+    fn into_pfn(looked: Looked<Self>) -> Pfn;
 }
 
 /// The store of one file.

@@ -6,7 +6,7 @@ use super::Page;
 use crate::abi::folio::{
     Found,
     Locked,
-    Look,
+    Looked,
     Pfn, //
 };
 use crate::abi::inode::Inode;
@@ -14,12 +14,12 @@ use crate::policy::range::Range;
 use kernel::prelude::*;
 
 impl Page for Locked {
-    fn look(&self, index: u64) -> Look {
+    fn look(self, index: u64) -> Looked<Self> {
         Locked::look(self, index)
     }
 
-    fn into_pfn(self, look: Look) -> Pfn {
-        Locked::into_pfn(self, look)
+    fn into_pfn(looked: Looked<Self>) -> Pfn {
+        looked.into_pfn()
     }
 }
 

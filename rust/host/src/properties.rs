@@ -74,6 +74,7 @@ proptest! {
     fn nothing_panics_at_the_edges_of_u64(pgoff: u64, pages: u64, frame: u64, size: u64,
                                           at: u64, order in 0u32..64) {
         if let Ok(span) = Span::new(pgoff, pages, frame, size) {
+            prop_assert_eq!(Span::accepted(pgoff, pages, frame), span);
             prop_assert!(span.order_at(at, order) <= order);
             if let Some(page) = span.page_of(at) {
                 prop_assert!(page - pgoff < pages);

@@ -768,7 +768,10 @@ fn memory_error_costs_one_small_page(page: u64) -> CaseResult {
         guest.expect_mapped(page, 1, "before the error")?;
         expect_account(&pool, &guest, 1, before + 1, "before the error")?;
         let broken = 37 * PAGE;
+        let trace = Trace::start(&["memfile:memfile_poison"])?;
         lost.frames.push(break_at(&guest, broken)?);
+        expect_recorded(&trace, &guest.fd, "memfile_poison")?;
+        drop(trace);
         // All of the huge page stays in the file.
         expect_account(&pool, &guest, 1, before + 1, "after the error")?;
         expect_broken(&mut guest, broken)?;
@@ -999,7 +1002,10 @@ fn pages_move(
     let mut guest = Guest::new(flags, page, count)?;
     write_all(&mut guest, page, GUEST)?;
     let counts = Counts::now()?;
+    let trace = Trace::start(&["memfile:memfile_migrate"])?;
     take(&mut guest)?;
+    expect_recorded(&trace, &guest.fd, "memfile_migrate")?;
+    drop(trace);
     expect_all(&mut guest, page, GUEST)?;
     counts.expect_grown(&["memfile.migrate"], 1)?;
     guest.expect_mapped(page, count, "after the move")?;
@@ -1008,6 +1014,15 @@ fn pages_move(
     // In the file, and not in the frames that it has left.
     let mut guest = guest.in_another_vm(flags, page)?;
     expect_all(&mut guest, page, next)
+}
+
+/// The trace has an event of this name of the file.
+fn expect_recorded(trace: &Trace, fd: &OwnedFd, name: &str) -> CaseResult {
+    let inode = fstat(fd)?.st_ino;
+    let events = trace.events()?;
+    let mut of_file = events.iter().filter(|event| event.number("ino") == Some(inode));
+    ensure!(of_file.any(|event| event.name == name), "no {name} of inode {inode}");
+    Ok(())
 }
 
 /// The guest writes to all of its memory; of a page of 1 GiB a word of each small page.
@@ -1253,11 +1268,8 @@ fn figures_are_those_of_any_memfile(page: u64) -> CaseResult {
     fdinfo(1, 0)?;
     drop(guest);
     fdinfo(0, 0)?;
-    let recorded = trace.events()?;
     for name in events {
-        let of_file = recorded.iter().filter(|event| event.number("ino") == Some(inode));
-        let happened = of_file.filter(|event| event.name == format!("memfile_{name}")).count();
-        ensure!(happened != 0, "no memfile_{name} of inode {inode}");
+        expect_recorded(&trace, &twin, &format!("memfile_{name}"))?;
     }
     let counted = ["bind", "unbind", "get_pfn", "punch", "invalidate"];
     let counted = counted.map(|name| format!("memfile.{name}"));

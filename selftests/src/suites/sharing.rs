@@ -22,7 +22,7 @@ conformance!(
         hole_across_two_slots_hits_both,
         slots_may_be_deleted_in_any_order,
         slot_deleted_while_another_thread_punches,
-        many_slots_on_one_file,
+        many_slots_on_one_file: 120,
     ],
     memfile: [
         vms_see_their_own_part,
@@ -163,14 +163,19 @@ fn content_passes_from_one_vm_to_the_next(on: &'static Backend) -> CaseResult {
     vm.vcpu(0)?.verify(gpa, PART, GUEST)
 }
 
-/// After so many holes a tenth of the rounds is enough.
+/// After so many holes in a file of huge pages a tenth of the rounds is enough.
 const MANY_HOLES: u32 = 4000;
 
 /// Do `round` for `rounds` times while another thread punches all of the file repeatedly.
 ///
 /// A thread that never rests from punching holds off the vCPUs of a file of huge pages
 /// for long, so the holes end the case there, not the rounds.
-fn while_punching(fd: &OwnedFd, rounds: u32, mut round: impl FnMut() -> Result<()>) -> CaseResult {
+fn while_punching(
+    on: &Backend,
+    fd: &OwnedFd,
+    rounds: u32,
+    mut round: impl FnMut() -> Result<()>,
+) -> CaseResult {
     let (stop, holes) = (AtomicBool::new(false), AtomicU32::new(0));
     let size = file_size(fd)?;
     thread::scope(|scope| {
@@ -182,7 +187,7 @@ fn while_punching(fd: &OwnedFd, rounds: u32, mut round: impl FnMut() -> Result<(
             }
             Ok(())
         });
-        let enough = |n| n >= rounds / 10 && holes.load(Relaxed) >= MANY_HOLES;
+        let enough = |n| on.page > PAGE && n >= rounds / 10 && holes.load(Relaxed) >= MANY_HOLES;
         let result = (0..rounds).take_while(|&n| !enough(n)).try_for_each(|_| round());
         stop.store(true, Relaxed);
         puncher.join().map_err(|_| anyhow!("the puncher panicked"))??;
@@ -194,7 +199,7 @@ fn while_punching(fd: &OwnedFd, rounds: u32, mut round: impl FnMut() -> Result<(
 
 fn vm_destroyed_while_another_thread_punches(on: &'static Backend) -> CaseResult {
     let fd = on.file(2 * PART)?;
-    while_punching(&fd, 20, || {
+    while_punching(on, &fd, 20, || {
         let (vm, slots) = vm_on(on, &fd, &[0, 1])?;
         let mut vcpu = vm.vcpu(0)?;
         vcpu.fill_pages(slots[0].gpa, 16 * PAGE, GUEST)?;
@@ -211,7 +216,7 @@ fn slot_deleted_while_another_thread_punches(on: &'static Backend) -> CaseResult
     let fd = on.create(&vm, PART)?;
     on.set_private(&vm, GIB, PART)?;
     let mut vcpu = vm.vcpu(0)?;
-    while_punching(&fd, 100, || {
+    while_punching(on, &fd, 100, || {
         let slot = vm.add_private(1, GIB, PART, on.kind, &fd, 0)?;
         vcpu.fill_pages(GIB, 16 * PAGE, GUEST)?;
         vm.delete(slot).map(drop)

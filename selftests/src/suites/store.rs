@@ -423,6 +423,8 @@ fn file_with_the_page_cache_of_a_memfile_is_that_memfile() -> CaseResult {
 
     let fd = memfile(FILE)?;
     let alias = stores.store.alias(&fd)?;
+    let (seals, of_alias) = (get_seals(&fd)?, get_seals(&alias)?);
+    ensure!(of_alias == seals, "seals {of_alias:#x}, those of the memfile are {seals:#x}");
     expect_errno("to pin that of a memfile", stores.store.pin(&alias), &[Errno::EPERM])?;
     vm.raw_set_region(&request(&alias, &view)).context("bind that of a memfile")?;
     drop(alias);
