@@ -920,6 +920,15 @@ fn hole_does_not_touch_a_broken_page(page: u64) -> CaseResult {
     guest.vcpu.verify(guest.gpa + broken + PAGE, 2 * PAGE, Pattern::ZERO)?;
     guest.vcpu.verify(guest.gpa + broken + 3 * PAGE, PAGE, GUEST)?;
     expect_broken(&mut guest, broken)?;
+    // The work is that of the hole, not that of the whole page for each small one.
+    let kept = page - HUGE / 2;
+    guest.vcpu.fill(guest.gpa + kept, PAGE, GUEST)?;
+    punch(&guest.fd, 0, kept)?;
+    ensure!(pressure::read_frame(frame)? == content, "a large hole cleared the broken page");
+    guest.vcpu.verify(guest.gpa, broken, Pattern::ZERO)?;
+    guest.vcpu.verify(guest.gpa + kept - PAGE, PAGE, Pattern::ZERO)?;
+    guest.vcpu.verify(guest.gpa + kept, PAGE, GUEST)?;
+    expect_account(&pool, &guest, 1, used, "after a large hole")?;
     // A hole of the whole huge page gets rid of it: the next touch takes another one, if there is one.
     punch(&guest.fd, 0, page)?;
     // The kernel keeps the broken one: it does not return to those that are free.
