@@ -14,7 +14,7 @@ use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, Layout, SHARED, Setup, fill_view};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{CONVERT_BY, ConvertBy, Exit, Vm, VmType};
+use crate::vm::{CONVERT_BY, ConvertBy, Exit, Vm, VmType, region};
 use crate::{GIB, HUGE, MIB, PAGE, conformance};
 
 conformance!(
@@ -454,10 +454,14 @@ fn any_range_converts_and_no_other_page(on: &'static Backend) -> CaseResult {
         ranges.push((pages[a.min(b) as usize]..=pages[a.max(b) as usize], rng.below(2) == 1));
     }
     let mut private = vec![true; pages.len()];
+    let request = region(s.slot.id, gpa, &s.slot.view, Some((on.kind, s.fd.as_fd(), 0)));
     for (round, (range, to)) in ranges.into_iter().enumerate() {
         let by = CONVERT_BY[rng.below(CONVERT_BY.len() as u64) as usize];
         let (first, last) = (*range.start(), *range.end());
         s.vm.convert(by, gpa + first * PAGE, (last - first + 1) * PAGE, to)?;
+        // A page that is mapped does not show what became of its attributes.
+        s.vm.raw_delete(s.slot.id)?;
+        s.vm.raw_set_region(&request)?;
         for (page, private) in pages.iter().zip(&mut private) {
             if range.contains(page) {
                 *private = to;
