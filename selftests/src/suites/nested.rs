@@ -139,16 +139,20 @@ fn nested_guest_runs_while_other_pages_go() -> CaseResult {
             while n < ROUNDS || !over.load(Ordering::Relaxed) {
                 n += 1;
                 let page = CODE.start + n % (CODE.end - CODE.start);
-                let (code, number) = (gpa + page * PAGE, 0x1000_0000 + n as u32);
-                punch(fd, LOW.offset + page * PAGE, PAGE).context("punch the code")?;
-                vcpu.store(code, nested::number_and_halt(number))?;
-                // The second time its page is mapped, unless others were unmapped with it.
-                for _ in 0..2 {
-                    nested::prepare(vm, code, nested::TABLES);
-                    let exit = nested::run(vm, vcpu)?;
-                    ensure!(exit == EXIT_HLT, "run {n}: the nested guest exits with {exit:#x}");
-                    let told = nested::number(vm);
-                    ensure!(told == number, "run {n}: {told:#x} was executed, not {number:#x}");
+                let code = gpa + page * PAGE;
+                // At once a second code in the same page, before the other thread has had all pages
+                // of nested guests unmapped.
+                for number in [0x1000_0000 + n as u32, 0x2000_0000 + n as u32] {
+                    punch(fd, LOW.offset + page * PAGE, PAGE).context("punch the code")?;
+                    vcpu.store(code, nested::number_and_halt(number))?;
+                    // The second time its page is mapped, unless others were unmapped with it.
+                    for _ in 0..2 {
+                        nested::prepare(vm, code, nested::TABLES);
+                        let exit = nested::run(vm, vcpu)?;
+                        ensure!(exit == EXIT_HLT, "run {n}: the nested guest exits with {exit:#x}");
+                        let told = nested::number(vm);
+                        ensure!(told == number, "run {n}: {told:#x} was executed, not {number:#x}");
+                    }
                 }
                 runs.store(n, Ordering::Relaxed);
             }
@@ -186,7 +190,7 @@ fn nested_guest_runs_while_other_pages_go() -> CaseResult {
         let result = work();
         over.store(true, Ordering::Relaxed);
         let nested = nested.join().map_err(|_| anyhow!("the nested guest's thread panicked"))?;
-        println!("the nested guest ran {} times", 2 * runs.load(Ordering::Relaxed));
+        println!("the nested guest ran {} times", 4 * runs.load(Ordering::Relaxed));
         nested.and(result)
     })
 }
