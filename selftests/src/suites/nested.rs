@@ -122,6 +122,7 @@ fn nested_guest_runs_while_other_pages_go() -> CaseResult {
     // Of the slot: pages that the nested guest executes, with others around them.
     const CODE: Range<u64> = 64..80;
     const REBOUND: u64 = 16 * PAGE;
+    const SPARE: u64 = 16 * PAGE;
     let mut s = hypervisor_low()?;
     let mut other = s.vm.vcpu(1)?;
     let gpa = s.slot.gpa;
@@ -135,7 +136,7 @@ fn nested_guest_runs_while_other_pages_go() -> CaseResult {
     let (vm, fd, slot) = (&*vm, &*fd, &*slot);
     thread::scope(|scope| -> CaseResult {
         let nested = scope.spawn(|| -> CaseResult {
-            let mut n = 0;
+            let (mut n, mut taken) = (0, Vec::new());
             while n < ROUNDS || !over.load(Ordering::Relaxed) {
                 n += 1;
                 let page = CODE.start + n % (CODE.end - CODE.start);
@@ -144,6 +145,11 @@ fn nested_guest_runs_while_other_pages_go() -> CaseResult {
                 // of nested guests unmapped.
                 for number in [0x1000_0000 + n as u32, 0x2000_0000 + n as u32] {
                     punch(fd, LOW.offset + page * PAGE, PAGE).context("punch the code")?;
+                    // The new page must not be the old one, which was freed last.
+                    let spare = memfile(SPARE)?;
+                    allocate(&spare, 0, SPARE)?;
+                    taken.truncate(64);
+                    taken.insert(0, spare);
                     vcpu.store(code, nested::number_and_halt(number))?;
                     // The second time its page is mapped, unless others were unmapped with it.
                     for _ in 0..2 {
