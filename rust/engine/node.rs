@@ -183,12 +183,15 @@ impl State {
     /// Is `notifier` the first of its context, the one that is called for all of them? The first
     /// notifier of all is; so the search is short unless many contexts share a range.
     fn leads(&self, scope: Scope, notifier: Notifier) -> bool {
+        let Some(context) = notifier.context() else {
+            return true;
+        };
         let mut at = None;
         while let Some(other) = self.listener(scope, at) {
             if other == notifier {
                 return true;
             }
-            if other.context().is_some() && other.context() == notifier.context() {
+            if other.context() == Some(context) {
                 return false;
             }
             at = Some(other);
