@@ -367,10 +367,13 @@ fn memory_limit_is_enospc_and_leaves_nothing_behind(on: &'static Backend) -> Cas
     let gpa = s.slot.gpa + 2 * on.page;
     let exit = s.vcpu.start(Command::Store, &[gpa, 7])?;
     let flags = KVM_MEMORY_EXIT_FLAG_PRIVATE;
-    let full = Exit::MemoryFault { errno: Errno::ENOSPC, gpa, size: PAGE, flags };
+    // hugetlb of Linux 7.2 does not tell this limit from missing memory.
+    let old = kernel_release()?.starts_with("7.2.");
+    let errno = if old { Errno::ENOMEM } else { Errno::ENOSPC };
+    let full = Exit::MemoryFault { errno, gpa, size: PAGE, flags };
     ensure!(exit == full, "at the limit: {exit:x?}, not {full:x?}");
     for _ in 0..3 {
-        expect_errno("fallocate", allocate(&s.fd, 2 * on.page, on.page), &[Errno::ENOSPC])?;
+        expect_errno("fallocate", allocate(&s.fd, 2 * on.page, on.page), &[errno])?;
         let now = Counted::now(on)?;
         let wanted = Counted { held: before.held + 2 * on.page, ..before };
         ensure!(now == wanted, "{now:?}, wanted {wanted:?}");
