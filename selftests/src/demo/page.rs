@@ -329,10 +329,11 @@ mod tests {
     fn page_of_real_guests_has_table_and_plot_and_needs_nothing_else() {
         let html = real_html(&table::tests::real_guests()).unwrap();
         for part in [
-            "<caption>Linux 6.12 &lt;stock&gt; in QEMU; MiB. ",
+            "<caption>Linux 6.12 &lt;stock&gt; in QEMU, 512 MiB; MiB. ",
             "<th>host wanted half: resident</th>",
             "<td class=word>private, &lt;both&gt;</td><td>21</td><td>22</td><td>23</td><td>24</td>\
-             <td>25</td><td>35</td><td>42</td><td>19</td><td>27</td><td>yes</td><td>512</td></tr>",
+             <td>25</td><td>35</td><td>26</td><td>42</td><td>19</td><td>27</td>\
+             <td>yes</td></tr>",
             "private, huge pages: not shown, no pool &amp; none to be had",
             "A real Linux in a real QEMU, 512 MiB",
             "</svg>",

@@ -188,11 +188,11 @@ pub fn real(real: &Real) -> Table {
         ["", "given", "back"],
         ["host", "wanted half:", "resident"],
         ["", "", "swapped"],
-        ["then", "compacted:", "of it moved"],
+        ["then", "compacted:", "resident"],
+        ["", "", "of it moved"],
         ["", "most", "allocated"],
         ["", "VM is", "gone"],
         ["own", "data", "right"],
-        ["", "", "size"],
     ];
     let cells = |course: &Course| -> Option<Vec<String>> {
         let at = |step| course.last(step);
@@ -208,11 +208,11 @@ pub fn real(real: &Real) -> Table {
             resident(Step::Freed)?,
             mib(reclaimed.resident as i64),
             mib(reclaimed.swapped as i64),
+            mib(compacted.resident as i64),
             moved.map_or("-".into(), |(before, after)| (after[0] - before[0]).to_string()),
             allocated.map_or("-".into(), |bytes| mib(bytes as i64)),
             resident(Step::Gone)?,
             yes(course.own_data).into(),
-            mib(real.story.size as i64),
         ])
     };
     let mut notes = absent(&real.story.missing);
@@ -226,8 +226,9 @@ pub fn real(real: &Real) -> Table {
     }
     Table {
         title: format!(
-            "Linux {} in QEMU; MiB. The host: Linux {}, a machine of {} MiB.",
+            "Linux {} in QEMU, {} MiB; MiB. The host: Linux {}, a machine of {} MiB.",
             real.guest,
+            real.story.size / MIB,
             real.kernel,
             real.machine / MIB
         ),
@@ -485,7 +486,7 @@ pub(super) mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
             lines[0],
-            "Linux 6.12 <stock> in QEMU; MiB. The host: Linux 7.3.4, a machine of 2048 MiB."
+            "Linux 6.12 <stock> in QEMU, 512 MiB; MiB. The host: Linux 7.3.4, a machine of 2048 MiB."
         );
         let row = |name: &str| {
             let mut rows = lines.iter().filter_map(|line| line.strip_prefix(name));
@@ -493,10 +494,11 @@ pub(super) mod tests {
             assert_eq!(rows.next(), None, "{text}");
             words
         };
-        // QEMU is up, booted, worked, given back, resident, swapped, moved, most, gone, data, size.
-        let whole = ["21", "22", "23", "24", "25", "35", "42", "19", "27", "yes", "512"];
+        // QEMU is up, booted, worked, given back, resident, swapped, compacted, moved, most, gone,
+        // data.
+        let whole = ["21", "22", "23", "24", "25", "35", "26", "42", "19", "27", "yes"];
         assert_eq!(row("private, <both>"), Some(whole.to_vec()));
-        let plain = ["41", "41", "41", "41", "41", "0", "-", "-", "41", "NO", "512"];
+        let plain = ["41", "41", "41", "41", "41", "0", "41", "-", "-", "41", "NO"];
         assert_eq!(row("shared memfd"), Some(plain.to_vec()));
         assert_eq!(row("ended early"), None);
         assert!(
