@@ -17,6 +17,7 @@ use super::worker::Worker;
 use super::{CONVERT, MODULES, ORDER, PORT, READY, line, words};
 use crate::pattern::Pattern;
 use crate::sys::{self, check};
+use crate::uapi::KVM_MAP_GPA_RANGE_ENCRYPTED;
 use crate::{mem, module};
 
 /// File systems: type and place. Those that a kernel lacks are left out.
@@ -162,11 +163,17 @@ impl Agent {
                 fs::write(path, text).with_context(|| (*path).to_owned()).map(|()| none)
             }
             ("convert", [frame, pages, attributes]) => {
-                let parameters = format!("frame={frame} pages={pages} attributes={attributes}");
-                // The module converts the pages when it is loaded, and is not needed after that.
-                module::load_file(Path::new(CONVERT), &parameters)?;
-                module::unload("memfile_guest").map(|()| none).context("unload")
+                convert(frame.parse()?, pages.parse()?, attributes.parse()?).map(|()| none)
             }
+            ("storm", [name]) => loop {
+                let area = self.area(name)?;
+                for attributes in [0, KVM_MAP_GPA_RANGE_ENCRYPTED] {
+                    for frame in area.frames()? {
+                        convert(frame, 1, attributes)?;
+                    }
+                    area.fill(Pattern::Generation(attributes))?;
+                }
+            },
             ("run", [command]) => self.run(number, command),
             ("shell", []) => shell().map(|code| vec![code.to_string()]),
             ("off", []) => {
@@ -205,6 +212,14 @@ impl Agent {
         }
         Ok(vec![code_of(child.wait()?).to_string()])
     }
+}
+
+/// Asks KVM, by `KVM_HC_MAP_GPA_RANGE`, to convert pages.
+fn convert(frame: u64, pages: u64, attributes: u64) -> Result<()> {
+    let parameters = format!("frame={frame} pages={pages} attributes={attributes}");
+    // The module converts the pages when it is loaded, and is not needed after that.
+    module::load_file(Path::new(CONVERT), &parameters)?;
+    module::unload("memfile_guest").context("unload")
 }
 
 fn strs(words: &[String]) -> impl Iterator<Item = &str> {

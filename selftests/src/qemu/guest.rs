@@ -50,12 +50,17 @@ impl Guest {
         &self.release
     }
 
+    /// Make a request, and do not wait for the answer.
+    fn request(&mut self, request: &[&str]) -> Result<()> {
+        self.number += 1;
+        let number = self.number.to_string();
+        self.lines.send(&line([number.as_str()].iter().chain(request)))
+    }
+
     /// Make a request, and return the words of the answer.
     fn ask(&mut self, request: &[&str], said: &mut dyn FnMut(&str)) -> Result<Vec<String>> {
-        self.number += 1;
         let deadline = Instant::now() + self.limit;
-        let number = self.number.to_string();
-        self.lines.send(&line([number.as_str()].iter().chain(request)))?;
+        self.request(request)?;
         loop {
             let text = match self.lines.next(deadline) {
                 Ok(text) => text,
@@ -65,7 +70,9 @@ impl Guest {
                 Err(e) => return Err(e.context(request.join(" "))),
             };
             match answer(&text) {
-                Some((n, _)) if n != self.number => bail!("the guest answers {n}, not {number}"),
+                Some((n, _)) if n != self.number => {
+                    bail!("the guest answers {n}, not {}", self.number)
+                }
                 Some((_, Answer::Out(text))) => said(&text),
                 Some((_, Answer::Done(words))) => return Ok(words),
                 Some((_, Answer::Refused(why))) => bail!("the guest: {}: {why}", request.join(" ")),
@@ -152,6 +159,12 @@ impl Guest {
     /// Ask KVM, by `KVM_HC_MAP_GPA_RANGE`, to convert pages.
     pub fn convert(&mut self, frame: u64, pages: u64, attributes: u64) -> Result<()> {
         self.tell(&["convert", &frame.to_string(), &pages.to_string(), &attributes.to_string()])
+    }
+
+    /// Let it convert the pages of an area there and back, and write them each time, until QEMU is
+    /// gone.
+    pub fn convert_for_ever(&mut self, name: &str) -> Result<()> {
+        self.request(&["storm", name])
     }
 
     /// A file of the guest's.

@@ -8,11 +8,12 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
 
 use crate::demo::ragged_memory;
@@ -35,13 +36,18 @@ pub static SUITE: Suite = suite!(
         guest_boots_and_keeps_its_data_on_pinned_memory: 300,
         pinned_memory_stays_under_compaction_and_reclaim: 300,
         balloon_gives_back_what_the_guest_has_freed: 300,
+        qemu_killed_while_its_balloon_grows_leaves_no_memory_behind: 300,
         guest_boots_and_keeps_its_data_on_movable_and_reclaimable_memory: 300,
         pages_exist_exactly_where_the_guest_has_been: 300,
         guest_converts_pages_by_hypercall: 300,
         whole_guest_is_swapped_out_and_comes_back: 300,
         compaction_moves_pages_of_a_running_guest: 300,
         killed_qemu_leaves_no_memory_behind: 300,
+        qemu_killed_while_the_host_compacts_leaves_no_memory_behind: 300,
+        qemu_killed_while_the_host_reclaims_leaves_no_memory_behind: 300,
+        qemu_killed_while_its_guest_converts_leaves_no_memory_behind: 300,
         free_pages_that_the_guest_reports_are_given_back: 300,
+        qemu_killed_while_its_guest_reports_leaves_no_memory_behind: 300,
         seal_on_the_shared_side_finds_stray_accesses: 300,
         guest_that_does_not_come_up_says_why_and_ends_with_125: 120,
         command_in_a_guest_gives_its_exit_code: 300,
@@ -105,7 +111,7 @@ fn lab() -> Result<Lab> {
 }
 
 fn slot() -> Result<MutexGuard<'static, Option<Fixture>>> {
-    GUEST.lock().map_err(|_| anyhow::anyhow!("a case panicked with the guest"))
+    GUEST.lock().map_err(|_| anyhow!("a case panicked with the guest"))
 }
 
 /// End the current guest, and check that its memory comes back.
@@ -435,6 +441,158 @@ fn killed_qemu_leaves_no_memory_behind() -> CaseResult {
     with_guest(Kind::BOTH, |fixture| fill(&mut fixture.machine, 14))?;
     give_up(&mut *slot()?)?;
     Module::memfile()?.expect_unused()
+}
+
+/// Kill QEMU, whose guest has content, when `until` has seen what is asked for: at each of these
+/// moments, each time with another guest, and with one more if `until` was too late.
+fn killed_while(
+    kind: Kind,
+    reporting: bool,
+    moments: &[u64],
+    until: impl Fn(&mut Fixture, u64) -> Result<bool>,
+) -> CaseResult {
+    for &moment in moments {
+        let mut in_time = false;
+        while !in_time {
+            with_this_guest(kind, reporting, |fixture| {
+                fill(&mut fixture.machine, 70)?;
+                in_time = until(fixture, moment)?;
+                fixture.machine.signal(libc::SIGKILL)
+            })?;
+            give_up(&mut *slot()?)?;
+            Module::memfile()?.expect_unused()?;
+        }
+    }
+    Ok(())
+}
+
+/// Another thread acts again and again, each time on what it has prepared. Returns, and lets it
+/// finish, when `kill` has been called within an act, and after `begun`.
+fn kill_within<T>(
+    mut prepare: impl FnMut(u64) -> Result<T> + Send,
+    mut act: impl FnMut(&T) -> CaseResult + Send,
+    begun: impl Fn() -> Result<bool>,
+    kill: impl FnOnce() -> CaseResult,
+) -> CaseResult {
+    const ACTS: u64 = 40;
+    // How many acts have begun or ended: within an act this is odd.
+    let (steps, stop) = (&AtomicU64::new(0), &AtomicBool::new(false));
+    thread::scope(|scope| {
+        let actor = scope.spawn(move || -> CaseResult {
+            for n in 0..ACTS {
+                let prepared = prepare(n)?;
+                steps.fetch_add(1, Ordering::SeqCst);
+                act(&prepared)?;
+                steps.fetch_add(1, Ordering::SeqCst);
+                if stop.load(Ordering::SeqCst) {
+                    return Ok(());
+                }
+            }
+            bail!("in {ACTS} acts of the host's it has not begun")
+        });
+        let watch = || -> CaseResult {
+            loop {
+                if actor.is_finished() {
+                    return Ok(());
+                }
+                let step = steps.load(Ordering::SeqCst);
+                // It may end as soon as QEMU dies, before we know.
+                if step % 2 == 1 && begun()? && steps.load(Ordering::SeqCst) == step {
+                    println!("killed within act {} of the host's", step / 2 + 1);
+                    return kill();
+                }
+                thread::yield_now();
+            }
+        };
+        let watched = watch();
+        stop.store(true, Ordering::SeqCst);
+        actor.join().map_err(|_| anyhow!("the other thread panicked"))??;
+        watched
+    })
+}
+
+fn qemu_killed_while_the_host_reclaims_leaves_no_memory_behind() -> CaseResult {
+    let _swap = Swap::on(2 * SIZE)?;
+    killed_while(Kind::BOTH, false, &[1, 2000], |fixture, pages| {
+        let (counts, cgroup) = (Counts::now()?, &fixture.cgroup);
+        let machine = &fixture.machine;
+        kill_within(
+            |_| Ok(()),
+            |()| cgroup.reclaim(SIZE).map(drop),
+            || Ok(counts.grown("memfile.swap_out")? >= pages),
+            || machine.signal(libc::SIGKILL),
+        )?;
+        Ok(true)
+    })
+}
+
+fn qemu_killed_while_the_host_compacts_leaves_no_memory_behind() -> CaseResult {
+    killed_while(Kind::BOTH, false, &[1, 32], |fixture, pages| {
+        let (counts, machine) = (Counts::now()?, &fixture.machine);
+        kill_within(
+            // Now with holes to fill, now without.
+            |n| (n % 2 == 0).then(|| ragged_memory(32 * MIB * (n / 2 % 8 + 1))).transpose(),
+            |_| pressure::compact(),
+            || Ok(counts.grown("memfile.migrate")? >= pages),
+            || machine.signal(libc::SIGKILL),
+        )?;
+        Ok(true)
+    })
+}
+
+fn qemu_killed_while_its_balloon_grows_leaves_no_memory_behind() -> CaseResult {
+    const BALLOON: u64 = 128 * MIB;
+    killed_while(Kind::PINNED, false, &[1, BALLOON / MIB / 2], |fixture, holes| {
+        let machine = &mut fixture.machine;
+        machine.guest().hold("memory", "freed", BALLOON / 2, 71)?;
+        machine.guest().release_area("freed")?;
+        let all = machine.execute("query-balloon", json!({}))?;
+        let all = all["actual"].as_u64().context("query-balloon")?;
+        let counts = Counts::now()?;
+        machine.execute("balloon", json!({ "value": all - BALLOON }))?;
+        let made = || counts.grown("memfile.invalidate");
+        while made()? < holes {
+            thread::yield_now();
+        }
+        let made = made()?;
+        println!("killed after {made} holes");
+        // A request is a MiB, and makes a hole or more: with as many the balloon may have its size.
+        Ok(made < BALLOON / MIB)
+    })
+}
+
+fn qemu_killed_while_its_guest_reports_leaves_no_memory_behind() -> CaseResult {
+    const FREED: u64 = 192 * MIB;
+    killed_while(Kind::BOTH, true, &[1], |fixture, holes| {
+        let machine = &mut fixture.machine;
+        machine.guest().hold("memory", "report", FREED, 72)?;
+        let (counts, full) = (Counts::now()?, machine.private_pages()?);
+        machine.guest().release_area("report")?;
+        while counts.grown("memfile.invalidate")? < holes {
+            thread::yield_now();
+        }
+        let left = machine.private_pages()?;
+        println!("killed with {left} of {full} pages");
+        Ok(left < full && left > full - FREED / PAGE / 2)
+    })
+}
+
+/// Pages of one side come, and those of the other go.
+fn qemu_killed_while_its_guest_converts_leaves_no_memory_behind() -> CaseResult {
+    const PAGES: u64 = 32;
+    killed_while(Kind::BOTH, false, &[1, PAGES / 2, 2 * PAGES + 1], |fixture, holes| {
+        let machine = &mut fixture.machine;
+        machine.guest().hold("locked", "storm", PAGES * PAGE, 73)?;
+        let (counts, shared) = (Counts::now()?, machine.shared()?);
+        machine.guest().convert_for_ever("storm")?;
+        // Each conversion to shared makes one.
+        while counts.grown("memfile.invalidate")? < holes {
+            thread::yield_now();
+        }
+        let shared = machine.shared()? - shared;
+        println!("killed after {holes} holes or more, {} KiB of shared memory more", shared >> 10);
+        Ok(true)
+    })
 }
 
 /// Bytes of a DIMM that QEMU itself reads: its shared side, whatever the guest has there.
