@@ -99,13 +99,28 @@ class TheGrowth(unittest.TestCase):
 
     def test_same_cost_at_all_sizes_is_met(self) -> None:
         one = self.of(point(4096, 1000), point(1 << 30, 1100))
-        self.assertAlmostEqual(one.growth, 1.1)
+        self.assertAlmostEqual(one.whole.growth, 1.1)
         self.assertTrue(one.met)
 
     def test_cost_that_grows_with_the_size_is_missed(self) -> None:
         one = self.of(point(1, 1000), point(10, 2000), point(1000, 9000))
-        self.assertEqual((one.growth, one.met), (9.0, False))
-        self.assertLess(one.at_most, 2.1)
+        self.assertEqual((one.whole.growth, one.met), (9.0, False))
+        self.assertLess(one.whole.at_most, 2.1)
+        self.assertEqual([step.growth for step in one.steps], [2.0, 4.5])
+        self.assertEqual(one.worst.after.size, 1000)
+
+    def test_one_step_too_large_is_missed_though_the_whole_is_not(self) -> None:
+        one = self.of(point(1, 1000), point(2, 1000), point(4, 1000), point(8, 1250), point(1024, 1250))
+        self.assertEqual((one.whole.met, one.worst.met, one.met), (True, False, False))
+        self.assertEqual(one.worst.after.size, 8)
+
+    def test_many_small_steps_are_missed_as_a_whole(self) -> None:
+        one = self.of(*(point(1 << n, int(1000 * 1.09**n)) for n in range(11)))
+        self.assertEqual((all(step.met for step in one.steps), one.whole.met, one.met), (True, False, False))
+
+    def test_most_expensive_size_counts_wherever_it_is(self) -> None:
+        one = self.of(point(1, 1000), point(1024, 2500), point(2048, 1000))
+        self.assertEqual((one.whole.growth, one.met), (2.5, False))
 
     def test_cost_may_grow_with_the_work(self) -> None:
         self.assertTrue(self.of(point(1, 1000), point(64, 64000, work=64)).met)
@@ -119,12 +134,32 @@ class TheGrowth(unittest.TestCase):
 
     def test_runs_are_one_point_and_repeated_turns_are_not_counted(self) -> None:
         one = self.of(point(1, 5000, window=0), point(1, 5010, run=1, window=0), point(2, 900))
-        self.assertEqual([p.cost for p in one.points], [5000 - 4100, 900])
+        self.assertEqual([(p.cost, p.noise) for p in one.points], [(5000 - 4100, 10), (900, 0)])
 
     def test_sizes_are_bytes_where_the_name_says_so(self) -> None:
         table = growth.tables([self.of(point(4096, 1000), point(1 << 40, 1000))])[0]
         self.assertEqual(table.head[1:3], ["4K", "1T"])
         self.assertEqual(table.lines[0][-1], "met")
+
+    def test_every_table_is_as_wide_as_its_head(self) -> None:
+        one = self.of(point(1, 1000), point(2, 1000), point(4, 5000))
+        table = growth.tables([one])[0]
+        self.assertEqual(len(table.lines[0]), len(table.head))
+        lines = growth.csv_lines([one])
+        self.assertEqual({len(line) for line in lines}, {len(lines[0])})
+        self.assertEqual([line[-1] for line in lines[1:]], ["", "met", "missed"])
+
+    def test_growth_is_compared_with_a_saved_result_size_by_size(self) -> None:
+        one = self.of(point(4096, 1000), point(4096, 1010, run=1), point(1 << 30, 2000))
+        saved = json.loads(json.dumps(text.Result("7.3.4", [], [], [], None, [one]).as_json()))
+        self.assertEqual(growth.changes(saved, [one]), [])
+        other = self.of(point(4096, 1011), point(1 << 30, 2100), point(1 << 40, 2000))
+        found = [(change.reference, change.verdict) for change in growth.changes(saved, [other])]
+        self.assertEqual(found, [("at 1G", "WORSE"), ("at 1T", "new")])
+        self.assertEqual([c.verdict for c in growth.changes(saved, [])], ["gone", "gone"])
+
+    def test_result_saved_without_growth_can_be_compared_with(self) -> None:
+        self.assertEqual([c.verdict for c in growth.changes({"rows": []}, [self.of(point(1, 1000))])], ["new"])
 
 
 if __name__ == "__main__":

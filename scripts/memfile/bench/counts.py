@@ -240,7 +240,7 @@ class Change:
 
 
 def changes(saved: Report, table: list[Row]) -> list[Change]:
-    """Worse first, then better; equal rows are left out."""
+    """Of rows, in the order of by_verdict()."""
     before = {(r["figure"], r["subject"], r["reference"]): r for r in saved["rows"]}
     found = []
     for line in table:
@@ -253,5 +253,10 @@ def changes(saved: Report, table: list[Row]) -> list[Change]:
             noise = old["noise"] + line.noise + SAME * work
             found.append(Change(*key, work, line.counts.work, noise))
     found += [Change(*key, old["counts"]["work"], None, 0) for key, old in before.items()]
+    return by_verdict(found)
+
+
+def by_verdict(found: Iterable[Change]) -> list[Change]:
+    """Worse first, then better; equal rows are left out."""
     order = ("WORSE", "gone", "new", "better")
     return sorted((c for c in found if c.verdict != "same"), key=lambda c: order.index(c.verdict))
