@@ -56,7 +56,7 @@ impl kernel::InPlaceModule for Module {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             _registration: abi::Registration::new()?,
-            _device <- MiscDeviceRegistration::register(MiscDeviceOptions {
+            _device <- base::register_device(MiscDeviceOptions {
                 name: c"memfile-store",
             }),
         })

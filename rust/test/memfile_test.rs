@@ -8,6 +8,8 @@
 //! No `unsafe` here: this module shows what a driver needs of [`memfile`], the abstraction whose
 //! only user it is so far. It does not depend on memfile.ko, which may come and go.
 
+#[path = "../abi/base.rs"]
+mod base;
 #[path = "../bindings.rs"]
 mod bindings;
 mod example;
@@ -72,7 +74,7 @@ struct Module {
 impl kernel::InPlaceModule for Module {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            _device <- MiscDeviceRegistration::register(MiscDeviceOptions {
+            _device <- base::register_device(MiscDeviceOptions {
                 name: c"memfile-test",
             }),
         })

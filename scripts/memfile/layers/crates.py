@@ -44,7 +44,7 @@ CRATES = (
         Layer("crate", unsafe=False, foreign=NO_C),
         Layer("example recorder", unsafe=False, foreign=NO_C),
         Layer("memfile"),
-        Layer("bindings"),
+        Layer("base bindings"),
     )),
     Crate("rust/test/memfile_store.rs", (
         Layer("crate", unsafe=False, foreign=NO_C),
