@@ -13,7 +13,7 @@ from pathlib import Path
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from memfile.docs import rules
+from memfile.docs import porting, rules
 from memfile.load import script
 
 check_docs = script("check-docs")
@@ -136,6 +136,24 @@ class CheckDocs(unittest.TestCase):
             code, output = self.run_on(f"``punch.hole``\n``{name}``")
             self.assertEqual(code, 1, name)
             self.assertIn(f"a.rst:2: {name}: there is no such function", output)
+
+    def test_each_file_of_the_patches_has_a_row_in_porting(self) -> None:
+        text = check_docs.PORTING.read_text()
+        self.assertEqual(porting.porting_problems(check_docs.PORTING, text), [])
+        for was, becomes, problem in (
+            ("``arch/x86/kvm/mmu/tdp_mmu.c``", "", "arch/x86/kvm/mmu/tdp_mmu.c: it has no row, but a patch of"),
+            ("``paging_tmpl.h``", "``mmu.h``", "arch/x86/kvm/mmu/mmu.h: no patch changes it"),
+            ("``tools/testing/selftests/``", "``tools/testing/selftests/kvm/``", "memfd/inaccessible_test.c: it has no row"),
+        ):
+            table = text.partition("\nThe move to 7.2\n")[0]
+            self.assertEqual(table.count(was), 1)
+            found = porting.porting_problems(check_docs.PORTING, table.replace(was, becomes))
+            self.assertIn(problem, "\n".join(found))
+
+    def test_names_of_the_table_of_porting(self) -> None:
+        row = "   * - ``a/b/c.c``, ``d.h``,\n       ``Kconfig``\n     - ``x.c``\n     - ``y.c``\n"
+        text = f"Files that the shim touches\n===========================\n\n{row}   * - ``Makefile``\n     - \n\nNext\n====\n{row}"
+        self.assertEqual(list(porting.named(text)), [(4, "a/b/c.c"), (4, "a/b/d.h"), (5, "a/b/Kconfig"), (8, "Makefile")])
 
     def test_rows(self) -> None:
         other = self.row('tests = ["guest.runs"]', number="A2")

@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from memfile import environment
@@ -56,6 +57,10 @@ MUTANTS = CACHE / f"mutants{OF_BASE}"
 KVM_PROBE = CACHE / "kvm-probe"
 
 
+# The lines of a patch that name a file.
+TOUCHED = re.compile(r"^(?:--- a|\+\+\+ b)/([^\t\n]*)|^rename (?:from|to) (.*)", re.M)
+
+
 def kernel_version() -> str:
     """The kernel that the patches are made for."""
     found = re.search(r"^KERNEL=(\S+)$", (PATCHES / "BASE").read_text(), re.M)
@@ -66,6 +71,12 @@ def series(base: str = BASE) -> list[Path]:
     """The patches in their order."""
     folder = ROOT / "patches" / base
     return [folder / name for name in re.findall(r"^([^#\s]\S*)", (folder / "series").read_text(), re.M)]
+
+
+def touched(patches: Iterable[Path]) -> list[str]:
+    """The files that the patches change, add or remove."""
+    found = (TOUCHED.findall(patch.read_text(errors="replace")) for patch in patches)
+    return sorted({name for pairs in found for pair in pairs for name in pair if name})
 
 
 def patched_tree() -> Path:
