@@ -67,6 +67,32 @@ class Races(unittest.TestCase):
         self.assertEqual(kernel_log.without_races_of_others(console), (console, []))
 
 
+class KUnit(unittest.TestCase):
+    BOOT = ["[ 0.9] KTAP version 1", "[ 0.9] 1..1", "[ 0.9]     KTAP version 1", "[ 0.9]     # Subtest: rust",
+            "[ 0.9]     1..1", "[ 0.9]     ok 1 fmt", "[ 0.9] ok 1 rust"]
+    NONE = ["[ 0.9] KTAP version 1", "[ 0.9] 1..0"]
+    INIT = ["[ 1.0] Run /init as init process"]
+
+    def cases(self, *console: str) -> list[tuple[str, str]]:
+        return [(case.name, case.status) for case in guest.kunit_cases(list(console))]
+
+    def test_kernel_need_have_no_suite(self) -> None:
+        module = [line.replace("rust", "memfile") for line in self.BOOT]
+        self.assertEqual(self.cases(*self.NONE, *self.INIT, *module), [("kunit.memfile.fmt", PASS)])
+        self.assertEqual(self.cases(*self.BOOT, *self.INIT, *module), [("kunit.rust.fmt", PASS), ("kunit.memfile.fmt", PASS)])
+
+    def test_module_has_some(self) -> None:
+        for boot in (self.BOOT, self.NONE, []):
+            self.assertIn(("kunit", FAIL), self.cases(*boot, *self.INIT))
+            self.assertIn(("kunit", FAIL), self.cases(*boot, *self.INIT, *self.NONE))
+
+    def test_suite_of_the_kernel_that_fails_or_ends_early_counts(self) -> None:
+        module = [line.replace("rust", "memfile") for line in self.BOOT]
+        failed = [line.replace("] ok", "] not ok").replace("    ok", "    not ok") for line in self.BOOT]
+        self.assertIn(("kunit.rust.fmt", FAIL), self.cases(*failed, *self.INIT, *module))
+        self.assertIn(("kunit", FAIL), self.cases(*self.BOOT[:2], *self.INIT, *module))
+
+
 class Sharing(unittest.TestCase):
     def test_longest_suites_do_not_share_a_machine(self) -> None:
         names = sorted(suites.SECONDS, key=lambda suite: -suites.SECONDS[suite])
