@@ -124,8 +124,8 @@ class Bases(Surroundings):
         self.assertEqual((self.cache / "build/base").resolve().parent.name, f"base-{version}")
 
 
-class Apply(Surroundings):
-    """scripts/apply-patches, with a series of one patch."""
+class Tree(Surroundings):
+    """A tree for scripts/apply-patches, with a series of one patch."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -145,6 +145,10 @@ class Apply(Surroundings):
 
     def content(self) -> tuple[str, str]:
         return (self.tree / "mm/shmem.c").read_text(), (self.tree / "MAINTAINERS").read_text()
+
+
+class Apply(Tree):
+    """Patches that fit, and some that do not."""
 
     def assert_turns(self, maintainers: str, patched: str) -> None:
         (self.tree / "MAINTAINERS").write_text(maintainers)
@@ -174,6 +178,91 @@ class Apply(Surroundings):
     def test_base_of_the_trees_version_is_named(self) -> None:
         (self.tree / "mm/shmem.c").write_text("int other;\n")
         self.assertIn("try BASE=7.2", self.apply().stderr)
+
+
+class Merges(Tree):
+    """Patches that do not fit, and the source that they are made for is there."""
+
+    BODY = "int f(void)\n{\n\tone();\n\ttwo();\n}\n"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.base = self.cache / f"src/base-{self.version()}"
+        for name, text in (("mm/shmem.c", "int first;\nint second;\n"), ("MAINTAINERS", "alpha\nbeta\n"), ("Makefile", "")):
+            (self.base / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.base / name).write_text(text)
+
+    def version(self) -> str:
+        return self.run_it("bash", "-c", f". patches/{DEFAULT}/BASE; echo $KERNEL").stdout.strip()
+
+    def series(self, was: str, becomes: str, now: str) -> None:
+        """A patch from one text of mm/shmem.c to another, and the text that the tree has."""
+        (self.base / "mm/shmem.c").write_text(was)
+        lines = [f"-{line}\n" for line in was.splitlines()] + [f"+{line}\n" for line in becomes.splitlines()]
+        counts = f"@@ -1,{was.count(chr(10))} +1,{becomes.count(chr(10))} @@\n"
+        head = PATCH[: PATCH.index("--- a/MAINTAINERS")]
+        (self.copy / "patches" / DEFAULT / "0001-one.patch").write_text(
+            f"{head}--- a/mm/shmem.c\n+++ b/mm/shmem.c\n{counts}{''.join(lines)}")
+        (self.tree / "mm/shmem.c").write_text(now)
+        # The tree is of no other base.
+        (self.tree / "Makefile").write_text("VERSION = 9\nPATCHLEVEL = 1\n")
+
+    def assert_merges(self, patched: str) -> None:
+        before = self.content()[0]
+        for words, message, content in (
+            (("--check",), "1 patches can be applied by merges", before),
+            ((), "1 patches applied by merges", patched),
+            ((), "1 patches already applied", patched),
+            (("--check", "--reverse"), "1 patches can be taken off by merges", patched),
+            (("--reverse",), "1 patches taken off by merges", before),
+            (("--reverse",), "1 patches already taken off", before),
+        ):
+            run = self.apply(*words)
+            self.assertIn(message, run.stdout, run.stderr)
+            self.assertEqual((run.returncode, self.content()[0]), (0, content), words)
+
+    def assert_refused(self) -> None:
+        before = self.content()
+        run = self.apply()
+        self.assertEqual((run.returncode, self.content()), (2, before))
+        self.assertRegex(run.stderr, r"0001-one\.patch: 1 conflict mm/shmem\.c:\d+: .*is left as it was")
+
+    def test_what_others_changed_elsewhere_is_merged(self) -> None:
+        far = "".join(f"int far{number};\n" for number in range(4))
+        self.series(self.BODY + far, self.BODY.replace("one", "hook") + far, self.BODY + far.replace("far3", "other"))
+        self.assert_merges(self.BODY.replace("one", "hook") + far.replace("far3", "other"))
+
+    def test_declarations_go_in_beside_new_neighbours(self) -> None:
+        self.series("#include <a.h>\n", "#include <a.h>\n#include <memfile.h>\n", "#include <b.h>\n#include <c.h>\n")
+        self.assert_merges("#include <b.h>\n#include <c.h>\n#include <memfile.h>\n")
+
+    def test_statements_do_not(self) -> None:
+        self.series(self.BODY, self.BODY.replace("\ttwo", "\thook();\n\ttwo"), self.BODY.replace("two", "three"))
+        self.assert_refused()
+
+    def test_number_that_is_taken_keeps_the_patch_out(self) -> None:
+        was, one = "#define F_A 1\n", "#define F_A 1\n#define F_HOOK 2\n"
+        self.series(was, one, "#define F_B 2\n")
+        self.assert_refused()
+        self.series(was, one, "#define F_B 3\n")
+        self.assert_merges("#define F_B 3\n#define F_HOOK 2\n")
+
+    def test_file_that_is_no_code_is_merged_or_left(self) -> None:
+        (self.tree / "Makefile").write_text("VERSION = 9\nPATCHLEVEL = 1\n")
+        (self.tree / "mm/shmem.c").write_text("int other;\nint second;\n")
+        for maintainers, patched in (("alpha\nother\n", "alpha\nmemfile\nother\n"), ("other\nnames\n", "other\nnames\n")):
+            (self.tree / "MAINTAINERS").write_text(maintainers)
+            before = self.content()
+            for words, content in (((), ("int other;\nint hook;\nint second;\n", patched)), (("--reverse",), before)):
+                run = self.apply(*words)
+                self.assertEqual((run.returncode, self.content()), (0, content), run.stderr)
+
+    def test_without_that_source_nothing_is_merged(self) -> None:
+        self.series("#include <a.h>\n", "#include <a.h>\n#include <memfile.h>\n", "#include <b.h>\n")
+        self.base.rename(self.base.with_name("base-of-another"))
+        run = self.apply()
+        self.assertEqual(run.returncode, 2)
+        self.assertIn("is left as it was; scripts/fetch-kernel gets what it takes to merge them", run.stderr)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,39 @@ class Merges(Trees):
         self.assertIn("BETWEEN\nM:\tother", text)
         self.main(code=0)
 
+    def test_text_that_both_change_stays_as_the_new_tree_has_it(self) -> None:
+        for tree in (self.new, self.base):
+            (tree / "Documentation").mkdir()
+            (tree / "Documentation/api.rst").write_text("alpha\nbeta\ngamma\n")
+        self.change(self.new, "Documentation/api.rst", "beta", "other")
+        patch = self.folder / "patches/0003-three.patch"
+        patch.write_text("From: x <x@example.org>\nSubject: [PATCH] three\n\n---\n--- a/Documentation/api.rst\n"
+                         "+++ b/Documentation/api.rst\n@@ -1,3 +1,3 @@\n alpha\n-beta\n+memfile\n gamma\n")
+        self.patches.append(patch)
+        self.assertEqual(self.results()[2], "0003-three.patch: goes in; left out of Documentation/api.rst")
+        self.assertEqual((self.merge / "Documentation/api.rst").read_text(), "alpha\nother\ngamma\n")
+
+    def test_lines_that_can_be_anywhere_are_placed(self) -> None:
+        function = "static inline int f(int a,\n\t\t    int b)\n{\n\treturn a;\n}\n"
+        entry = "config MEMFILE\n\tbool\n\n"
+        for file, added in (
+            ("mm/shmem.c", '#include "memfile.h"\n'), ("a.h", "struct node;\n\n"), ("a.h", f"/* One. */\n{function}"),
+            ("a.h", "#ifdef CONFIG_X\nint f(void);\n#else\n#define f() 0\n#endif\n"), ("a.h", "#define A 1\n"),
+            ("Kconfig", entry), ("mm/Makefile", "obj-$(CONFIG_MEMFILE) += memfile.o\n"),
+        ):
+            self.assertTrue(port.movable(file, added, "x;\n", "x;\n"), added)
+        for file, added in (
+            ("mm/shmem.c", "\tcall();\n"), ("mm/shmem.c", "out:\n"), ("mm/shmem.c", "int f(void)\n{\n"), ("a.h", "}\n"),
+            ("a.h", "#endif\n"), ("a.h", "#else\nint x;\n"), ("a.h", "#ifdef CONFIG_X\n\tcall();\n#endif\n"),
+            ("Kconfig", "\tselect MEMFILE\n"), ("mm/Makefile", "\tcc memfile.o\n"), ("a.rs", "use x;\n"),
+        ):
+            self.assertFalse(port.movable(file, added, "x;\n", "x;\n"), added)
+        self.assertFalse(port.movable("a.h", "#define A 1\n", "#define X \\\n", ""))
+        for taken in ("#define F_B 0x1\n", "#define F_B\t0x1 /* b */\n"):
+            self.assertFalse(port.movable("a.h", "#define F_A 0x1\n", "", taken))
+        for other in ("#define G_B 0x1\n", "#define F_B 0x2\n"):
+            self.assertTrue(port.movable("a.h", "#define F_A 0x1\n", "", other))
+
     def test_file_that_is_gone_is_named(self) -> None:
         (self.new / "mm/other.c").write_text((self.new / "mm/shmem.c").read_text())
         (self.new / "mm/shmem.c").unlink()
@@ -176,6 +209,25 @@ class Work(Trees):
         work = self.folder / "work"
         self.assertEqual(self.git(work, "log", "--format=%s", "base..HEAD").split(), ["two", "one"])
         self.assertEqual(self.git(work, "status", "--porcelain"), "")
+
+    def test_work_tree_has_what_can_be_anywhere_in_its_place(self) -> None:
+        git = self.folder / "git"
+        self.git(git, "checkout", "-q", "base")
+        for tree in (self.base, self.new, git):
+            self.change(tree, "mm/shmem.c", "int first(void)", "#include <a.h>\n\nint first(void)")
+        self.git(git, "commit", "-a", "-m", "base with an include")
+        self.change(git, "mm/shmem.c", "#include <a.h>\n", "#include <a.h>\n#include <memfile.h>\n")
+        self.change(git, "mm/shmem.c", "return 1;", "return hook(1);")
+        self.git(git, "commit", "-a", "-m", "one")
+        self.git(git, "format-patch", "-q", "-1", "-o", str(self.folder / "include"))
+        self.patches = list((self.folder / "include").glob("*.patch"))
+        self.change(self.new, "mm/shmem.c", "#include <a.h>", "#include <b.h>")
+        self.change(self.new, "mm/shmem.c", "return 1;", "return 11;")
+        out = self.work(port.CONFLICTS)
+        self.assertIn("1 conflict; placed anew in mm/shmem.c", out)
+        now = (self.folder / "work/mm/shmem.c").read_text()
+        self.assertIn("#include <b.h>\n#include <memfile.h>\n", now)
+        self.assertEqual(len(port.CONFLICT.findall(now)), 1)
 
     def test_work_tree_stops_at_a_conflict_and_goes_on_behind_it(self) -> None:
         self.change(self.new, "mm/shmem.c", "return 1;", "return 11;")
