@@ -41,6 +41,8 @@ pub static SUITE: Suite = suite!(
 const SIZE: u64 = 8 * PAGE;
 /// The delay of the disk: long enough for the test's steps meanwhile.
 const SLOW: Duration = Duration::from_millis(500);
+/// Reclaim looks for signals after a round only, and takes a second for one that waits for the disk.
+const SLOWER: Duration = Duration::from_secs(3);
 /// Number of attempts: the machine may be slower than the disk.
 const TRIES: u32 = 5;
 
@@ -169,7 +171,7 @@ fn signal_ends_kvm_run_while_the_page_is_read() -> CaseResult {
 }
 
 fn signal_ends_kvm_run_while_the_page_is_written() -> CaseResult {
-    let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
+    let (host, mut s) = (Host::new(SLOWER)?, Setup::filled(BOTH, SIZE)?);
     in_time(|| {
         let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
         let mut offset = None;
