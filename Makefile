@@ -15,7 +15,7 @@ SHELL := /bin/bash
 .PHONY: help setup lint ci docs demo demo-guest check regress guest guest-shell bench trace proof fuzz pressure mutants shell kernel module selftests clippy patches clean distclean
 
 help:		## print this list
-	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan|cfi|gcc] [BASE=7.3|7.2] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
+	@echo 'usage: make TARGET [KERNEL=plain|debug|kcsan|cfi|gcc|unprotected] [BASE=7.3|7.2] [KERNEL_SRC=DIR] [TESTS=GLOBS] [V=1]'
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: all	## print what real guests on each kind of memory cost, also under pressure; write a page

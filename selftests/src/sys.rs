@@ -159,6 +159,15 @@ pub fn memfile_unsized() -> Result<OwnedFd> {
     }
 }
 
+/// Is this option on in the configuration of the kernel that runs?
+pub fn built_with(option: &str) -> Result<bool> {
+    let output = std::process::Command::new("zcat").arg("/proc/config.gz").output();
+    let output = output.context("zcat /proc/config.gz")?;
+    ensure!(output.status.success(), "zcat /proc/config.gz: {}", output.status);
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.lines().any(|line| line.strip_prefix(option) == Some("=y")))
+}
+
 /// An inaccessible memfd of `size` bytes with pages of `page` bytes from the pool of these.
 pub fn memfile_huge(page: u64, size: u64) -> Result<OwnedFd> {
     drop(memfile_unsized()?);

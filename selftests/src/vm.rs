@@ -81,6 +81,9 @@ pub fn open_kvm() -> Result<Kvm> {
     Kvm::new().or_else(|e| missing_memfile(&format!("/dev/kvm cannot be opened ({e})")))
 }
 
+/// The option of the kernel's configuration for VMs with private memory.
+pub const PROTECTED_VM: &str = "CONFIG_KVM_SW_PROTECTED_VM";
+
 /// Whether the kernel can make VMs of this type.
 pub fn supports(kvm: &Kvm, vm_type: VmType) -> bool {
     let types = kvm.check_extension_raw(KVM_CAP_VM_TYPES.into());
@@ -144,6 +147,10 @@ impl Vm {
     pub fn new(vm_type: VmType) -> Result<Vm> {
         let kvm = open_kvm()?;
         if !supports(&kvm, vm_type) {
+            // A kernel that should have them and has not is no reason to skip.
+            if sys::built_with(PROTECTED_VM).is_ok_and(|built| !built) {
+                return skip(format!("the kernel is built without {PROTECTED_VM}"));
+            }
             return missing_memfile(&format!("KVM has no {vm_type:?} VMs"));
         }
         let fd = kvm.create_vm_with_type(vm_type.number()).context("KVM_CREATE_VM")?;

@@ -13,6 +13,7 @@ from memfile.check.kernel_log import watched_case
 from memfile.check.outcome import exit_code_case
 from memfile.check.session import Check, Job, read_text
 from memfile.check.suites import (
+    OF_KERNEL,
     OWN_MACHINE,
     PREPARE,
     SECONDS,
@@ -94,6 +95,9 @@ def chosen_suites(check: Check) -> dict[str, list[str]]:
     suites: dict[str, list[str]] = {}
     for case in guest_cases(tests):
         suites.setdefault(case.split(".")[0], []).append(case if tests else case.split(".")[0])
+    if not tests:
+        here = check.flavour
+        suites = {suite: names for suite, names in suites.items() if OF_KERNEL.get(suite, here) == here}
     # A guest within a guest is slow enough, and its QEMU knows memfiles only.
     if not tests and check.flavour in ("base", "debug", "kcsan"):
         suites = {suite: names for suite, names in suites.items() if OWN_MACHINE.get(suite) is not WITH_QEMU}

@@ -55,6 +55,9 @@ OWN_MACHINE = {
     "cap_without_tdp_mmu": ["--append", "kvm.tdp_mmu=0"],
 }
 
+# Suites for one kernel only. On others they run if they are named, and skip.
+OF_KERNEL = {"cap_without_protected": "unprotected"}
+
 # Suites that run in the machine of another one: they need the same machine.
 MACHINE_OF = {"directmap_huge": "directmap"} | {
     f"{name}_1g": "hugetlb_1g" for name in (
@@ -98,7 +101,7 @@ class Variant:
 
     def concerns(self, suite: str) -> bool:
         # Nor for huge pages of hugetlbfs. Pages out of the direct map have a suite of their own.
-        if own_machine(suite) or suite.endswith((*OTHER_KINDS, "_huge", "_hidden")):
+        if suite in OF_KERNEL or own_machine(suite) or suite.endswith((*OTHER_KINDS, "_huge", "_hidden")):
             return False
         return suite in self.suites if self.suites else suite not in self.without
 

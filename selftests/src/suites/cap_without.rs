@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A machine on which no VM can have private memory, though the kernel can: KVM without nested paging,
-//! or with another MMU than the one that knows of private memory.
+//! A machine on which no VM can have private memory, though the kernel has memfiles: KVM without nested
+//! paging, with another MMU than the one that knows of private memory, or built without the VM type.
 //!
-//! The kernel's command line decides it: `scripts/check` boots a machine for each of the two suites.
+//! The kernel's command line decides the first two: `scripts/check` boots a machine for each of them. The
+//! third needs a kernel of its own: `make check KERNEL=unprotected`.
 
 use std::os::fd::AsFd;
 
@@ -15,43 +16,59 @@ use crate::support::setup::GUEST;
 use crate::support::setup::expect_as_vm_types_say;
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{Private, Vm, VmType, open_kvm, region, small_pages, supports};
+use crate::vm::{PROTECTED_VM, Private, Vm, VmType, open_kvm, region, small_pages, supports};
 use crate::{GIB, MIB, PAGE};
 
-/// The cases of a suite, where the parameter in this file is off.
+/// The cases of a suite, where this condition holds.
 macro_rules! suite_without {
-    ($name:literal, $parameter:literal) => {
+    ($name:literal, $condition:expr) => {
         Suite {
             name: $name,
             cases: &[
-                suite_without!(@case $parameter, device_says_what_vm_types_say),
-                suite_without!(@case $parameter, vm_has_nothing_of_memfiles),
-                suite_without!(@case $parameter, file_works_for_other_consumers),
+                suite_without!(@case $condition, device_says_what_vm_types_say),
+                suite_without!(@case $condition, vm_has_nothing_of_memfiles),
+                suite_without!(@case $condition, file_works_for_other_consumers),
             ],
             hidden: false,
             together: false,
         }
     };
-    (@case $parameter:literal, $case:ident) => {
+    (@case $condition:expr, $case:ident) => {
         Case {
             name: stringify!($case),
-            func: || without($parameter).and_then(|()| $case()),
+            func: || $condition.and_then(|()| without()).and_then(|()| $case()),
             limit: TIME_LIMIT,
         }
     };
 }
 /// Nested paging is off.
-pub static NPT: Suite = suite_without!("cap_without_npt", "/sys/module/kvm_amd/parameters/npt");
+pub static NPT: Suite =
+    suite_without!("cap_without_npt", is_off("/sys/module/kvm_amd/parameters/npt"));
 /// The MMU for nested paging is the one that is for shadow paging as well.
 pub static TDP_MMU: Suite =
-    suite_without!("cap_without_tdp_mmu", "/sys/module/kvm/parameters/tdp_mmu");
+    suite_without!("cap_without_tdp_mmu", is_off("/sys/module/kvm/parameters/tdp_mmu"));
+/// The kernel has no VM type with private memory.
+pub static PROTECTED: Suite = suite_without!("cap_without_protected", is_not_built());
 
-/// SKIP unless the parameter is off, and this kernel has memfiles.
-fn without(parameter: &str) -> CaseResult {
-    drop(memfile_unsized()?);
-    if read(parameter)? != "N" {
-        return skip(format!("{parameter} is on"));
+/// SKIP unless the parameter in this file is off.
+fn is_off(parameter: &str) -> CaseResult {
+    match read(parameter)?.as_str() {
+        "N" => Ok(()),
+        _ => skip(format!("{parameter} is on")),
     }
+}
+
+/// SKIP unless the configuration has not the VM type.
+fn is_not_built() -> CaseResult {
+    match built_with(PROTECTED_VM)? {
+        false => Ok(()),
+        true => skip(format!("the kernel is built with {PROTECTED_VM}")),
+    }
+}
+
+/// This kernel has memfiles, but KVM has not the VMs for them.
+fn without() -> CaseResult {
+    drop(memfile_unsized()?);
     let kvm = open_kvm()?;
     ensure!(!supports(&kvm, VmType::Protected), "KVM has protected VMs all the same");
     Ok(())

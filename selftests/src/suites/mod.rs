@@ -78,6 +78,7 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&cap::SUITE),
     one(&cap_without::NPT),
     one(&cap_without::TDP_MMU),
+    one(&cap_without::PROTECTED),
     guest::SUITES,
     punch::SUITES,
     exits::SUITES,
