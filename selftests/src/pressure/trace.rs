@@ -101,9 +101,11 @@ impl Event {
         Some(Event { name: name.trim().to_owned(), thread, depth, fields: fields.to_owned() })
     }
 
-    /// The value of `key=value`, if it has no space.
+    /// The value of `key=value` or `(key=value)`, if it has no space.
     pub fn field(&self, key: &str) -> Option<&str> {
-        self.fields.split_whitespace().find_map(|f| f.strip_prefix(key)?.strip_prefix('='))
+        let bare = |word| -> Option<&str> { str::strip_prefix(word, '(')?.strip_suffix(')') };
+        let mut words = self.fields.split_whitespace().map(|word| bare(word).unwrap_or(word));
+        words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
     }
 
     /// The hexadecimal number that follows a word, for events that have `key value`.
@@ -213,9 +215,12 @@ mod tests {
         let event = Event::parse(line).unwrap();
         assert_eq!((event.name.as_str(), event.thread, event.depth), ("memfile_bind", 51, 2));
         assert_eq!((event.number("ino"), event.hex("pfn")), (Some(9), Some(0x1a)));
-        let line = "   a name-with-7  [001] .....     3.1: f: as id 0 gfn 1f g=SPIN|READ";
+        let line = "   a name-with-7  [001] .....     3.1: f: as id 0 gfn 1f level 2";
         let event = Event::parse(line).unwrap();
         assert_eq!((event.hex_after("gfn"), event.hex_after("pfn")), (Some(0x1f), None));
-        assert_eq!((event.thread, event.depth, event.field("g")), (7, 0, Some("SPIN|READ")));
+        assert_eq!((event.thread, event.depth), (7, 0));
+        let line = "   a-63      [000] ...1.     7.9: contention_begin: 00000000b4aac53d (flags=SPIN|READ)";
+        let event = Event::parse(line).unwrap();
+        assert_eq!((event.depth, event.field("flags")), (1, Some("SPIN|READ")));
     }
 }
