@@ -51,6 +51,7 @@ class MutantsTest(unittest.TestCase):
         self.put("kernel/mm/memfile.c", "c();\n")
         self.put("checkout/rust/b.rs", "true\n")
         self.put("checkout/rust/abi/mod.rs", "mod b;\n")
+        self.put("checkout/rust/shim.c", "d();\n")
 
     def put(self, name: str, text: str) -> Path:
         path = self.folder / name
@@ -95,6 +96,7 @@ class List(MutantsTest):
         texts, _ = sources.all_mutated(self.read(ENTRY))
         self.assertIn("core_param(memfile_mutant", texts["mm/memfile.c"])
         self.assertIn("fn mutant(number", texts["rust/abi/mod.rs"])
+        self.assertIn("#ifdef MEMFILE_OWN_SWITCH", texts["rust/shim.c"])
         self.assertNotIn("core_param", texts["mm/a.c"])
 
     def test_a_mutant_may_have_several_places(self) -> None:
@@ -117,11 +119,21 @@ class List(MutantsTest):
         _, wrong = sources.all_mutated(self.read(ENTRY.replace("a.c", "z.c")))
         self.assertIn("mm/z.c: there is no such file", wrong[0])
 
+    def test_kernel_that_checks_itself_has_mutants_of_the_module_only(self) -> None:
+        def found(text: str) -> str:
+            with mock.patch.object(guards, "known_tests", lambda: ["punch.hole"]):
+                with mock.patch.object(guards, "guarded_rows", lambda: []):
+                    return "\n".join(guards.problems(self.read(text + 'kernel = "debug"\n')))
+
+        self.assertIn("only the module", found(ENTRY))
+        self.assertEqual(found(ENTRY.replace("mm/a.c", "rust/b.rs").replace("\nif (hole)\n\tzap();\n", "true")), "")
+
     def test_bad_entries_are_refused(self) -> None:
         self.assertIn("fails", self.refused(ENTRY.replace('fails = ["punch.hole"]', "")))
         self.assertIn("colour", self.refused(ENTRY + "colour = 1\n"))
         self.assertIn("MUTANT", self.refused(ENTRY.replace("MUTANT", "true")))
         self.assertIn("expect", self.refused(ENTRY + 'expect = "nothing"\n'))
+        self.assertIn("kernel", self.refused(ENTRY + 'kernel = "plain"\n'))
         self.assertIn("same name", self.refused(ENTRY + ENTRY))
 
 
@@ -261,10 +273,13 @@ class Machines(MutantsTest):
         self.assertEqual(self.asked, [["a", "b"], ["b"]])
 
     def test_some_have_a_machine_of_their_own(self) -> None:
-        ends = {"a": "", "b": "alone = true\n", "c": 'expect = "died"\n', "d": 'expect = "splat"\n'}
+        ends = {
+            "a": "", "b": "alone = true\n", "c": 'expect = "died"\n', "d": 'expect = "splat"\n',
+            "e": 'kernel = "debug"\n', "f": 'kernel = "debug"\n',
+        }
         text = "".join(ENTRY.replace('"hole"', f'"{name}"') + end for name, end in ends.items())
         found = [[mutant.name for mutant in batch] for batch in batches(self.read(text))]
-        self.assertEqual(found, [["a", "d"], ["b"], ["c"]])
+        self.assertEqual(found, [["a", "d"], ["b"], ["c"], ["e"], ["f"]])
 
     def test_the_machine_is_that_of_the_tests(self) -> None:
         def machine(*tests: str) -> str:

@@ -73,9 +73,9 @@ class Check:
         tests = self.args.tests
         return not tests or any(fnmatch.fnmatchcase(name, test) for test in tests)
 
-    def build(self, *command: str) -> None:
+    def build(self, *command: str, kdir: str = "") -> None:
         # A KDIR of the user's would give the module to another kernel.
-        env = {**os.environ, "KDIR": ""}
+        env = {**os.environ, "KDIR": kdir}
         run = subprocess.run([str(SCRIPTS / command[0]), *command[1:]], env=env, check=False)
         if run.returncode:
             print(f"check: {' '.join(command)} failed", file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from memfile import paths
 from memfile.docs.tests import kunit_cases, listed_cases
 from memfile.docs.text import Row, defect_rows
-from memfile.mutants.sources import Mutant, all_mutated, fail
+from memfile.mutants.sources import DEBUG, Mutant, all_mutated, fail, in_module
 from memfile.paths import ROOT
 
 
@@ -18,6 +18,8 @@ def problems(mutants: list[Mutant]) -> list[str]:
     found = all_mutated(mutants)[1]
     known = known_tests()
     for mutant in mutants:
+        if mutant.kernel == DEBUG and not all(in_module(edit.file) for edit in mutant.edits):
+            found.append(f"{mutant.name}: on the kernel {DEBUG} only the module can have mutants")
         for test in mutant.tests:
             if not fnmatch.filter(known, test):
                 found.append(f"{mutant.name}: there is no test {test}")

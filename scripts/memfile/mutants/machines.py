@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+from memfile import paths
 from memfile.check.guest import PLUG, UNPLUG
 from memfile.check.outcome import Outcome
 from memfile.check.session import Check, read_text
@@ -19,7 +20,7 @@ from memfile.check.suites import OWN_MACHINE, WITHOUT_PORTS, own_machine
 from memfile.ktap import FAIL, PASS, SKIP, Case
 from memfile.mutants.guards import known_tests, rows_in_words
 from memfile.mutants.results import KILLED, SAID, Phase, judge, phases
-from memfile.mutants.sources import Mutant, number
+from memfile.mutants.sources import DEBUG, MUTANTS, Mutant, number
 
 # Functions for the guest's shell. A line of a KUnit test gets a mark, because the kernel prints it.
 PRELUDE = """
@@ -38,6 +39,11 @@ kunit() {
     printf none >/sys/module/kunit/parameters/filter_glob
 }
 """
+# The kernel has no mutants, but the module.
+LOAD = """
+insmod /add/memfile.ko || exit
+number=/sys/module/memfile/parameters/memfile_mutant
+"""
 # So many mutants share a machine, one after another.
 SHARE = 12
 
@@ -46,9 +52,11 @@ class Mutants:
     """One run: the machine room is that of scripts/check."""
 
     def __init__(self, log: Path, mutants: list[Mutant], slow: int = 1) -> None:
-        options = argparse.Namespace(kernel="mutants", log=log, tests=[], verbose=False, slow=slow)
-        # The kernel is as fast as plain; the host may be busy.
-        self.machines = Check(options)
+        # The kernel mutants is as fast as plain; the host may be busy.
+        self.machines = {
+            kernel: Check(argparse.Namespace(kernel=kernel, log=log, tests=[], verbose=False, slow=slow))
+            for kernel in (MUTANTS, DEBUG)
+        }
         self.log = log
         self.mutants = mutants
         self.known: list[str] = []
@@ -57,21 +65,29 @@ class Mutants:
         self.boots = 0
 
     def build(self) -> None:
-        for command in (["build-kernel", "mutants"], ["build-module", "mutants"], ["build-selftests"]):
-            self.machines.build(*command)
+        for kernel in sorted({mutant.kernel for mutant in self.mutants}):
+            build = self.machines[kernel].build
+            build("build-kernel", kernel)
+            build("build-module", MUTANTS, kdir="" if kernel == MUTANTS else str(paths.build_tree(kernel)))
+            if kernel != MUTANTS:
+                # What is loaded beside it.
+                build("build-module", kernel)
+        self.machines[MUTANTS].build("build-selftests")
 
     def tests(self, mutant: Mutant) -> list[str]:
         return [name for name in self.known if any(fnmatch.fnmatchcase(name, test) for test in mutant.tests)]
 
     def script(self, batch: list[Mutant]) -> str:
         """For each: the tests while it is disabled, and again while it is enabled."""
-        lines = [f"SLOW={self.machines.slow}", PRELUDE]
+        kernel = batch[0].kernel
+        slow = self.machines[kernel].slow
+        lines = [f"SLOW={slow}", PRELUDE, LOAD if kernel != MUTANTS else ""]
         for mutant in batch:
             tests = self.tests(mutant)
             kunit = [test[len("kunit:"):] for test in tests if test.startswith("kunit:")]
             guest = [test for test in tests if not test.startswith("kunit:")]
             work = [*(["kunit " + " ".join(kunit)] if kunit else []), *(["run " + " ".join(guest)] if guest else [])]
-            lines.append(f"LIMIT={mutant.seconds * self.machines.slow}")
+            lines.append(f"LIMIT={mutant.seconds * slow}")
             for state, value in (("disabled", 0), ("enabled", number(mutant.name))):
                 # What the kernel says once, it says once for each.
                 lines += [f"say {mutant.name} {state}", f"echo {value} >$number", "echo 1 >$once", *work]
@@ -85,14 +101,19 @@ class Mutants:
         with self.lock:
             self.boots += 1
             name = f"machine-{self.boots}"
-        options = ["--kernel", "mutants", "--tcg-thread", "single", "--kunit", "--append", "kunit.filter_glob=none"]
+        kernel = batch[0].kernel
+        options = ["--kernel", kernel, "--tcg-thread", "single", "--append", "kunit.filter_glob=none"]
+        if kernel == MUTANTS:
+            options += ["--kunit"]
+        else:
+            options += ["--no-module", "--add", str(module_with_mutants(kernel))]
         suite = machine_of(batch[0])
         options += OWN_MACHINE.get(suite, [])
         seconds = 60 + sum(mutant.seconds for mutant in batch)
         script = self.script(batch)
         if suite in WITHOUT_PORTS:
             script = f"{UNPLUG}({script})\nrc=$?\n{PLUG}exit $rc"
-        result = self.machines.boot(name, script, options, seconds, self.progress)
+        result = self.machines[kernel].boot(name, script, options, seconds, self.progress)
         output = read_text(self.log / name / "out.log").splitlines()
         return result, phases(output, read_text(self.log / name / "serial.log").splitlines())
 
@@ -154,11 +175,18 @@ class Mutants:
 def batches(mutants: list[Mutant]) -> list[list[Mutant]]:
     """Those that share a machine; then those that have one of their own, as they end it or ask for it."""
     shared: list[list[Mutant]] = []
-    alone = [mutant for mutant in mutants if mutant.alone or mutant.expect in ("hang", "died")]
+    ends = ("hang", "died")
+    # After its first complaint lockdep is off, and KASAN mostly silent.
+    alone = [mutant for mutant in mutants if mutant.alone or mutant.expect in ends or mutant.kernel == DEBUG]
     for machine in ("", *OWN_MACHINE):
         others = [mutant for mutant in mutants if mutant not in alone and machine_of(mutant) == machine]
         shared = [others[n : n + SHARE] for n in range(0, len(others), SHARE)] + shared
     return shared + [[mutant] for mutant in alone]
+
+
+def module_with_mutants(kernel: str) -> Path:
+    """The module that scripts/build-module makes for a kernel that has none itself."""
+    return paths.BUILD / f"module-mutants-{paths.module_name(paths.build_tree(kernel))}/memfile.ko"
 
 
 def machine_of(mutant: Mutant) -> str:

@@ -39,12 +39,22 @@ pub(crate) fn mutant(number: kernel::ffi::c_int) -> bool {
     unsafe { memfile_mutant == number }
 }
 """,
+    # For a kernel that has no mutants of its own.
+    "rust/shim.c": """
+#ifdef MEMFILE_OWN_SWITCH
+/* Which mutant is enabled; scripts/mutants has added this. */
+int memfile_mutant;
+module_param(memfile_mutant, int, 0644);
+#endif
+""",
 }
 
 # How a mutant shows: its tests fail, or pass beside a line in the kernel log, or do not end.
 EXPECTED = ("fail", "splat", "hang", "died")
+# The kernel that has all of them, and one that checks itself, for which only the module is built anew.
+MUTANTS, DEBUG = "mutants", "debug"
 REQUIRED = {"name", "what", "file", "was", "is", "fails"}
-FIELDS = REQUIRED | {"also", "rows", "expect", "seconds", "alone", "host"}
+FIELDS = REQUIRED | {"also", "rows", "expect", "seconds", "alone", "host", "kernel"}
 OF_HOST = REQUIRED - {"fails"}
 # For its tests, once.
 SECONDS = 100
@@ -80,6 +90,8 @@ class Mutant:
     alone: bool
     # The test of the host that finds it as well, if there is one.
     host: str
+    # On which it runs.
+    kernel: str
 
 
 def number(name: str) -> int:
@@ -109,6 +121,8 @@ def read_list(path: Path) -> list[Mutant]:
             fail(f"{name}: missing or unknown: {', '.join(sorted(wrong))}")
         if entry.get("expect", "fail") not in EXPECTED:
             fail(f"{name}: expect is one of {', '.join(EXPECTED)}")
+        if entry.get("kernel", MUTANTS) not in (MUTANTS, DEBUG):
+            fail(f"{name}: kernel is {MUTANTS} or {DEBUG}")
         edits = []
         for part in (entry, *entry.get("also", ())):
             file = part.get("file", entry["file"])
@@ -118,7 +132,7 @@ def read_list(path: Path) -> list[Mutant]:
         mutants.append(Mutant(
             name, entry["what"], tuple(edits), tuple(entry["fails"]), tuple(entry.get("rows", ())),
             entry.get("expect", "fail"), entry.get("seconds", SECONDS), entry.get("alone", False),
-            entry.get("host", ""),
+            entry.get("host", ""), entry.get("kernel", MUTANTS),
         ))
     if len({number(mutant.name) for mutant in mutants}) != len(mutants):
         fail("two mutants have the same name")
