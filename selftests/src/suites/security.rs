@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::consumer::{Consumer, MAPPER, Span};
 use crate::ktap::{CaseResult, Suite, skip};
@@ -29,6 +29,9 @@ pub static SUITE: Suite = suite!(
         reclaimable_content_lies_in_swap_in_clear,
         pinned_content_never_lies_in_swap,
         pinned_memory_counts_neither_as_locked_nor_as_resident,
+        memlock_limit_does_not_bind_private_memory,
+        private_memory_does_not_raise_the_oom_score,
+        oom_killer_spares_the_vmm_whose_guest_has_most,
     ]
 );
 
@@ -202,4 +205,94 @@ fn pinned_memory_counts_neither_as_locked_nor_as_resident() -> CaseResult {
     let grown = mem::content()?.saturating_sub(content);
     ensure!(grown > LARGE / 2, "the machine has {} KiB more in use", grown >> 10);
     Ok(())
+}
+
+/// As an ordinary user, because root may lock any amount.
+fn memlock_limit_does_not_bind_private_memory() -> CaseResult {
+    require_root()?;
+    const USER: u32 = 65534;
+    let mut guests = [PINNED, BOTH].map(|flags| Setup::with_flags(flags, SIZE));
+    let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: The limit outlives the call. Only this case's process changes its user.
+    unsafe {
+        check(libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit)).context("RLIMIT_MEMLOCK")?;
+        check(libc::setresuid(USER, USER, USER)).context("setresuid")?;
+    }
+    let own = Mapping::anonymous(PAGE)?;
+    // SAFETY: The mapping is that long.
+    let locked = check(unsafe { libc::mlock(own.addr() as *const _, PAGE as usize) });
+    expect_errno("mlock", locked, &[Errno::EPERM, Errno::ENOMEM])?;
+    for s in &mut guests {
+        let s = s.as_mut().map_err(|e| anyhow!("{e:#}"))?;
+        s.vcpu.fill_pages(s.slot.gpa, SIZE / 2, GUEST)?;
+        allocate(&s.fd, 0, SIZE).context("fallocate")?;
+        let got = allocated(&s.fd)?;
+        ensure!(got >= SIZE, "{} KiB are allocated", got >> 10);
+    }
+    Ok(())
+}
+
+/// What the OOM killer compares, for this process.
+fn oom_score() -> Result<u64> {
+    pressure::read_number("/proc/self/oom_score")
+}
+
+fn private_memory_does_not_raise_the_oom_score() -> CaseResult {
+    const LARGE: u64 = 128 * MIB;
+    let mut guests = [PINNED, BOTH]
+        .map(|flags| Setup::with_flags(flags, LARGE / 2))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let before = (oom_score()?, status("RssShmem")?);
+    for s in &mut guests {
+        s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+        expect_allocated(&s.fd, s.slot.size, "all written")?;
+    }
+    let with_private = (oom_score()?, status("RssShmem")?);
+    drop(guests);
+    let own = Mapping::anonymous(LARGE)?;
+    for offset in (0..LARGE).step_by(PAGE as usize) {
+        own.store(offset, 1);
+    }
+    let with_own = oom_score()?;
+    println!(
+        "{before:?}, with private memory {with_private:?}, with as much of its own {with_own}"
+    );
+    let grown = with_own.saturating_sub(before.0);
+    ensure!(grown >= 8, "memory of its own raises the score by {grown} only");
+    ensure!(with_private.0 < before.0 + grown / 4, "private memory raises the score");
+    ensure!(with_private.1 < before.1 + MIB, "private memory is resident");
+    Ok(())
+}
+
+/// The limit of a cgroup is reached by a process with less memory than this one's guest: it is
+/// killed, and the guest's memory stays.
+fn oom_killer_spares_the_vmm_whose_guest_has_most() -> CaseResult {
+    const PRIVATE: u64 = 64 * MIB;
+    const OTHER: u64 = 24 * MIB;
+    let cgroup = Cgroup::enter()?;
+    cgroup.set("memory.swap.max", 0)?;
+    let mut s = Setup::with_flags(PINNED, PRIVATE)?;
+    s.vcpu.fill_pages(s.slot.gpa, PRIVATE, GUEST)?;
+    cgroup.set("memory.max", cgroup.current()? + OTHER / 2)?;
+    // SAFETY: The child uses memory and exits.
+    let pid = check(unsafe { libc::fork() }).context("fork")? as libc::pid_t;
+    if pid == 0 {
+        let done = Mapping::anonymous(OTHER).map(|own| {
+            for offset in (0..OTHER).step_by(PAGE as usize) {
+                own.store(offset, 1);
+            }
+        });
+        // SAFETY: Ends the child.
+        unsafe { libc::_exit(i32::from(done.is_err())) };
+    }
+    let mut status = 0;
+    // SAFETY: The status outlives the call.
+    check(unsafe { libc::waitpid(pid, &mut status, 0) }).context("waitpid")?;
+    let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+    ensure!(killed, "the other process ended with status {status:#x}");
+    let kills = cgroup.line("memory.events", "oom_kill")?;
+    ensure!(kills == 1, "{kills} processes were killed");
+    expect_allocated(&s.fd, PRIVATE, "the other one was killed")?;
+    s.vcpu.verify_pages(s.slot.gpa, PRIVATE, GUEST)
 }
