@@ -131,7 +131,7 @@ class Variants(unittest.TestCase):
             return [case for case in self.CASES if not patterns or any(
                 every([case, case.split(".")[0]], pattern) for pattern in patterns)]
 
-        variant = suites.Variant("some", suites=("punch", "punch_gmem", "contiguous"))
+        variant = suites.Variant("some", left_out={"why": ("stress", "other")})
         with unittest.mock.patch.object(suites, "guest_cases", cases):
             return suites.variant_tests("variant_some", variant, list(tests))
 
@@ -148,12 +148,20 @@ class Variants(unittest.TestCase):
         self.assertEqual(self.chosen("variant_some.stress"), ["stress"])
         self.assertEqual(self.chosen("variant_*.stress.l*", "variant_some.punch.hole"), ["stress.long", "punch.hole"])
 
-    def test_suites_of_variants_exist(self) -> None:
-        files = {path.stem for path in (ROOT / "selftests/src/suites").glob("*.rs")}
+    def test_suites_that_variants_leave_out_exist_and_are_left_out_once(self) -> None:
+        files = {path.stem for path in (ROOT / "selftests/src/suites").glob("*.rs")} | {"fuzz_corpus"}
         for name, variant in suites.VARIANTS.items():
             with self.subTest(name):
-                named = {suite.removesuffix("_gmem") for suite in variant.suites + variant.without}
-                self.assertLessEqual(named, files)
+                named = [suite for left in variant.left_out.values() for suite in left]
+                self.assertLessEqual(set(named), files)
+                self.assertEqual(len(named), len(set(named)))
+
+    def test_suite_with_a_machine_or_a_kernel_of_its_own_is_in_no_variant(self) -> None:
+        for suite in (*suites.OWN_MACHINE, *suites.MACHINE_OF, *suites.OF_KERNEL):
+            self.assertFalse(any(variant.concerns(suite) for variant in suites.VARIANTS.values()))
+
+    def test_new_suite_is_in_every_variant(self) -> None:
+        self.assertTrue(all(variant.concerns("new") for variant in suites.VARIANTS.values()))
 
 
 class Watched(unittest.TestCase):

@@ -74,6 +74,11 @@ pub fn generations() -> Result<Setting> {
     Setting::set("/sys/kernel/mm/lru_gen/enabled", "y")
 }
 
+/// Without it: reclaim does not wait for what it writes.
+pub fn no_generations() -> Result<Setting> {
+    Setting::set("/sys/kernel/mm/lru_gen/enabled", "n")
+}
+
 /// Drop clean pages.
 pub fn drop_caches() -> Result<()> {
     require_root()?;

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from memfile import paths
 from memfile.check.outcome import EXIT_TOOL
@@ -95,50 +95,60 @@ class Variant:
     prepare: str = "true"
     # The only kernel that has these settings, if not all have.
     kernel: str = ""
-    # Suites that it changes something for; none means all but those in WITHOUT.
-    suites: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
+    # The suites that do not run in it, by the reason. All others do, also one that is new.
+    left_out: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def concerns(self, suite: str) -> bool:
         # Nor for huge pages of hugetlbfs. Pages out of the direct map have a suite of their own.
         if suite in OF_KERNEL or own_machine(suite) or suite.endswith((*OTHER_KINDS, "_huge", "_hidden")):
             return False
-        return suite in self.suites if self.suites else suite not in self.without
+        return all(suite not in suites for suites in self.left_out.values())
 
 
-# In all they take as long as the rest: of the suites that take long, those that a variant is about.
+# Reasons to leave suites out of a variant.
+SET_BY_THEMSELVES = "they set all of it themselves, in every way"
+SLOW = "they take long, and others free and allocate in the same ways"
+NO_RECLAIM = "nothing is reclaimed in them by way of the LRU"
+ON_DEBUG = "everything takes long on that kernel, and those that remain free pages in each way"
+# Short suites without reclaim.
+SHORT = (
+    "access", "accounting", "binding", "consumer", "creation", "debugfs", "exits", "fdinfo", "infra", "lockdep",
+    "model", "module", "nested", "ondemand", "prefault", "property", "seal", "sharing", "signals", "size", "store",
+    "trace", "zero",
+)
 VARIANTS = {
-    # Not: suites that set all of it themselves, in every way.
     "thp": Variant(
         "huge pages wherever they can be, but none that a guest executes",
         append="transparent_hugepage=always transparent_hugepage_shmem=always kvm.nx_huge_pages=force",
         prepare="cd /sys/kernel/mm/transparent_hugepage && grep -qF '[always]' enabled "
         "&& grep -qF '[always]' shmem_enabled && grep -q Y /sys/module/kvm/parameters/nx_huge_pages",
-        without=("motion", "overcommit", "pinned", "reclaim", "module", "hugetlb", "directmap"),
+        left_out={SET_BY_THEMSELVES: ("motion", "overcommit", "pinned", "reclaim")},
     ),
     "init": Variant(
         "every page is cleared when it is allocated and when it is freed",
         append="init_on_alloc=1 init_on_free=1",
         prepare="dmesg | grep -q 'heap alloc:on, heap free:on'",
-        suites=(
-            "consumer", "convert", "fault", "huge", "model", "ondemand", "poison", "prefault", "punch", "seal",
-            "store", "zero",
-        ),
+        left_out={SLOW: (
+            "border", "hugetlb", "idle", "kvmaccess", "motion", "overcommit", "pinned", "reclaim", "stress",
+            "swapwait", "zswap",
+        )},
     ),
     "pagealloc": Variant(
         "free pages are not in the direct map either",
         append="debug_pagealloc=on page_poison=1",
         prepare="! grep -q 'DirectMap2M: *[1-9]' /proc/meminfo",
         kernel="debug",
-        # And their parts _hidden, if they are named. Not directmap: it looks at the frames of freed
-        # pages, which nobody can here.
-        suites=("border", "guest", "punch"),
+        # Not: border, guest and punch; and the parts _hidden of the last two, if they are named.
+        left_out={ON_DEBUG: (
+            *SHORT, "aging", "cap", "convert", "fault", "fuzz_corpus", "huge", "hugetlb", "idle", "kvmaccess",
+            "migrate", "motion", "overcommit", "pinned", "poison", "populate", "reclaim", "scenarios", "security",
+            "starvation", "stress", "swapwait", "zswap",
+        )},
     ),
     "lru": Variant(
         "the multi-generational LRU decides what is reclaimed",
         prepare="cd /sys/kernel/mm/lru_gen && echo y >enabled && [ $(cat enabled) != 0x0000 ]",
-        # Not swapwait: this reclaim waits for what it writes, so that a case would have to be in time.
-        suites=("idle", "motion", "overcommit", "pinned", "reclaim", "scenarios", "security", "zswap"),
+        left_out={NO_RECLAIM: (*SHORT, "guest", "hugetlb", "punch"), SLOW: ("kvmaccess",)},
     ),
 }
 VARIANT = "variant_"

@@ -453,7 +453,7 @@ const SMALL_BROKEN: u64 = 5 * PAGE;
 
 /// A page that was written to swap and is still in memory: the disk has the same content.
 fn broken_copy_of_a_swapped_page_is_replaced() -> CaseResult {
-    let _pages = pressure::base_pages()?;
+    let (_pages, _lists) = (pressure::base_pages()?, pressure::no_generations()?);
     lock_own_memory()?;
     // Reclaim has given up before the disk is ready, and so leaves the pages where they are.
     let swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_secs(2))?)?;

@@ -171,6 +171,7 @@ fn signal_ends_kvm_run_while_the_page_is_read() -> CaseResult {
 }
 
 fn signal_ends_kvm_run_while_the_page_is_written() -> CaseResult {
+    let _lists = pressure::no_generations()?;
     let (host, mut s) = (Host::new(SLOWER)?, Setup::filled(BOTH, SIZE)?);
     in_time(|| {
         let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
