@@ -130,15 +130,25 @@ impl MovableZone {
     /// `count` blocks. SKIP if that many are not available.
     pub fn make(count: usize) -> Result<MovableZone> {
         let mut zone = MovableZone { blocks: Vec::new() };
-        // From the end: the kernel's own pages are more often at the start. The last block holds
-        // the first allocations of all.
-        for block in Block::online()?.into_iter().rev().skip(1) {
-            if zone.blocks.len() == count {
-                break;
+        for again in [false, true] {
+            if again && zone.blocks.len() < count {
+                // The kernel's caches may have a page in each of the other blocks.
+                super::drop_caches()?;
             }
-            if block.raw_offline().is_ok() {
-                zone.blocks.push(block.clone());
-                block.give_back("online_movable")?;
+            // From the end: the kernel's own pages are more often at the start. The last block holds
+            // the first allocations of all.
+            for block in Block::online()?.into_iter().rev().skip(1) {
+                if zone.blocks.len() == count {
+                    break;
+                }
+                let known = zone.blocks.iter().any(|other| other.number == block.number);
+                if !known && block.raw_offline().is_ok() {
+                    if again {
+                        println!("{} goes offline without caches", block.path.display());
+                    }
+                    zone.blocks.push(block.clone());
+                    block.give_back("online_movable")?;
+                }
             }
         }
         if zone.blocks.len() < count {
