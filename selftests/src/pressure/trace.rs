@@ -108,6 +108,11 @@ impl Event {
         words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
     }
 
+    /// Whether its fields begin with this text.
+    pub fn says(&self, text: &str) -> bool {
+        self.fields.starts_with(text)
+    }
+
     /// The hexadecimal number that follows a word, for events that have `key value`.
     pub fn hex_after(&self, key: &str) -> Option<u64> {
         let mut words = self.fields.split_whitespace();

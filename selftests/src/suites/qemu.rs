@@ -6,6 +6,7 @@
 //! it found it. `scripts/check` boots a machine for this suite, with QEMU and the guests' kernels
 //! in it.
 
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,13 +18,17 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
 
 use crate::demo::ragged_memory;
+use crate::guest::Command as Order;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
 use crate::pressure::{self, Accounts, Cgroup, Counts, Pool, Setting, Swap, Trace};
 use crate::qemu::{Config, Kind, Lab, Layout, Machine, Memory, kvm_figure, memfds};
 use crate::sys::{self, Errno, lock_own_memory};
-use crate::uapi::{F_SEAL_AUTO_ALLOCATE, KVM_MAP_GPA_RANGE_ENCRYPTED};
-use crate::{HUGE, MIB, PAGE, mem, suite};
+use crate::uapi::{
+    F_SEAL_AUTO_ALLOCATE, KVM_MAP_GPA_RANGE_ENCRYPTED, KVM_MEMORY_EXIT_FLAG_PRIVATE,
+};
+use crate::vm::{Exit, Vm, region, small_pages};
+use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
     "qemu",
@@ -40,6 +45,7 @@ pub static SUITE: Suite = suite!(
         guest_boots_and_keeps_its_data_on_movable_and_reclaimable_memory: 300,
         pages_exist_exactly_where_the_guest_has_been: 300,
         guest_converts_pages_by_hypercall: 300,
+        guest_asks_for_no_conversion_by_an_access: 300,
         whole_guest_is_swapped_out_and_comes_back: 300,
         compaction_moves_pages_of_a_running_guest: 300,
         killed_qemu_leaves_no_memory_behind: 300,
@@ -63,6 +69,7 @@ pub static SUITE: Suite = suite!(
         prealloc_of_huge_pages_takes_exactly_those_of_the_guest: 300,
         poison_ends_one_process_of_the_guest_and_no_other: 300,
         guest_boots_and_keeps_its_data_on_memory_allocated_ahead: 300,
+        every_page_of_the_file_was_asked_for: 300,
         guest_boots_with_all_its_memory_private: 600,
         whole_guest_is_swapped_out_with_its_kernel_and_page_tables: 300,
         stock_kernel_boots_with_all_its_memory_private: 600,
@@ -366,6 +373,46 @@ fn guest_converts_pages_by_hypercall() -> CaseResult {
         ensure!(refused.is_err(), "ordinary memory became private");
         machine.guest().verify_pages("convert", 9, PAGES, PAGES)?;
         machine.guest().release_area("convert")
+    })
+}
+
+/// An access goes where the attribute says, so KVM tells QEMU of none. It would if the side that the
+/// attribute names were missing, which never happens to a guest of QEMU's.
+fn guest_asks_for_no_conversion_by_an_access() -> CaseResult {
+    const PAGES: u64 = 16;
+    with_guest(Kind::BOTH, |fixture| {
+        let machine = &mut fixture.machine;
+        let trace = Trace::start(&["kvm:kvm_userspace_exit"])?;
+        // New pages of the private side, the same on the shared side, and again.
+        machine.guest().hold("locked", "access", PAGES * PAGE, 80)?;
+        let frames = machine.guest().frames("access")?;
+        for (attributes, seed) in [(0, 81), (KVM_MAP_GPA_RANGE_ENCRYPTED, 82)] {
+            for &frame in &frames {
+                machine.guest().convert(frame, 1, attributes)?;
+            }
+            machine.guest().verify_zeros("access", 0, PAGES)?;
+            machine.guest().fill("access", seed)?;
+            machine.guest().verify("access", seed)?;
+        }
+        machine.guest().release_area("access")?;
+        let count = |what: &str| -> Result<u64> {
+            Ok(trace.events()?.iter().filter(|event| event.says(what)).count() as u64)
+        };
+        let (calls, errors) = (count("reason KVM_EXIT_HYPERCALL")?, count("reason error")?);
+        ensure!(calls == 2 * PAGES, "{calls} hypercalls");
+        ensure!(errors == 0, "KVM_RUN has failed {errors} times");
+
+        let vm = Vm::protected()?;
+        let view = small_pages(PAGE)?;
+        vm.raw_set_region(&region(0x10, GIB, &view, None))?;
+        vm.set_private(GIB, PAGE)?;
+        let exit = vm.vcpu(0)?.start(Order::Load, &[GIB])?;
+        let flags = KVM_MEMORY_EXIT_FLAG_PRIVATE;
+        let wanted = Exit::MemoryFault { errno: Errno::EFAULT, gpa: GIB, size: PAGE, flags };
+        ensure!(exit == wanted, "without a private side: {exit:x?}");
+        let errors = count(&format!("reason error ({})", libc::EFAULT))?;
+        ensure!(errors == 1, "{errors} such exits are traced");
+        Ok(())
     })
 }
 
@@ -1000,6 +1047,33 @@ fn qemu_killed_while_it_starts_leaves_no_memory_behind() -> CaseResult {
 /// All memory is of this kind, firmware and page tables included.
 fn all(kind: Kind, size: u64) -> Memory {
     Memory { kind, layout: Layout::All, size, prealloc: false }
+}
+
+/// From QEMU's start on, by an access of the guest's: none is allocated in advance.
+fn every_page_of_the_file_was_asked_for() -> CaseResult {
+    const MORE: u64 = 16 * MIB;
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    // A page that is asked for is a page of the file.
+    let _pages = pressure::base_pages()?;
+    let trace = Trace::start(&["memfile:memfile_get_pfn"])?;
+    let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::BOTH, SMALL)))?;
+    machine.boot()?;
+    let base = dimm(&mut machine)? / PAGE;
+    machine.guest().hold("locked", "more", MORE, 90)?;
+    let frames = machine.guest().frames("more")?;
+    let (allocated, resident) = machine.private()?;
+    let events = trace.events()?;
+    let asked: BTreeSet<_> = events.iter().filter_map(|event| event.number("index")).collect();
+    println!("{resident} pages, {} asked for", asked.len());
+    ensure!(allocated == resident * PAGE, "{allocated} bytes, {resident} pages");
+    ensure!(asked.len() as u64 == resident, "{} pages were asked for", asked.len());
+    // Those that the guest says it has are among them, unless they are not of this memory.
+    let ours = frames.iter().filter_map(|frame| frame.checked_sub(base));
+    let missing = ours.clone().filter(|index| !asked.contains(index)).count();
+    ensure!(missing == 0, "{missing} pages have not been asked for");
+    ensure!(ours.count() as u64 > MORE / PAGE / 2, "the guest has hardly any here");
+    machine.shut_down()
 }
 
 fn guest_boots_with_all_its_memory_private() -> CaseResult {
