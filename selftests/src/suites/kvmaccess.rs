@@ -11,14 +11,14 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use crate::guest::{self, Command};
 use crate::knobs::Setting;
 use crate::ktap::{CaseResult, Suite};
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{self, Cgroup, Counts, MovableZone, Swap};
 use crate::support::setup::{
     BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, PORT, SHARED, SLOT, Setup, check_view, fill_view_part,
 };
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{Exit, Private, Vcpu, Vm, VmType};
+use crate::vm::{ConvertBy, Exit, Private, Vcpu, Vm, VmType};
 use crate::{GIB, MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
@@ -38,6 +38,7 @@ pub static SUITE: Suite = suite!(
         page_walk_sets_accessed_and_dirty_bits,
         page_walk_sets_exact_bits_while_page_tables_move_and_are_swapped: 240,
         page_walk_finds_punched_page_tables_empty: 120,
+        page_walk_and_guest_change_one_entry_at_once: 120,
         clock_is_in_private_memory,
         clock_follows_its_page,
         clock_follows_a_conversion,
@@ -46,12 +47,15 @@ pub static SUITE: Suite = suite!(
         steal_time_follows_a_conversion,
         clock_and_steal_time_stay_while_pages_move_and_are_swapped: 240,
         clock_and_steal_time_are_right_while_their_pages_are_punched: 120,
+        clock_and_steal_time_leave_alone_what_the_guest_writes_beside_them: 120,
+        clock_and_steal_time_go_where_a_conversion_beside_says: 120,
         hyperv_assist_page_is_in_private_memory,
         access_is_right_while_pages_move: 240,
         access_is_right_while_pages_are_swapped: 240,
         access_is_right_while_pages_are_punched: 240,
         access_is_right_while_the_guest_writes: 240,
         private_code_does_mmio_while_pages_move_and_are_swapped: 240,
+        private_code_that_does_mmio_ends_at_the_hole_and_begins_anew: 240,
         nothing_is_sent_without_it,
         private_memory_is_no_mmio_without_it,
         private_code_is_not_decoded_without_it,
@@ -524,6 +528,44 @@ fn page_walk_finds_punched_page_tables_empty() -> CaseResult {
     Ok(())
 }
 
+/// One vCPU changes the entries again and again, to what they are, and another counts in one of the same
+/// page, while KVM sets accessed and dirty bits.
+fn page_walk_and_guest_change_one_entry_at_once() -> CaseResult {
+    const ROUNDS: u64 = 1000;
+    let _emulation = emulation()?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let (mut second, mut third) = (s.vm.vcpu(1)?, s.vm.vcpu(2)?);
+    add_memory_for_kvm(&s.vm)?;
+    let pdpt = private_page_tables(&mut s)?;
+    let (entries, unused) = (pdpt + READ / GIB * 8, pdpt + PAGE - 8);
+    let first = s.vcpu.load(unused)?;
+    let watcher = second.stopper();
+    let (mut during, mut counted) = (0, 0);
+    thread::scope(|scope| -> CaseResult {
+        let watch = scope.spawn(|| second.watch(entries, 16, 8, true));
+        let walks = beside(
+            |_| {
+                third.call(Command::Count, &[unused, ROUNDS, 0])?;
+                counted += ROUNDS;
+                Ok(())
+            },
+            || {
+                let before = watcher.rounds();
+                expect_exact_bits(&mut s.vcpu, pdpt)?;
+                during += u64::from(watcher.rounds() > before);
+                Ok(during >= 100)
+            },
+        );
+        watcher.stop();
+        watch.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
+        walks
+    })?;
+    println!("{} changes of the entries, counted to {counted}", watcher.rounds());
+    let word = s.vcpu.load(unused)?;
+    ensure!(counted > 0 && word == first + counted, "counted to {}", word.wrapping_sub(first));
+    Ok(())
+}
+
 /// The clock at `gpa` as the guest reads it: version, and conversion factor.
 fn clock(vcpu: &mut Vcpu, gpa: u64) -> Result<(u32, u64)> {
     Ok((vcpu.load(gpa)? as u32, vcpu.load(gpa + 24)?))
@@ -745,6 +787,124 @@ fn clock_and_steal_time_are_right_while_their_pages_are_punched() -> CaseResult 
     check_view(&s.slot, 0, SIZE, SHARED)
 }
 
+/// KVM writes into the midst of a page in which a vCPU counts.
+fn clock_and_steal_time_leave_alone_what_the_guest_writes_beside_them() -> CaseResult {
+    /// The two structures, of 32 and 64 bytes, and the words around them.
+    const CLOCK: u64 = 0x40;
+    const STEAL: u64 = 0x80;
+    const AROUND: [u64; 4] = [CLOCK - 8, CLOCK + 32, STEAL - 8, STEAL + 64];
+    const ROUNDS: u64 = 200;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let mut second = s.vm.vcpu(1)?;
+    let gpa = s.slot.gpa;
+    let mut counted = [0; 4];
+    let (mut last, mut updates) = ((0, 0), 0);
+    beside(
+        |n| {
+            let n = n as usize % AROUND.len();
+            second.call(Command::Count, &[gpa + AROUND[n], ROUNDS, 0])?;
+            counted[n] += ROUNDS;
+            Ok(())
+        },
+        || {
+            set_clock(&mut s.vcpu, gpa + CLOCK)?;
+            expect_clock(&mut s.vcpu, gpa + CLOCK, "the clock")?;
+            let steal = expect_steal_time(&mut s.vcpu, gpa + STEAL, "steal time")?;
+            let now = (clock(&mut s.vcpu, gpa + CLOCK)?.0, steal);
+            ensure!(now.0 > last.0 && now.1 > last.1, "versions {last:?}, then {now:?}");
+            last = now;
+            updates += 1;
+            Ok(updates >= 500)
+        },
+    )?;
+    println!("{updates} updates, counted to {counted:?}");
+    for (at, wanted) in AROUND.into_iter().zip(counted) {
+        let word = s.vcpu.load(gpa + at)?;
+        ensure!(word == wanted && wanted > 0, "+{at:#x}: counted to {word}, wanted {wanted}");
+    }
+    Ok(())
+}
+
+/// A word that the guest loads, again if a conversion has overtaken its fault.
+fn load_again(vcpu: &mut Vcpu, gpa: u64) -> Result<u64> {
+    let mut exit = vcpu.start(Command::Load, &[gpa])?;
+    while let Exit::MemoryFault { errno: Errno::EFAULT, .. } = exit {
+        exit = vcpu.run()?;
+    }
+    ensure!(exit == Exit::Done, "{exit:x?}");
+    Ok(vcpu.result(0))
+}
+
+/// KVM writes again and again while another thread converts the pages. What has begun before a
+/// conversion may end after it: steal time on the shared side is written as the VMM's memory, and a
+/// fault may allocate a page that it then does not map. After that nothing comes to the side that is
+/// not used.
+fn clock_and_steal_time_go_where_a_conversion_beside_says() -> CaseResult {
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let gpa = s.slot.gpa;
+    fill_view_part(&s.slot, 0, 2 * PAGE, Pattern::ZERO);
+    set_clock(&mut s.vcpu, gpa)?;
+    let (_, factor) = clock(&mut s.vcpu, gpa)?;
+    // By KVM, and how often that was seen on the shared side.
+    let (updates, written) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (vm, slot, fd) = (&s.vm, &s.slot, &s.fd);
+    let shared = || [0, 8, 24, PAGE, PAGE + 8].map(|at| slot.view.load(at));
+    // Some updates after now, unless there are no more.
+    let done = AtomicBool::new(false);
+    let await_updates = || {
+        let end = updates.load(Ordering::SeqCst) + 3;
+        while updates.load(Ordering::SeqCst) < end && !done.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+    };
+    let vcpu = &mut s.vcpu;
+    let mut update = || -> Result<bool> {
+        set_clock(vcpu, gpa)?;
+        set_steal_time(vcpu, gpa + PAGE)?;
+        let (version, now) = (load_again(vcpu, gpa)? as u32, load_again(vcpu, gpa + 24)?);
+        ensure!(version % 2 == 0, "the clock has version {version}");
+        ensure!(now == 0 || now == factor, "the clock has {now:#x}, not {factor:#x}");
+        let steal = load_again(vcpu, gpa + PAGE + 8)? as u32;
+        ensure!(steal % 2 == 0, "steal time has version {steal}");
+        updates.fetch_add(1, Ordering::SeqCst);
+        Ok(written.load(Ordering::SeqCst) >= 40)
+    };
+    let mut late = [0; 5];
+    beside(
+        |_| {
+            vm.set_private(gpa, 2 * PAGE)?;
+            let first = shared();
+            await_updates();
+            let before = shared();
+            await_updates();
+            ensure!(shared() == before, "KVM writes the shared side of private pages");
+            vm.set_shared(gpa, 2 * PAGE)?;
+            await_updates();
+            punch(fd, 0, 2 * PAGE)?;
+            await_updates();
+            expect_allocated(fd, 0, "KVM writes the private side of shared pages")?;
+            written.fetch_add((shared() != before).into(), Ordering::SeqCst);
+            for (late, (was, is)) in late.iter_mut().zip(first.into_iter().zip(before)) {
+                *late += u64::from(was != is);
+            }
+            Ok(())
+        },
+        || {
+            let result = update();
+            done.store(!matches!(result, Ok(false)), Ordering::SeqCst);
+            result
+        },
+    )?;
+    println!("{} updates, words that came late: {late:?}", updates.into_inner());
+    for private in [true, false] {
+        s.vm.convert(ConvertBy::Attributes, gpa, 2 * PAGE, private)?;
+        set_clock(&mut s.vcpu, gpa)?;
+        expect_clock(&mut s.vcpu, gpa, "at last")?;
+        expect_steal_time(&mut s.vcpu, gpa + PAGE, "at last")?;
+    }
+    Ok(())
+}
+
 const MSR_HV_VP_ASSIST_PAGE: u32 = 0x4000_0073;
 
 /// KVM clears the first half of the first word, and nothing else.
@@ -866,6 +1026,74 @@ fn private_code_does_mmio_while_pages_move_and_are_swapped() -> CaseResult {
     })?;
     println!("{round} rounds");
     Ok(())
+}
+
+/// A page of instructions of 8 bytes, `mov [rdi + generation + 8n], rdi` or, for the side that nobody
+/// uses, the same with rsi.
+fn stores(generation: u64, unused: bool) -> impl Iterator<Item = u64> {
+    let register = if unused { 0xb7 } else { 0xbf };
+    (0..PAGE).step_by(8).map(move |at| {
+        let [a, b, c, d] = ((generation + at) as u32).to_le_bytes();
+        u64::from_le_bytes([0x3e, 0x48, 0x89, register, a, b, c, d])
+    })
+}
+
+/// Code in private memory stores to MMIO, so that KVM fetches each of its instructions, until its page
+/// is punched. Zeros are code as well, `add [rax], al`, and the next page returns. Each round has code
+/// of its own, so that nothing is fetched from where the page was, nor from the shared side.
+fn private_code_that_does_mmio_ends_at_the_hole_and_begins_anew() -> CaseResult {
+    const WORDS: u64 = PAGE / 8;
+    let _pages = pressure::base_pages()?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let gpa = s.slot.gpa;
+    for (at, word) in (0..).step_by(8).zip(stores(0, true)) {
+        s.slot.view.store(at, word);
+    }
+    // Two returns: an instruction of zeros may begin at an odd address.
+    s.vcpu.store(gpa + PAGE, 0xc3c3)?;
+    let (mut cut, mut rng) = (0, Rng::new(seed()));
+    for round in 0..400 {
+        let generation = round % 64 * PAGE;
+        for (at, word) in (0..).step_by(8).zip(stores(generation, false)) {
+            s.vm.system().store(guest::SCRATCH + at, word);
+        }
+        s.vcpu.call(Command::Copy, &[gpa, guest::SCRATCH, WORDS])?;
+        let (goal, done) = (rng.below(WORDS), AtomicU64::new(0));
+        let vcpu = &mut s.vcpu;
+        thread::scope(|scope| -> CaseResult {
+            let runner = scope.spawn(|| -> CaseResult {
+                let mut exit = vcpu.start(Command::Execute, &[gpa, 0, 0, MMIO])?;
+                for n in 0..WORDS {
+                    if exit == Exit::Done {
+                        break;
+                    }
+                    let at = MMIO + generation + 8 * n;
+                    ensure!(exit == Exit::Mmio { gpa: at, write: true }, "store {n}: {exit:x?}");
+                    let data = vcpu.mmio_data();
+                    ensure!(data == MMIO.to_le_bytes(), "store {n} of {data:x?}");
+                    done.fetch_add(1, Ordering::SeqCst);
+                    exit = vcpu.run()?;
+                }
+                ensure!(exit == Exit::Done, "{exit:x?}");
+                Ok(())
+            });
+            while done.load(Ordering::SeqCst) < goal && !runner.is_finished() {
+                std::hint::spin_loop();
+            }
+            punch(&s.fd, 0, PAGE)?;
+            runner.join().map_err(|_| anyhow!("the vCPU thread panicked"))?
+        })
+        .with_context(|| format!("round {round}"))?;
+        let done = done.into_inner();
+        ensure!(done >= goal, "round {round}: {done} stores before the hole, wanted {goal}");
+        cut += u64::from(done < WORDS);
+        s.vcpu.verify(gpa, PAGE, Pattern::ZERO)?;
+        if cut >= 100 {
+            println!("{cut} of {} rounds were cut", round + 1);
+            return Ok(());
+        }
+    }
+    bail!("only {cut} rounds were cut");
 }
 
 const INTERNAL_ERROR: Exit = Exit::Other(kvm_bindings::KVM_EXIT_INTERNAL_ERROR);
