@@ -180,9 +180,9 @@ class Judging(unittest.TestCase):
 
     def test_large_pages_may_take_a_tenth(self) -> None:
         for ours, met in ((10, True), (11, False)):
-            row, = table_of(figure("f", "m", ours, page=1 << 21), figure("f", "guest_memfd", 100))
+            row, = table_of(figure("f", "memfile, 2M", ours, page=1 << 21), figure("f", "guest_memfd", 100))
             self.assertEqual((row.met, row.aim), (met, "<= 0.10"))
-        row, = table_of(figure(counts.SMALL, "m", 300, page=1 << 21), figure(counts.SMALL, "guest_memfd", 100))
+        row, = table_of(figure(counts.SMALL, "memfile, 2M", 300, page=1 << 21), figure(counts.SMALL, "guest_memfd", 100))
         self.assertIsNone(row.met)
 
     def test_what_hurts_most_comes_first(self) -> None:
@@ -194,14 +194,35 @@ class Judging(unittest.TestCase):
         table = table_of(figure(counts.ONE, "memfile", 100), figure(counts.MANY, "memfile", 151))
         self.assertEqual([(row.reference, row.met) for row in table], [("1 binding", False)])
 
+    def relatives(self, name: str, subjects: dict[str, int]) -> list[tuple[str, str, float, bool | None]]:
+        found = {(name, s): figure(name, s, work) for s, work in subjects.items()}
+        table = counts.relative_rows(found, "boot")
+        return [(row.subject, row.reference, row.ratio, row.met) for row in table]
+
     def test_hidden_memory_is_compared_with_that_which_is_not_and_with_the_kernels_own(self) -> None:
         subjects = {"memfile": 100, "memfile, hidden": 150, "memfd_secret": 300, "memfile on hugetlbfs, 2M, hidden": 30}
-        table = counts.hidden_rows({("f", s): figure("f", s, work) for s, work in subjects.items()}, "hidden")
-        self.assertEqual([(row.subject, row.reference, row.ratio, row.met) for row in table], [
+        self.assertEqual(self.relatives("f", subjects), [
             ("memfile, hidden", "memfile", 1.5, None),
             ("memfile, hidden", "memfd_secret", 0.5, None),
             ("memfile on hugetlbfs, 2M, hidden", "memfd_secret", 0.1, None),
         ])
+
+    def test_what_guest_memfd_cannot_do_is_compared_with_ordinary_memory_of_a_vm(self) -> None:
+        subjects = {"memfile": 100, "memfd of a VM": 80, "anonymous memory of a VM": 50, "memfile, 2M (THP)": 9,
+                    "memfd of a VM, 2M (THP)": 10}
+        self.assertEqual(self.relatives("swap-out, per page", subjects), [
+            ("memfile", "memfd of a VM", 1.25, None),
+            ("memfile", "anonymous memory of a VM", 2.0, None),
+            ("memfile, 2M (THP)", "memfd of a VM, 2M (THP)", 0.9, None),
+        ])
+
+    def test_ordinary_memory_is_not_compared_with_guest_memfd(self) -> None:
+        self.assertEqual(table_of(figure("f", "memfd of a VM", 80), figure("f", "guest_memfd", 100)), [])
+
+    def test_figure_that_stands_beside_nothing_is_named(self) -> None:
+        every = [figure("f", "memfile", 1), figure("f", "guest_memfd", 1), figure("g", "memfile", 1), figure("h", "guest_memfd", 1)]
+        found = {(f.name, f.subject): f for f in every}
+        self.assertEqual([f.name for f in counts.alone(found, table_of(*every))], ["g"])
 
     def test_ordinary_files_may_cost_one_percent(self) -> None:
         patched, unpatched = figure("f", "shmem", 102), figure("f", "shmem", 100)

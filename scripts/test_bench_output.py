@@ -47,12 +47,13 @@ class Output(unittest.TestCase):
             kernel="7.3.4", rows=[*rows, *gib],
             missing=[{"name": "populate 1 GiB", "subject": "memfile on hugetlbfs, 1G", "reason": "no page"}],
             profiles=[profile.Profile("first <touch>", "memfile", functions, "guest_memfd", Counter())],
+            alone=[figure("something", "memfile", 4711)],
             changes=[counts.Change("first <touch>", "memfile", "guest_memfd", 1000, 1020, 2)],
         )
 
     def test_text_has_costs_sizes_missing_profiles_and_changes(self) -> None:
         out = text.text(self.result())
-        for part in ("MISSED", "1.020", "no page", "kvm_a", "WORSE", "+2.00%", "TLB flushes"):
+        for part in ("MISSED", "1.020", "no page", "kvm_a", "WORSE", "+2.00%", "TLB flushes", "Beside nothing", "4711"):
             self.assertIn(part, out)
         # A page of 2M takes 100 instructions, one of 4K 1000.
         self.assertRegex(out, r"populate 1 GiB +memfile, 2M \(THP\) +2M +51200 +0\.0002 +100 +0\.100\n")

@@ -21,7 +21,7 @@ LARGE_PAGES_AT_MOST = 0.1
 ORDINARY_AT_MOST = 1.01
 MANY, ONE = "punch 1 page, 4096 bindings on the file", "punch 1 page, 1 binding on the file"
 MANY_AT_MOST = 1.5
-# Only memfile has large pages of which a small one can go: no aim.
+# guest_memfd has no large pages of which a small one can go: no aim.
 SMALL = "punch 4K of a page and touch it again"
 
 # Two boots of one kernel may differ by this part, though two runs of one boot do not.
@@ -84,12 +84,14 @@ class Figure:
             known = [value for value in values if value is not None]
             return sum(known) / len(known) if known else 0.0
 
-        flushes = mean(run.flushes for run in self.runs)
+        def if_known(values: list[float | None]) -> float | None:
+            return None if None in values else mean(values)
+
         return Counts(
             mean(run.instructions for run in self.runs), mean(run.rep for run in self.runs),
             mean(run.locked for run in self.runs),
             {name: mean(run.locks[name] for run in self.runs) for name in LOCK_NAMES},
-            flushes if all(run.flushes is not None for run in self.runs) else None,
+            if_known([run.flushes for run in self.runs]),
         )
 
     @property
@@ -167,11 +169,11 @@ def row(figure: Figure, reference: Figure, name: str, boot: str) -> Row:
 
 
 def private_rows(found: Figures, boot: str) -> list[Row]:
-    """Every other kind of memory, each against guest_memfd."""
+    """Every kind of memfile against guest_memfd."""
     table = []
     for (name, subject), figure in found.items():
         reference = found.get((name, "guest_memfd"))
-        if subject == "guest_memfd" or reference is None:
+        if not is_memfile(subject) or reference is None:
             continue
         line = row(figure, reference, "guest_memfd", boot)
         if figure.page == reference.page:
@@ -185,22 +187,37 @@ def private_rows(found: Figures, boot: str) -> list[Row]:
     return table
 
 
-# Memory out of the direct map, and the memory it is compared with.
-HIDDEN = {
+# The nearest relatives of what guest_memfd has not: the same memory in the direct map and the
+# kernel's own memory out of it, or ordinary memory of an ordinary VM.
+RELATIVES = {
     "memfile, hidden": ("memfile", "memfd_secret"),
     "memfile on hugetlbfs, 2M, hidden": ("memfile on hugetlbfs, 2M", "memfd_secret"),
+    "memfile": ("memfd of a VM", "anonymous memory of a VM"),
+    "memfile, 2M (THP)": ("memfd of a VM, 2M (THP)",),
+    "memfile on hugetlbfs, 2M": ("memfd of a VM, hugetlbfs, 2M",),
+    "memfile on hugetlbfs, 1G": ("memfd of a VM, hugetlbfs, 1G",),
 }
 
 
-def hidden_rows(found: Figures, boot: str) -> list[Row]:
-    """Memory out of the direct map against the same memory in it, and against memfd_secret. No aim: it does more."""
+def is_memfile(subject: str) -> bool:
+    return subject.startswith("memfile")
+
+
+def relative_rows(found: Figures, boot: str) -> list[Row]:
+    """Memfiles beside their nearest relatives. No aim: these do not do the same."""
     table = []
     for (name, subject), figure in found.items():
-        for other in HIDDEN.get(subject, ()):
+        for other in RELATIVES.get(subject, ()):
             reference = found.get((name, other))
             if reference is not None:
                 table.append(row(figure, reference, other, boot))
     return table
+
+
+def alone(found: Figures, table: list[Row]) -> list[Figure]:
+    """The figures of memfiles that stand beside nothing in these rows."""
+    seen = {(row.figure, subject) for row in table for subject in (row.subject, row.reference)}
+    return [figure for key, figure in found.items() if is_memfile(figure.subject) and key not in seen]
 
 
 def ordinary_rows(patched: Figures, unpatched: Figures, boot: str) -> list[Row]:

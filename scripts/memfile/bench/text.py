@@ -7,7 +7,7 @@ import dataclasses
 from collections import Counter
 
 from memfile.bench import growth
-from memfile.bench.counts import Change, Counts, Row
+from memfile.bench.counts import Change, Counts, Figure, Row
 from memfile.bench.profile import Profile, differences, split
 from memfile.bench.table import Table, number, ratio
 from memfile.bench.windows import LOCK_NAMES
@@ -28,6 +28,8 @@ class Result:
     changes: list[Change] | None
     # The fastest growth comes first.
     growth: list[growth.Series] = dataclasses.field(default_factory=list)
+    # The figures that no row compares with anything.
+    alone: list[Figure] = dataclasses.field(default_factory=list)
 
     def as_json(self) -> dict[str, object]:
         return {
@@ -35,6 +37,10 @@ class Result:
             "rows": [row.as_json() for row in self.rows],
             "missing": self.missing,
             "profiles": [one.as_json() for one in self.profiles],
+            "alone": [{
+                "figure": one.name, "subject": one.subject, "page": one.page, "counts": one.counts.as_json(),
+                "noise": one.noise,
+            } for one in self.alone],
             "growth": [one.as_json() for one in self.growth],
             "changes": [{**dataclasses.asdict(one), "verdict": one.verdict} for one in self.changes or []],
         }
@@ -77,7 +83,8 @@ def page_size(page: int) -> str:
 
 def is_of_sizes(row: Row) -> bool:
     """A figure about a GiB that exists with pages of several sizes."""
-    return "1 GiB" in row.figure and "per page" not in row.figure and row.boot == "stores"
+    one = "1 GiB" in row.figure and "per page" not in row.figure
+    return one and row.boot == "stores" and row.reference == "guest_memfd"
 
 
 def sizes(rows: list[Row]) -> Table:
@@ -130,11 +137,19 @@ def missing(found: list[dict[str, str]]) -> Table:
     return Table("Missing on this machine", ["", "", "why"], lines, frozenset((0, 1, 2)))
 
 
+def alone(found: list[Figure]) -> Table:
+    lines = [[one.name, one.subject, number(one.counts.work), number(one.counts.instructions)] for one in found]
+    title = "Beside nothing: these figures have neither an equal nor a relative here"
+    return Table(title, ["", "", "judged", "total"], lines, frozenset((0, 1)))
+
+
 def tables(result: Result) -> list[Table]:
     """All of them, in their order."""
     found = [costs(result.rows), locks(result.rows)]
     if any(is_of_sizes(row) for row in result.rows):
         found.append(sizes(result.rows))
+    if result.alone:
+        found.append(alone(result.alone))
     found += growth.tables(result.growth)
     if result.missing:
         found.append(missing(result.missing))

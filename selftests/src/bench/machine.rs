@@ -3,14 +3,14 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::measure::{Cost, count_with};
 use crate::guest::Command;
 use crate::pattern::Pattern;
 use crate::sys::{self, Mapping};
-use crate::vm::{Private, Stats, Vcpu, Vm, region, sequence, small_pages};
-use crate::{GIB, PAGE};
+use crate::vm::{Private, Stats, Vcpu, Vm, VmType, region, sequence, small_pages};
+use crate::{GIB, HUGE, PAGE};
 
 /// Guest physical address of the memory under test.
 pub const GPA: u64 = 4 * GIB;
@@ -23,7 +23,8 @@ pub struct Bench {
     vcpu: Vcpu,
     pub fd: OwnedFd,
     stats: Stats,
-    kind: Private,
+    /// None if the memory is ordinary: the file is then what `view` maps.
+    kind: Option<Private>,
     /// The shared side of all slots, and its first address in use.
     view: Mapping,
     address: u64,
@@ -55,6 +56,21 @@ impl Bench {
         Bench::unbound(vm, kind, fd, PAGE, size, parts)?.bound(bound, size)
     }
 
+    /// An ordinary VM with one slot of an ordinary file, whose pages have `page` bytes.
+    pub fn ordinary(fd: OwnedFd, page: u64, size: u64) -> Result<Bench> {
+        // The kernel aligns what is larger than a huge page.
+        let view = match page {
+            0..=HUGE => Mapping::shared(&fd, 0, size)?,
+            _ => Mapping::anywhere(&fd, 0, size).context("map a file")?,
+        };
+        let vm = Vm::new(VmType::Default)?;
+        ensure!(view.addr() % page == 0, "KVM cannot map huge pages at {:#x}", view.addr());
+        let (vcpu, stats, address) = (vm.vcpu(0)?, vm.stats()?, view.addr());
+        let b = Bench { vm, vcpu, fd, stats, kind: None, view, address, size, bindings: 1 };
+        b.bind(1)?;
+        Ok(b)
+    }
+
     /// One slot of the first `size` bytes of a file of `file` bytes, the first `private` of them
     /// private.
     pub fn sparse(kind: Private, file: u64, size: u64, private: u64) -> Result<Bench> {
@@ -83,6 +99,7 @@ impl Bench {
         // KVM maps huge pages only where this address is aligned as well.
         let view = small_pages(size + page)?;
         let address = view.addr().next_multiple_of(page);
+        let kind = Some(kind);
         Ok(Bench { vm, vcpu, fd, stats, kind, view, address, size, bindings })
     }
 
@@ -110,7 +127,7 @@ impl Bench {
     }
 
     fn bind_part(&self, (slot, offset, len): (u32, u64, u64)) -> Result<()> {
-        let private = Some((self.kind, self.fd.as_fd(), offset));
+        let private = self.kind.map(|kind| (kind, self.fd.as_fd(), offset));
         let mut region = region(slot, GPA + offset, &self.view, private);
         region.userspace_addr = self.address + offset;
         region.memory_size = len;
@@ -150,11 +167,12 @@ impl Bench {
 
     /// The cost of ending the VM with its file.
     pub fn count_end(self) -> Result<Cost> {
-        let Bench { vm, vcpu, fd, stats, view, .. } = self;
-        // Statistics keep the VM; the shared side has no pages.
-        drop((stats, view));
+        let Bench { vm, vcpu, fd, stats, view, kind, .. } = self;
+        // Statistics keep the VM; the shared side of private memory has no pages.
+        drop(stats);
+        let view = kind.is_none().then_some(view);
         super::measure::count(|| {
-            drop((vcpu, vm, fd));
+            drop((vcpu, vm, view, fd));
             Ok(())
         })
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use super::machine::{Bench, GPA};
 use super::measure::{Cost, Report, Subject};
 use crate::vm::Private;
-use crate::{GIB, HUGE, PAGE};
+use crate::{GIB, HUGE, MIB, PAGE};
 
 /// Pages of a measurement of single pages.
 const PAGES: u64 = 1024;
@@ -21,6 +21,7 @@ const FAULTS: [&str; 4] = [
 ];
 const CONVERSIONS: [&str; 2] =
     ["conversion of 1 page, there and back", "conversion of 512 pages, there and back"];
+const BALLOON: &str = "balloon of 64 MiB: holes of 1 page in a row, each";
 const TEARDOWN: [&str; 2] = ["delete the only slot of 1 GiB", "end a VM of 1 GiB, per page"];
 
 /// Small pages of this kind.
@@ -48,6 +49,9 @@ pub fn private(report: &mut Report) -> Result<()> {
         for kind in KINDS {
             punch_all(kind, bindings, report)?;
         }
+    }
+    for kind in KINDS {
+        balloon(kind, report)?;
     }
     for kind in KINDS {
         teardown(kind, report)?;
@@ -130,6 +134,20 @@ fn punch_all(kind: Private, bindings: u64, report: &mut Report) -> Result<()> {
     b.prepare(|b| b.populate())?;
     let total = b.count(|b| b.punch(0, GIB))?;
     report.add(name, subject(kind), total, GIB / PAGE);
+    Ok(())
+}
+
+/// What QEMU does when a guest inflates its balloon: it frees pages one after the other.
+fn balloon(kind: Private, report: &mut Report) -> Result<()> {
+    if !report.wants(&[BALLOON]) {
+        return Ok(());
+    }
+    let size = 64 * MIB;
+    let mut b = Bench::new(kind, size, 1)?;
+    b.prepare(|b| b.populate())?;
+    let inflate =
+        b.count(|b| (0..size).step_by(PAGE as usize).try_for_each(|page| b.punch(page, PAGE)))?;
+    report.add(BALLOON, subject(kind), inflate, size / PAGE);
     Ok(())
 }
 

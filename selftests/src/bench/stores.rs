@@ -10,6 +10,7 @@ use super::measure::{Cost, Report, Subject};
 use crate::pressure::{Pool, Setting, shmem_huge};
 use crate::skip::{missing_memfile, skip};
 use crate::sys::{self, Errno};
+use crate::uapi::{MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB};
 use crate::vm::{Private, Vm};
 use crate::{GIB, HUGE, MIB, PAGE};
 
@@ -22,6 +23,9 @@ const ONE: &str = "punch 4K of a page and touch it again";
 /// All figures.
 const NAMES: [&str; 6] = [POPULATE, PUNCH, TOUCH, CONVERT, END, ONE];
 
+/// Those that ordinary memory has as well: all but the conversion.
+const SHARED: [&str; 5] = [POPULATE, PUNCH, TOUCH, END, ONE];
+
 /// Where the pages come from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Store {
@@ -29,33 +33,48 @@ enum Store {
     Shmem,
     ShmemHuge,
     HugeTlb,
+    /// Ordinary memory of an ordinary VM, in a file of the same store.
+    Memfd,
+    MemfdHuge,
+    MemfdHugeTlb,
 }
 
-/// The subjects; the others are compared with the first one.
-const STORES: [(Store, Subject); 5] = [
+impl Store {
+    fn is_private(self) -> bool {
+        !matches!(self, Store::Memfd | Store::MemfdHuge | Store::MemfdHugeTlb)
+    }
+}
+
+/// The subjects. scripts/memfile/bench/counts.py knows what is compared with what.
+const STORES: [(Store, Subject); 9] = [
     (Store::GuestMemfd, Subject { name: "guest_memfd", page: PAGE }),
     (Store::Shmem, Subject { name: "memfile", page: PAGE }),
     (Store::ShmemHuge, Subject { name: "memfile, 2M (THP)", page: HUGE }),
     (Store::HugeTlb, Subject { name: "memfile on hugetlbfs, 2M", page: HUGE }),
     (Store::HugeTlb, Subject { name: "memfile on hugetlbfs, 1G", page: GIB }),
+    (Store::Memfd, Subject { name: "memfd of a VM", page: PAGE }),
+    (Store::MemfdHuge, Subject { name: "memfd of a VM, 2M (THP)", page: HUGE }),
+    (Store::MemfdHugeTlb, Subject { name: "memfd of a VM, hugetlbfs, 2M", page: HUGE }),
+    (Store::MemfdHugeTlb, Subject { name: "memfd of a VM, hugetlbfs, 1G", page: GIB }),
 ];
 
 /// All operations on all of them.
 pub fn stores(report: &mut Report) -> Result<()> {
     for (store, subject) in STORES {
         let result = measure(store, subject, report);
-        report.unless_missing(&NAMES, subject, result)?;
+        let names: &[&str] = if store.is_private() { &NAMES } else { &SHARED };
+        report.unless_missing(names, subject, result)?;
     }
     Ok(())
 }
 
 fn measure(store: Store, subject: Subject, report: &mut Report) -> Result<()> {
     let _huge = match store {
-        Store::ShmemHuge => Some(shmem_huge("always")?),
+        Store::ShmemHuge | Store::MemfdHuge => Some(shmem_huge("always")?),
         _ => None,
     };
     let _pool = match store {
-        Store::HugeTlb => pool(subject.page)?,
+        Store::HugeTlb | Store::MemfdHugeTlb => pool(subject.page)?,
         _ => None,
     };
     one(store, subject, &mut report.scratch())?;
@@ -95,6 +114,15 @@ fn bench(store: Store, page: u64, size: u64) -> Result<Bench> {
         Store::GuestMemfd => (Private::GuestMemfd, vm.guest_memfd(size)?),
         Store::Shmem | Store::ShmemHuge => (Private::Memfile, sys::memfile(size)?),
         Store::HugeTlb => (Private::Memfile, huge_file(page, size)?),
+        Store::Memfd | Store::MemfdHuge => {
+            return Bench::ordinary(sys::memfd(size)?, page, size);
+        }
+        Store::MemfdHugeTlb => {
+            let flags = MFD_CLOEXEC | MFD_HUGETLB | page.ilog2() << MFD_HUGE_SHIFT;
+            let fd = sys::memfd_create(flags).context("a memfd on hugetlbfs")?;
+            sys::ftruncate(&fd, size).context("ftruncate")?;
+            return Bench::ordinary(fd, page, size);
+        }
     };
     Bench::on(vm, kind, fd, page, size, 1)
 }
@@ -112,6 +140,11 @@ fn all(store: Store, subject: Subject, report: &mut Report) -> Result<()> {
     let again = b.count(|b| b.touch(0, GIB, subject.page))?;
     report.add(TOUCH, subject, first - &again, 1);
 
+    if !store.is_private() {
+        b.prepare(|b| b.populate())?;
+        report.add(END, subject, b.count_end()?, 1);
+        return Ok(());
+    }
     // As a VMM does it: it frees the pages that a conversion made useless. The other side is empty.
     let mut convert = b.count(|b| {
         b.vm.set_shared(GPA, GIB)?;

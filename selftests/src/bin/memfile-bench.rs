@@ -38,6 +38,8 @@ enum What {
     Stores,
     /// Out of the direct map against in it
     Hidden,
+    /// To swap and back, and elsewhere
+    Motion,
     /// Ordinary memfds
     Ordinary,
     /// How costs grow with the size of things
@@ -62,6 +64,7 @@ fn run(args: Args) -> Result<()> {
             What::Private => bench::private(&mut report)?,
             What::Stores => bench::stores(&mut report)?,
             What::Hidden => bench::hidden(&mut report)?,
+            What::Motion => bench::motion(&mut report)?,
             What::Ordinary => bench::ordinary(&mut report)?,
             What::Growth => bench::growth(&mut report)?,
         }
