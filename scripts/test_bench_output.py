@@ -159,6 +159,14 @@ class TheGrowth(unittest.TestCase):
         self.assertEqual(found, [("at 1G", "WORSE"), ("at 1T", "new")])
         self.assertEqual([c.verdict for c in growth.changes(saved, [])], ["gone", "gone"])
 
+    def test_series_without_guest_memfd_says_why(self) -> None:
+        one = self.of({**point(1, 1000), "name": "punch 1 page, by observers of the file"})
+        self.assertIn("(no other memory has observers)", growth.tables([one])[0].title)
+
+    def test_ordinary_memory_is_not_judged(self) -> None:
+        one = self.of({**point(1, 1000), "subject": "memfd of a VM"}, {**point(2, 9000), "subject": "memfd of a VM"})
+        self.assertEqual((growth.tables([one])[0].lines[0][-1], growth.csv_lines([one])[-1][-1]), ("", ""))
+
     def test_result_saved_without_growth_can_be_compared_with(self) -> None:
         self.assertEqual([c.verdict for c in growth.changes({"rows": []}, [self.of(point(1, 1000))])], ["new"])
 

@@ -56,6 +56,11 @@ impl Bench {
         Bench::unbound(vm, kind, fd, PAGE, size, parts)?.bound(bound, size)
     }
 
+    /// The same with a VM and its memfile.
+    pub fn partly_on(vm: Vm, fd: OwnedFd, size: u64, parts: u64, bound: u64) -> Result<Bench> {
+        Bench::unbound(vm, Private::Memfile, fd, PAGE, size, parts)?.bound(bound, size)
+    }
+
     /// An ordinary VM with one slot of an ordinary file, whose pages have `page` bytes.
     pub fn ordinary(fd: OwnedFd, page: u64, size: u64) -> Result<Bench> {
         // The kernel aligns what is larger than a huge page.
