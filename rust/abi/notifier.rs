@@ -8,6 +8,7 @@
 use super::invalidation::Invalidation;
 use crate::bindings;
 use crate::policy::clock::Life;
+use crate::policy::context::Position;
 use crate::policy::range::{
     Range,
     Span, //
@@ -17,6 +18,11 @@ use core::cell::UnsafeCell;
 use core::num::NonZeroU64;
 use core::ptr::NonNull;
 use kernel::container_of;
+use kernel::prelude::*;
+use kernel::rbtree::{
+    RBTree,
+    RBTreeNodeReservation, //
+};
 
 /// The notifier of a binding, which the consumer owns.
 ///
@@ -285,5 +291,54 @@ impl Tree {
         let notifier = unsafe { container_of!(node, bindings::memfile_notifier, range) };
         // INVARIANT: By the type invariant of `Tree`.
         NonNull::new(notifier).map(Notifier)
+    }
+}
+
+/// A notifier in [`Others`].
+struct Other(Notifier);
+
+// SAFETY: The map is used under its owner's lock only, from any thread.
+unsafe impl Send for Other {}
+
+/// A place in [`Others`] that is allocated.
+pub(crate) struct Seat(RBTreeNodeReservation<Position, Other>);
+
+impl Seat {
+    /// Allocates one. Sleeps.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?))
+    }
+}
+
+/// Notifiers by their position among those of their context. Lookups cost O(log n).
+///
+/// # Invariants
+///
+/// Every element fulfils the invariant of [`Notifier`].
+pub(crate) struct Others(RBTree<Position, Other>);
+
+impl Others {
+    /// An empty map.
+    pub(crate) fn new() -> Self {
+        // INVARIANT: No element.
+        Self(RBTree::new())
+    }
+
+    /// Adds `notifier`, which is not in the map. Allocates nothing.
+    pub(crate) fn insert(&mut self, seat: Seat, at: Position, notifier: Notifier) {
+        // INVARIANT: `notifier` fulfils the invariant until it is removed.
+        self.0.insert(seat.0.into_node(at, Other(notifier)));
+    }
+
+    /// Removes the notifier at a position and frees its seat. Does not sleep.
+    pub(crate) fn remove(&mut self, at: Position) {
+        self.0.remove(&at);
+    }
+
+    /// The notifier at a position, or at the next one that is taken.
+    pub(crate) fn next(&self, from: Position) -> Option<(Position, Notifier)> {
+        let cursor = self.0.cursor_lower_bound(&from)?;
+        let (at, other) = cursor.current();
+        Some((*at, other.0))
     }
 }

@@ -49,6 +49,9 @@
 //! * No two notifiers in `exclusive` overlap (rule 7).
 //! * A notifier is in one tree from its birth until no invalidation calls it any more; its [`Life`]
 //!   decides which invalidations call it, see [`crate::policy::clock`].
+//! * A notifier with a context that is not at home is in `others` as well, as long as it is in its
+//!   tree. Which context is at home changes only while no notifier with a context is in a tree, and no
+//!   [`Node::bind`] with one is running.
 //! * An invalidation is in `running` from before its first callback until after its last one.
 //! * `flags` are the union of what bindings have asked for since the file had neither a binding nor
 //!   a page, and of what the store's pages always are (rule 8); the inode's mapping has the same
@@ -83,6 +86,8 @@ use crate::abi::invalidation::{
 use crate::abi::notifier::{
     Hits,
     Notifier,
+    Others,
+    Seat,
     Tree, //
 };
 use crate::abi::trace;
@@ -93,6 +98,10 @@ use crate::policy::clock::{
     Scope,
     Tick, //
 };
+use crate::policy::context::{
+    Home,
+    Position, //
+};
 use crate::policy::file::{
     self,
     Space, //
@@ -101,6 +110,7 @@ use crate::policy::flags::Flags;
 use crate::policy::range::Range;
 use crate::policy::Refusal;
 use crate::store::AnyStore;
+use core::num::NonZeroU64;
 use kernel::prelude::*;
 use kernel::seq_file::SeqFile;
 use kernel::{
@@ -136,6 +146,10 @@ struct State {
     bound: usize,
     /// Bindings of observers.
     observers: Tree,
+    /// The context whose bindings are not in `others`.
+    home: Home,
+    /// The bindings of other contexts, which are in their trees as well.
+    others: Others,
     running: Invalidations,
     /// Calls of fallocate() that allocate.
     allocating: Invalidations,
@@ -180,28 +194,59 @@ impl State {
         search(&self.exclusive, after).or_else(|| search(&self.observers, None))
     }
 
-    /// Is `notifier` the first of its context, the one that is called for all of them? The first
-    /// notifier of all is; so the search is short unless many contexts share a range.
-    fn leads(&self, scope: Scope, notifier: Notifier) -> bool {
-        let Some(context) = notifier.context() else {
-            return true;
-        };
-        let mut at = None;
-        while let Some(other) = self.listener(scope, at) {
-            if other == notifier {
-                return true;
-            }
-            if other.context() == Some(context) {
-                return false;
-            }
-            at = Some(other);
+    /// The position of `notifier` in `others`, if it has one there. It is in its tree.
+    fn position(&self, notifier: Notifier) -> Option<Position> {
+        let context = notifier
+            .context()
+            .filter(|&context| !self.home.is(context))?;
+        let (observer, pages) = (notifier.observer(), notifier.span().pages());
+        let birth = self.life(notifier).birth;
+        Some(Position::new(context, observer, pages, birth))
+    }
+
+    fn life(&self, notifier: Notifier) -> Life {
+        if notifier.observer() {
+            self.observers.life(notifier)
+        } else {
+            self.exclusive.life(notifier)
         }
-        true
+    }
+
+    /// The first notifier of a context in `others` that an invalidation of `scope` calls, or the next
+    /// one `after` such a notifier.
+    fn other(
+        &self,
+        scope: Scope,
+        context: NonZeroU64,
+        after: Option<Position>,
+    ) -> Option<Notifier> {
+        let next = |from| self.others.next(from);
+        Position::find(context, scope.pages, after, next, |&notifier| {
+            self.life(notifier).called_at(scope.seq)
+        })
+    }
+
+    /// Is `notifier` the first of its context, the one that is called for all of them? The caller
+    /// asks for all that take part, in their order, and keeps in `home_was_called` whether it called
+    /// the first one of the context that is at home.
+    fn leads(&self, scope: Scope, notifier: Notifier, home_was_called: &mut bool) -> bool {
+        match notifier.context() {
+            None => true,
+            Some(context) if self.home.is(context) => {
+                let leads = !*home_was_called;
+                *home_was_called = true;
+                leads
+            }
+            Some(context) => self.other(scope, context, None) == Some(notifier),
+        }
     }
 
     /// The next notifier of the same context that the invalidation calls.
     fn peer(&self, scope: Scope, after: Notifier) -> Option<Notifier> {
-        after.context()?;
+        let context = after.context()?;
+        if let Some(position) = self.position(after) {
+            return self.other(scope, context, Some(position));
+        }
         let mut at = after;
         loop {
             at = self.listener(scope, Some(at))?;
@@ -294,6 +339,8 @@ impl Node {
                     exclusive: Tree::new(),
                     bound: 0,
                     observers: Tree::new(),
+                    home: Home::default(),
+                    others: Others::new(),
                     running: Invalidations::new(),
                     allocating: Invalidations::new(),
                     waiting: 0,
@@ -376,13 +423,49 @@ impl Node {
         if !notifier.has_ops() {
             return Err(EINVAL);
         }
+        let context = notifier.context();
+        let mut state = self.state.lock();
+        let mut seat = None;
+        if !state.home.enter(context) {
+            drop(state);
+            let allocated = Seat::new();
+            state = self.state.lock();
+            match allocated {
+                Ok(allocated) => seat = Some(allocated),
+                Err(err) => {
+                    state.home.leave(context);
+                    return Err(err);
+                }
+            }
+        }
+        let hide = self
+            .join(state, file, flags, notifier, seat)
+            .inspect_err(|_| self.state.lock().home.leave(context))?;
+        self.counters.count(Event::Bind);
+        trace::bind(&self.inode, notifier.span().pages());
+
+        if hide {
+            self.hide_all().inspect_err(|_| self.unbind(notifier))?;
+        }
+        Ok(())
+    }
+
+    /// The part of [`Self::bind`] that makes `notifier` take part from now on, if it may; a seat in
+    /// `others` is for one that is not at home. Must the pages that are there be hidden? Sleeps.
+    fn join<'a>(
+        &'a self,
+        mut state: SpinLockGuard<'a, State>,
+        file: File,
+        flags: u64,
+        notifier: Notifier,
+        seat: Option<Seat>,
+    ) -> Result<bool> {
         let exclusive = !notifier.observer();
         if exclusive && !file.writable() {
             return Err(EACCES);
         }
         let pages = notifier.checked_span(self.inode.pages())?.pages();
 
-        let mut state = self.state.lock();
         if exclusive {
             let wish = Flags::from_consumer(flags)?.and(self.store.inherent_flags());
             if wish.kernel_inaccessible() && !self.store.can_hide() {
@@ -459,6 +542,9 @@ impl Node {
             },
         );
         tree.insert(notifier, pages);
+        if let (Some(seat), Some(position)) = (seat, state.position(notifier)) {
+            state.others.insert(seat, position, notifier);
+        }
 
         while state
             .running
@@ -466,14 +552,7 @@ impl Node {
         {
             self.wait(&mut state);
         }
-        drop(state);
-        self.counters.count(Event::Bind);
-        trace::bind(&self.inode, pages);
-
-        if hide {
-            self.hide_all().inspect_err(|_| self.unbind(notifier))?;
-        }
-        Ok(())
+        Ok(hide)
     }
 
     /// Takes all pages that the file has out of the kernel's direct map (rule 25), for a binding that
@@ -507,6 +586,10 @@ impl Node {
             self.wait(&mut state);
         }
 
+        if let Some(position) = state.position(notifier) {
+            state.others.remove(position);
+        }
+        state.home.leave(notifier.context());
         state.tree(notifier).remove(notifier);
         if !notifier.observer() {
             state.bound -= 1;
@@ -643,11 +726,12 @@ impl Node {
     /// Does the same once for each context. The consumer gets the other bindings of the context
     /// from [`Self::next_range`], so that it can handle all of them under one lock.
     fn each_context(&self, inv: Invalidation, mut call: impl FnMut(Notifier, Range)) {
-        let (Some(scope), Hits { first, .. }) = (inv.scope(), Hits::of(inv)) else {
+        let (Some(scope), Hits { more, .. }) = (inv.scope(), Hits::of(inv)) else {
             return;
         };
+        let mut home = false;
         self.each(inv, |notifier, frames| {
-            if first == Some(notifier) || self.state.lock().leads(scope, notifier) {
+            if !more || self.state.lock().leads(scope, notifier, &mut home) {
                 call(notifier, frames);
             }
         });

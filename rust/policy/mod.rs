@@ -7,6 +7,7 @@
 
 pub(crate) mod claim;
 pub(crate) mod clock;
+pub(crate) mod context;
 pub(crate) mod file;
 pub(crate) mod flags;
 pub(crate) mod range;

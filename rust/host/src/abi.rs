@@ -143,10 +143,13 @@ pub(crate) mod file {
 
 pub(crate) mod notifier {
     use super::invalidation::Invalidation;
+    use crate::kernel::prelude::Result;
     use crate::policy::clock::Life;
+    use crate::policy::context::Position;
     use crate::policy::range::{Range, Span};
     use crate::policy::Refusal;
     use std::cell::{Cell, RefCell};
+    use std::collections::BTreeMap;
     use std::num::NonZeroU64;
     use std::rc::Rc;
 
@@ -189,6 +192,9 @@ pub(crate) mod notifier {
 
     thread_local! {
         pub(super) static BODIES: RefCell<Vec<Rc<Body>>> = const { RefCell::new(Vec::new()) };
+
+        /// Look-ups in trees and maps.
+        pub(crate) static LOOKS: Cell<usize> = const { Cell::new(0) };
     }
 
     /// A consumer's binding, by its number.
@@ -324,10 +330,43 @@ pub(crate) mod notifier {
         }
 
         pub(crate) fn next(&self, pages: Range, after: Option<Notifier>) -> Option<Notifier> {
+            LOOKS.set(LOOKS.get() + 1);
             let from = after.map_or(0, |notifier| self.position(notifier) + 1);
             let mut rest = self.0[from..].iter();
             rest.find(|(bound, _)| bound.overlaps(pages))
                 .map(|&(_, notifier)| notifier)
+        }
+    }
+
+    /// A place in [`Others`].
+    pub(crate) struct Seat;
+
+    impl Seat {
+        pub(crate) fn new() -> Result<Self> {
+            Ok(Self)
+        }
+    }
+
+    /// Notifiers by their position among those of their context.
+    pub(crate) struct Others(BTreeMap<Position, Notifier>);
+
+    impl Others {
+        pub(crate) fn new() -> Self {
+            Self(BTreeMap::new())
+        }
+
+        pub(crate) fn insert(&mut self, _: Seat, at: Position, notifier: Notifier) {
+            assert!(self.0.insert(at, notifier).is_none(), "is in the map");
+        }
+
+        pub(crate) fn remove(&mut self, at: Position) {
+            self.0.remove(&at).expect("the notifier is not in the map");
+        }
+
+        pub(crate) fn next(&self, from: Position) -> Option<(Position, Notifier)> {
+            LOOKS.set(LOOKS.get() + 1);
+            let (&at, &notifier) = self.0.range(from..).next()?;
+            Some((at, notifier))
         }
     }
 }

@@ -19,6 +19,8 @@ mod abi;
 #[cfg(test)]
 mod allocation;
 #[cfg(test)]
+mod cost;
+#[cfg(test)]
 mod engine;
 #[cfg(test)]
 mod stand_in;

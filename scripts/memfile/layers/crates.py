@@ -59,7 +59,7 @@ CRATES = (
     )),
     # The engine and the policy on the host; what is below the engine is stood in for.
     Crate("rust/host/src/lib.rs", (
-        Layer("allocation lifetime properties protocol sequence"),
+        Layer("allocation cost lifetime properties protocol sequence"),
         Layer("engine"),
         Layer("store", unsafe=False),
         Layer("abi", unsafe=False),
