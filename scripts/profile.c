@@ -10,6 +10,10 @@
  *   rep     turns of a repeated string instruction; each is an instruction to
  *           QEMU's -icount, the last one, which only finds that all is done, too
  *   locked  instructions with a lock prefix, and exchanges with memory
+ *   line    the same, by the cache line that they write (the address), without those that
+ *           address it relative to GS, as per-CPU data; a fifth word is an instruction that
+ *           wrote it.  Where a window has more than MANY lines, those that were written
+ *           less than FEW times are together line 0
  *   call    direct calls and jumps to one of the functions of the argument
  *           calls=ADDRESS:ADDRESS...; a fifth word is the function
  *   all     with the argument functions=on: all other instructions
@@ -30,6 +34,9 @@
 #define MARK		0x4d454d00u	/* see mark() in selftests/src/bench/measure.rs */
 #define SLOTS		(1u << 20)
 #define TARGETS		64
+#define LINES		(1u << 21)
+#define MANY		4096
+#define FEW		8
 #define KERNEL		(1ull << 63)
 #define LONGEST		15
 
@@ -51,6 +58,10 @@ void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id id,
 		void (*translated)(plugin_id id, struct tb *tb));
 void qemu_plugin_register_vcpu_insn_exec_cb(struct insn *insn,
 		void (*executed)(unsigned int cpu, void *data), int flags, void *data);
+enum { WRITE = 2 };
+void qemu_plugin_register_vcpu_mem_cb(struct insn *insn,
+		void (*written)(unsigned int cpu, uint32_t info, uint64_t address, void *data),
+		int flags, int rw, void *data);
 void qemu_plugin_register_atexit_cb(plugin_id id,
 		void (*ends)(plugin_id id, void *data), void *data);
 
@@ -86,6 +97,17 @@ static struct slot {
 	uint64_t target;
 	enum what what;
 } *slots;
+/* Another one of the lines written in this window, and the places that are taken. */
+static struct line {
+	uint64_t address;
+	uint64_t site;
+	uint64_t count;
+} *lines;
+static uint32_t *taken;
+static uint32_t n_taken;
+static int open;
+/* An instruction with a lock has not written yet. */
+static int pending;
 static uint64_t targets[TARGETS];
 static unsigned int n_targets;
 static int functions;
@@ -133,6 +155,56 @@ static void window_begins(unsigned int cpu, void *data)
 {
 	window++;
 	memset(all_counters(), 0, SLOTS * sizeof(uint64_t));
+	while (n_taken)
+		lines[taken[--n_taken]].count = 0;
+	open = 1;
+}
+
+static void lock_begins(unsigned int cpu, void *data)
+{
+	pending = open;
+}
+
+/* Called more than once for some instructions, for those that write 16 bytes for one. */
+static void line_written(unsigned int cpu, uint32_t info, uint64_t address, void *data)
+{
+	uint64_t site = (uintptr_t)data;
+	uint32_t n;
+
+	if (!pending)
+		return;
+	pending = 0;
+	address &= ~63ull;
+	n = (address >> 6) * 0x9e3779b97f4a7c15ull >> 43;
+	while (lines[n].count && lines[n].address != address)
+		n = (n + 1) % LINES;
+	if (!lines[n].count) {
+		if (n_taken == LINES / 2) {
+			fprintf(stderr, "profile: more than %u lines\n", LINES / 2);
+			abort();
+		}
+		lines[n] = (struct line) { address, site, 0 };
+		taken[n_taken++] = n;
+	}
+	lines[n].count++;
+}
+
+static void print_lines(void)
+{
+	uint64_t rest = 0;
+	uint32_t i;
+
+	for (i = 0; i < n_taken; i++) {
+		const struct line *line = &lines[taken[i]];
+
+		if (n_taken > MANY && line->count < FEW)
+			rest += line->count;
+		else
+			fprintf(out, "%d line %llx %llu %llx\n", window, (unsigned long long)line->address,
+				(unsigned long long)line->count, (unsigned long long)line->site);
+	}
+	if (rest)
+		fprintf(out, "%d line 0 %llu 0\n", window, (unsigned long long)rest);
 }
 
 static void window_ends(unsigned int cpu, void *data)
@@ -140,6 +212,8 @@ static void window_ends(unsigned int cpu, void *data)
 	const uint64_t *counted = all_counters();
 	uint32_t n;
 
+	open = 0;
+	print_lines();
 	for (n = 0; n < SLOTS; n++) {
 		const struct slot *slot = &slots[n];
 
@@ -185,7 +259,7 @@ static int is_string(uint8_t opcode)
 
 static void look_at(struct insn *insn, const uint8_t *bytes, size_t size)
 {
-	int rep = 0, lock = 0, kernel = qemu_plugin_insn_vaddr(insn) >= KERNEL;
+	int rep = 0, lock = 0, gs = 0, kernel = qemu_plugin_insn_vaddr(insn) >= KERNEL;
 	size_t n;
 
 	for (n = 0; n < size; n++) {
@@ -195,7 +269,9 @@ static void look_at(struct insn *insn, const uint8_t *bytes, size_t size)
 			rep = 1;
 		else if (byte == 0xf0)
 			lock = 1;
-		else if (byte != 0x66 && byte != 0x67 && byte != 0x64 && byte != 0x65 &&
+		else if (byte == 0x65)
+			gs = 1;
+		else if (byte != 0x66 && byte != 0x67 && byte != 0x64 &&
 			 byte != 0x2e && byte != 0x36 && byte != 0x3e && byte != 0x26)
 			break;
 	}
@@ -213,8 +289,14 @@ static void look_at(struct insn *insn, const uint8_t *bytes, size_t size)
 	if (!kernel)
 		return;
 	/* xchg with memory locks without a prefix. */
-	if (lock || ((bytes[n] == 0x86 || bytes[n] == 0x87) && n + 1 < size && bytes[n + 1] < 0xc0))
+	if (lock || ((bytes[n] == 0x86 || bytes[n] == 0x87) && n + 1 < size && bytes[n + 1] < 0xc0)) {
 		count(insn, LOCKED, 0);
+		if (!gs) {
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, lock_begins, 0, NULL);
+			qemu_plugin_register_vcpu_mem_cb(insn, line_written, 0, WRITE,
+					(void *)(uintptr_t)qemu_plugin_insn_vaddr(insn));
+		}
+	}
 	if ((bytes[n] == 0xe8 || bytes[n] == 0xe9) && n + 5 == size) {
 		int32_t distance;
 		uint64_t target;
@@ -277,6 +359,8 @@ int qemu_plugin_install(plugin_id id, const struct info *info, int argc, char **
 		}
 	}
 	slots = calloc(SLOTS, sizeof(*slots));
+	lines = calloc(LINES, sizeof(*lines));
+	taken = calloc(LINES, sizeof(*taken));
 #if QEMU_PLUGIN_API >= 2
 	score = qemu_plugin_scoreboard_new(SLOTS * sizeof(uint64_t));
 #else
@@ -284,7 +368,7 @@ int qemu_plugin_install(plugin_id id, const struct info *info, int argc, char **
 	if (!counters)
 		return -1;
 #endif
-	if (!out || !slots) {
+	if (!out || !slots || !lines || !taken) {
 		perror("profile");
 		return -1;
 	}

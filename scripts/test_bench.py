@@ -42,7 +42,7 @@ WRITTEN = """\
 
 
 def made(instructions: float, rep: float = 0.0, flushes: float | None = None) -> Counts:
-    return Counts(instructions, rep, 0.0, dict.fromkeys(windows.LOCK_NAMES, 0.0), flushes)
+    return Counts(instructions, rep, 0.0, 0.0, dict.fromkeys(windows.LOCK_NAMES, 0.0), flushes)
 
 
 def figure(name: str, subject: str, *works: float, page: int = 4096) -> Figure:
@@ -104,13 +104,13 @@ class Plugin(unittest.TestCase):
             program = str(cls.folder / f"test{form}")
             subprocess.run(["gcc", f"-DQEMU_PLUGIN_API={form}", "-o", program, source], check=True)
 
-    def windows(self, *code: tuple[int, str], functions: bool = False) -> list[dict[int, windows.Window]]:
+    def windows(self, *code: tuple[int, str] | tuple[int, str, int], functions: bool = False) -> list[dict[int, windows.Window]]:
         """The counts of each form in this code."""
         found = []
         for form in self.FORMS:
             out = self.folder / "out"
             arguments = [f"out={out}", f"calls={LOCK + 16:x}:{LOCK:x}", *(["functions=on"] if functions else [])]
-            lines = "".join(f"{address:x} {data}\n" for address, data in code)
+            lines = "".join(" ".join(w if isinstance(w, str) else f"{w:x}" for w in one) + "\n" for one in code)
             subprocess.run([str(self.folder / f"test{form}"), *arguments], input=lines, text=True, check=True)
             found.append(windows.windows_of(out.read_text().splitlines()))
         return found
@@ -127,6 +127,23 @@ class Plugin(unittest.TestCase):
                 (CODE + 11, "65f0ff07"), (CODE + 15, "90"), (0x1000, "f0ff07"))
         for seen in self.windows((0, BEGIN), *code, (0, END)):
             self.assertEqual(seen[0].locked, Counter({CODE: 1, CODE + 5: 1, CODE + 11: 1}))
+
+    def test_locked_instructions_count_by_the_line_that_they_write(self) -> None:
+        def lock(address: int, written: int) -> tuple[int, str, int]:
+            return address, "f0ff07", written
+
+        code = (lock(CODE, 0x1000), lock(CODE + 3, 0x103f), lock(CODE, 0x1040), (CODE + 6, "65f0ff07", 0x2000),
+                (CODE + 10, "ff07", 0x3000), (0x1000, "f0ff07", 0x4000))
+        for seen in self.windows(lock(CODE, 0x1000), (0, BEGIN), *code, (0, END), (0, BEGIN), lock(CODE, 0x1080), (0, END)):
+            self.assertEqual(seen[0].line, Counter({0x1000: 2, 0x1040: 1}))
+            self.assertEqual(seen[0].site[0x1000], CODE)
+            self.assertEqual(seen[1].line, Counter({0x1080: 1}))
+            self.assertEqual(seen[0].locked.total(), 4)
+
+    def test_where_lines_are_many_those_written_once_are_one(self) -> None:
+        code = [(CODE, "f0ff07", 64 * n) for n in range(1, 5001)] + [(CODE, "f0ff07", 64)] * 7
+        for seen in self.windows((0, BEGIN), *code, (0, END)):
+            self.assertEqual(seen[0].line, Counter({64: 8, 0: 4999}))
 
     def test_calls_and_jumps_to_the_functions_count_by_caller(self) -> None:
         def to(opcode: str, site: int, target: int) -> tuple[int, str]:
@@ -155,6 +172,17 @@ class Joining(unittest.TestCase):
         self.assertEqual(counted.locks["mmu_lock, write"], 0.5)
         self.assertEqual(counted.locks["node's lock"], 2)
         self.assertEqual(counted.flushes, 2)
+
+    def test_line_is_common_if_most_operations_write_it(self) -> None:
+        written = ["0 line 1000 8 ffffffff81000004", "0 line 2000 3 ffffffff81000104", "0 line 0 90 0",
+                   "1 line 1000 2 ffffffff81000004", "2 line 2000 1 ffffffff81000104"]
+        seen = windows.windows_of(written)
+        line = {"times": 8, "instructions": 0, "flushes": None, "windows": [[0, 1], [1, -1], [2, 1]]}
+        self.assertEqual(counts.common_lines(line, seen), Counter({0x1000: 6, 0x2000: 4}))
+        self.assertEqual(counts.counts_of(line, seen, SYMBOLS).common, 10 / 8)
+        self.assertEqual(profile.common_of(line, seen, SYMBOLS), Counter({"_raw_write_lock": 0.75, "_raw_spin_lock": 0.5}))
+        # One operation shows nothing.
+        self.assertIsNone(counts.counts_of({**line, "times": 1}, seen, SYMBOLS).common)
 
     def test_window_without_counts_counts_nothing(self) -> None:
         line = {"times": 1, "instructions": 7, "flushes": None, "windows": [[9, 1]]}

@@ -36,6 +36,9 @@ class Counts:
     instructions: float
     rep: float
     locked: float
+    # Those of the locked instructions that write a line which half of the operations write, or more;
+    # None where there was one operation only.
+    common: float | None
     locks: dict[str, float]
     # KVM's requests to flush TLBs; None where there is no VM to ask.
     flushes: float | None
@@ -47,6 +50,20 @@ class Counts:
 
     def as_json(self) -> dict[str, object]:
         return {**dataclasses.asdict(self), "work": self.work}
+
+
+def common_lines(figure: Report, windows: dict[int, Window]) -> Counter[int]:
+    """The locked instructions on each cache line that half of the operations write, or more.
+
+    A line that belongs to one page, as its counters and flags do, is written by one operation. What
+    belongs to the file, the VM, the cgroup or the zone is common to all, and so is what belongs to
+    the task and to its vCPU: another vCPU would not write that.
+    """
+    found: Counter[int] = Counter()
+    for number, sign in figure["windows"]:
+        for line, count in windows.get(number, Window()).line.items():
+            found[line] += sign * count
+    return Counter({line: n for line, n in found.items() if line and n >= figure["times"] / 2})
 
 
 def counts_of(figure: Report, windows: dict[int, Window], symbols: Symbols) -> Counts:
@@ -61,8 +78,9 @@ def counts_of(figure: Report, windows: dict[int, Window], symbols: Symbols) -> C
         for (site, target), count in window.call.items():
             locks[lock_of(symbols.name(target), symbols.name(site))] += sign * count
     flushes = figure["flushes"]
+    common = None if times == 1 else sum(common_lines(figure, windows).values()) / times
     return Counts(
-        figure["instructions"] / times, rep / times, locked / times,
+        figure["instructions"] / times, rep / times, locked / times, common,
         {name: locks[name] / times for name in LOCK_NAMES}, None if flushes is None else flushes / times,
     )
 
@@ -89,7 +107,7 @@ class Figure:
 
         return Counts(
             mean(run.instructions for run in self.runs), mean(run.rep for run in self.runs),
-            mean(run.locked for run in self.runs),
+            mean(run.locked for run in self.runs), if_known([run.common for run in self.runs]),
             {name: mean(run.locks[name] for run in self.runs) for name in LOCK_NAMES},
             if_known([run.flushes for run in self.runs]),
         )

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections import Counter
 
-from memfile.bench.counts import Report
+from memfile.bench.counts import Report, common_lines
 from memfile.bench.windows import OUTSIDE, Symbols, Window
 
 # How many functions to show.
@@ -44,6 +44,9 @@ class Profile:
     # The locked instructions among them.
     locked: Counter[str] = dataclasses.field(default_factory=Counter)
     reference_locked: Counter[str] = dataclasses.field(default_factory=Counter)
+    # Those of them on lines that most operations write.
+    common: Counter[str] = dataclasses.field(default_factory=Counter)
+    reference_common: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def as_json(self) -> dict[str, object]:
         # Not asdict(), which makes a Counter of the pairs of a Counter.
@@ -91,16 +94,31 @@ def locked_of(figure: Report, windows: dict[int, Window], symbols: Symbols) -> C
     return found
 
 
-Functions = dict[tuple[str, str], tuple[Counter[str], Counter[str]]]
+def common_of(figure: Report, windows: dict[int, Window], symbols: Symbols) -> Counter[str]:
+    """The locked instructions on common lines, by a function that writes the line."""
+    found: Counter[str] = Counter()
+    if figure["times"] == 1:
+        return found
+    sites = {line: site for number, _ in figure["windows"] for line, site in windows.get(number, Window()).site.items()}
+    for line, count in common_lines(figure, windows).items():
+        found[symbols.name(sites[line])] += count / figure["times"]
+    return found
+
+
+# All instructions, the locked ones, those on common lines.
+Functions = dict[tuple[str, str], tuple[Counter[str], Counter[str], Counter[str]]]
 
 
 def profiles(report: Report, windows: dict[int, Window], symbols: Symbols) -> Functions:
-    """All and locked instructions of each figure, by name and subject; of the first run."""
+    """All instructions, and the locked ones, of each figure, by name and subject; of the first run."""
     found: Functions = {}
     for figure in report["figures"]:
         key = figure["name"], figure["subject"]
         if key not in found:
-            found[key] = functions_of(figure, windows, symbols), locked_of(figure, windows, symbols)
+            found[key] = (
+                functions_of(figure, windows, symbols), locked_of(figure, windows, symbols),
+                common_of(figure, windows, symbols),
+            )
     return found
 
 

@@ -59,10 +59,13 @@ def costs(rows: list[Row]) -> Table:
 
 def others(counts: Counts) -> dict[str, float | None]:
     """All that was counted besides instructions, of one operation."""
-    return {**counts.locks, "locked instructions": counts.locked, "TLB flushes": counts.flushes}
+    return {
+        **counts.locks, "locked instructions": counts.locked, "on common lines": counts.common,
+        "TLB flushes": counts.flushes,
+    }
 
 
-OTHERS = [*LOCK_NAMES, "locked instructions", "TLB flushes"]
+OTHERS = [*LOCK_NAMES, "locked instructions", "on common lines", "TLB flushes"]
 
 
 def locks(rows: list[Row]) -> Table:
@@ -115,8 +118,12 @@ def profile_tables(one: Profile) -> list[Table]:
     shared = [line(name, one.locked, one.reference_locked) for name in differences(one.locked, one.reference_locked)]
     title = f"Where the instructions go: {one.figure}, {one.subject}"
     found = [Table(title, head, every, frozenset((0,))), Table("Most in", head, most, frozenset((0,)))]
+    common = [line(name, one.common, one.reference_common) for name in differences(one.common, one.reference_common)]
     if shared:
         found.append(Table("Locked instructions in", head, shared, frozenset((0,))))
+    if common:
+        found.append(Table("Locked instructions on common lines, by a function that writes the line", head, common,
+                           frozenset((0,))))
     return found
 
 

@@ -36,6 +36,9 @@ class Window:
 
     rep: Counter[int] = dataclasses.field(default_factory=Counter)
     locked: Counter[int] = dataclasses.field(default_factory=Counter)
+    # Locked instructions by the cache line that they write, and one of those for each line.
+    line: Counter[int] = dataclasses.field(default_factory=Counter)
+    site: dict[int, int] = dataclasses.field(default_factory=dict)
     call: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)
     all: Counter[int] = dataclasses.field(default_factory=Counter)
 
@@ -47,6 +50,9 @@ def windows_of(lines: Iterable[str]) -> dict[int, Window]:
         window = windows.setdefault(int(number), Window())
         if what == "call":
             window.call[int(address, 16), int(target[0], 16)] += int(count)
+        elif what == "line":
+            window.line[int(address, 16)] += int(count)
+            window.site[int(address, 16)] = int(target[0], 16)
         else:
             kind: Counter[int] = getattr(window, what)
             kind[int(address, 16)] += int(count)
