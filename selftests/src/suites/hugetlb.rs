@@ -1313,6 +1313,8 @@ fn file_for_one_vm_is_refused_to_another(page: u64) -> CaseResult {
 
 /// Pinning waits until the pages that are being allocated are there, those of the file.
 fn pinning_waits_for_no_allocation_of_another_file(page: u64) -> CaseResult {
+    // So that it takes long.
+    let _pages = pressure::base_pages()?;
     let (_pool, _filled) = pool(page, 2)?;
     let size = 512 * MIB;
     for allocate_first in [false, true] {

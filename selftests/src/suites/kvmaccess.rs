@@ -840,6 +840,8 @@ fn load_again(vcpu: &mut Vcpu, gpa: u64) -> Result<u64> {
 /// fault may allocate a page that it then does not map. After that nothing comes to the side that is
 /// not used.
 fn clock_and_steal_time_go_where_a_conversion_beside_says() -> CaseResult {
+    // A hole leaves nothing of its pages.
+    let _pages = pressure::base_pages()?;
     let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let gpa = s.slot.gpa;
     fill_view_part(&s.slot, 0, 2 * PAGE, Pattern::ZERO);
