@@ -40,7 +40,12 @@ impl Trace {
         let path = PathBuf::from(format!("{INSTANCES}/memfile-{pid}-{number}"));
         fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
         let trace = Trace { path };
-        write(trace.path.join("buffer_size_kb"), "4096")?;
+        // The kernel refuses, instead of reclaiming, if not enough is free at this moment.
+        let size = trace.path.join("buffer_size_kb");
+        if write(&size, "4096").is_err() {
+            drop_caches()?;
+            write(&size, "4096")?;
+        }
         for event in events {
             write(trace.path.join("events").join(event.replace(':', "/")).join("enable"), "1")?;
         }
