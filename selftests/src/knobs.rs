@@ -88,6 +88,23 @@ impl Drop for Setting {
     }
 }
 
+/// Settings that depend on each other. They are set back in the opposite order.
+#[derive(Default)]
+pub struct Settings(Vec<Setting>);
+
+impl Settings {
+    /// Adds one that has just been set.
+    pub fn push(&mut self, setting: Setting) {
+        self.0.push(setting);
+    }
+}
+
+impl Drop for Settings {
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
+    }
+}
+
 /// The current value; of several words, the one in brackets.
 fn in_force(text: &str) -> &str {
     let chosen = text.split_whitespace().find_map(|w| w.strip_prefix('[')?.strip_suffix(']'));

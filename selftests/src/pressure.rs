@@ -30,7 +30,7 @@ use crate::skip::skip;
 use crate::sys::{Mapping, check, require_root};
 use crate::{HUGE, PAGE, mem};
 
-pub use crate::knobs::{Setting, read, read_number, write};
+pub use crate::knobs::{Setting, Settings, read, read_number, write};
 pub use area::{Area, Taken};
 pub use blocks::{Block, MovableZone, SmallMachine};
 pub use cgroup::{Cgroup, ROOT as CGROUPS};
@@ -270,7 +270,7 @@ impl Drop for Victim {
 /// Another thread must end that, because the caller cannot even open a file.
 pub struct Failing {
     end: Option<(mpsc::Sender<()>, thread::JoinHandle<()>)>,
-    settings: Vec<Setting>,
+    settings: Settings,
 }
 
 impl Failing {
@@ -309,7 +309,8 @@ impl Failing {
     }
 
     fn prepare(what: &str, percent: u32, times: u32) -> Result<Failing> {
-        let mut settings = Vec::new();
+        // Its filter is set back last, or else other tasks' allocations fail.
+        let mut settings = Settings::default();
         for (knob, value) in [
             ("task-filter", "Y".to_owned()),
             ("ignore-gfp-wait", "N".to_owned()),
@@ -350,8 +351,6 @@ impl Drop for Failing {
             drop(end);
             let _ = ender.join();
         }
-        // In reverse order: end the failures before the filter by task is removed.
-        while self.settings.pop().is_some() {}
     }
 }
 

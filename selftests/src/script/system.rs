@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use super::op::Machine;
 use crate::knobs::raw_write;
 use crate::module::Module;
-use crate::pressure::{self, Cgroup, Pool, Setting, Swap};
+use crate::pressure::{self, Cgroup, Pool, Setting, Settings, Swap};
 use crate::sys::check;
 use crate::{HUGE, MIB, PAGE};
 
@@ -38,7 +38,7 @@ pub struct System {
     /// Knobs that scripts change, with their values.
     knobs: Vec<(PathBuf, String)>,
     /// Settings for as long as scripts run.
-    _settings: Vec<Setting>,
+    _settings: Settings,
     /// Frames with errors, a line for each.
     lost: PathBuf,
     /// The user that scripts run as.
@@ -54,7 +54,8 @@ impl System {
         let store = Module::store().ok().filter(|store| store.loaded() || store.load().is_ok());
         let swap = Swap::on(64 * MIB).ok();
         let pool = Pool::of(HUGE).and_then(|pool| pool.fill(POOL).map(|set| (pool, set))).ok();
-        let mut settings = Vec::new();
+        // The filter goes last, or else other tasks' allocations fail, also those that set a knob back.
+        let mut settings = Settings::default();
         // Too quick to fail all, too often to fail nothing.
         for (what, percent) in [("fail_page_alloc", "3"), ("failslab", "2")] {
             for (knob, value) in [
@@ -64,10 +65,14 @@ impl System {
                 ("times", "-1"),
                 ("probability", percent),
             ] {
-                settings.extend(Setting::set(format!("{INJECTION}/{what}/{knob}"), value).ok());
+                if let Ok(setting) = Setting::set(format!("{INJECTION}/{what}/{knob}"), value) {
+                    settings.push(setting);
+                }
             }
         }
-        settings.extend(Setting::set(format!("{INJECTION}/fail_page_alloc/min-order"), "0").ok());
+        if let Ok(setting) = Setting::set(format!("{INJECTION}/fail_page_alloc/min-order"), "0") {
+            settings.push(setting);
+        }
         let names = [
             SHMEM_HUGE.to_owned(),
             ANONYMOUS_HUGE.to_owned(),

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::pressure::Setting;
+use crate::pressure::{Setting, Settings};
 use crate::skip::skip;
 use crate::sys::{Errno, SysResult, require_root};
 
@@ -38,7 +38,7 @@ pub struct Injector {
     /// The percentage of its allocations that fail, and after how many bytes.
     percent: File,
     bytes: File,
-    _settings: Vec<Setting>,
+    _settings: Settings,
 }
 
 impl Injector {
@@ -68,7 +68,8 @@ impl Injector {
             ("fail_page_alloc/min-order", "0"),
             ("fail_page_alloc/verbose", "0"),
         ];
-        let mut set = vec![Setting::set("/proc/thread-self/make-it-fail", "1")?];
+        let mut set = Settings::default();
+        set.push(Setting::set("/proc/thread-self/make-it-fail", "1")?);
         for (name, value) in settings {
             set.push(Setting::set(format!("/sys/kernel/debug/{name}"), value)?);
         }
