@@ -55,6 +55,18 @@ impl Invalidation {
         unsafe { (*self.0.as_ptr()).node = node };
     }
 
+    /// Does the record have a reference to the node?
+    pub(crate) fn holds_node(self) -> bool {
+        // SAFETY: As in `node_ptr()`.
+        unsafe { (*self.0.as_ptr()).holds_node }
+    }
+
+    /// Notes that it has one.
+    pub(crate) fn set_holds_node(self) {
+        // SAFETY: As in `set_node()`.
+        unsafe { (*self.0.as_ptr()).holds_node = true };
+    }
+
     /// Calls `f` with an invalidation of `node` whose record is on the stack. `f` must end it if it
     /// begins it.
     pub(crate) fn with<N, R>(node: &N, f: impl FnOnce(Invalidation) -> R) -> R {

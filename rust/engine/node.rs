@@ -191,7 +191,14 @@ impl State {
         if let Some(observer) = after.filter(|notifier| notifier.observer()) {
             return search(&self.observers, Some(observer));
         }
-        search(&self.exclusive, after).or_else(|| search(&self.observers, None))
+        // No other mapper has pages of this one (rule 7).
+        let last = after.is_some_and(|mapper| mapper.span().pages().covers(scope.pages));
+        let mapper = if last {
+            None
+        } else {
+            search(&self.exclusive, after)
+        };
+        mapper.or_else(|| search(&self.observers, None))
     }
 
     /// The position of `notifier` in `others`, if it has one there. It is in its tree.
@@ -738,16 +745,14 @@ impl Node {
     }
 
     /// The next notifier of the context of `after` that takes part, and those of its frames that are
-    /// in scope. Takes a spinlock, and may be called under others.
+    /// in scope. C asks only if the record of `inv` says that there are more. Takes a spinlock, and may
+    /// be called under others.
     pub(crate) fn next_range(
         &self,
         inv: Invalidation,
         after: Notifier,
     ) -> Option<(Notifier, Range)> {
         let scope = inv.scope()?;
-        if !Hits::of(inv).more {
-            return None;
-        }
         let notifier = self.state.lock().peer(scope, after)?;
         Some((notifier, frames(scope, notifier)?))
     }

@@ -102,7 +102,7 @@ static OPS: Ops = Ops(bindings::memfile_core_ops {
     referenced: Some(referenced),
     writeout_start: Some(writeout_start),
     writeout_undone: Some(writeout_undone),
-    invalidate_start: Some(invalidate_start),
+    invalidate_start: Some(punch_start),
     invalidate_end: Some(invalidate_end),
     next_range: Some(next_range),
     migrate_folio: Some(migrate_folio),
@@ -157,6 +157,7 @@ unsafe fn new_invalidation(
     // SAFETY: By the safety requirements of this function.
     let inv = unsafe { Invalidation::from_raw(NonNull::new(raw)?) };
     inv.set_node(node_into_raw(node.into()));
+    inv.set_holds_node();
     Some(inv)
 }
 
@@ -357,9 +358,31 @@ pub(super) unsafe extern "C" fn invalidate_start(
     }
 }
 
+/// [`invalidate_start`] for who has the inode until [`invalidate_end`] returns, and so the node.
+///
 /// # Safety
 ///
-/// `inv` must have been started by [`invalidate_start`].
+/// As for [`invalidate_start`], and `node` must stay valid until then.
+unsafe extern "C" fn punch_start(
+    node: *mut bindings::memfile_node,
+    inv: *mut bindings::memfile_invalidation,
+    start: c_ulong,
+    end: c_ulong,
+) {
+    let Some(raw) = NonNull::new(inv) else {
+        return;
+    };
+    // SAFETY: By the safety requirements of this function.
+    let (inv, node_ref) = unsafe { (Invalidation::from_raw(raw), borrow_node(node)) };
+    inv.set_node(node);
+    if let Some(pages) = Range::new(start as u64, end as u64) {
+        node_ref.invalidate_start(inv, pages);
+    }
+}
+
+/// # Safety
+///
+/// `inv` must have been started by [`invalidate_start`], [`writeout_start`] or [`punch_start`].
 #[export_name = "memfile_node_invalidate_end"]
 pub(super) unsafe extern "C" fn invalidate_end(inv: *mut bindings::memfile_invalidation) {
     let Some(raw) = NonNull::new(inv) else {
@@ -367,11 +390,16 @@ pub(super) unsafe extern "C" fn invalidate_end(inv: *mut bindings::memfile_inval
     };
     // SAFETY: By the safety requirements of this function.
     let inv = unsafe { Invalidation::listed(raw) };
+    // SAFETY: The record holds the node, or who called `punch_start()` does.
+    let node = unsafe { borrow_node(inv.node_ptr()) };
     // SAFETY: The reference that `new_invalidation()` took.
-    let node = unsafe { Arc::<Node>::from_raw(inv.node_ptr().cast_const().cast()) };
+    let held = inv
+        .holds_node()
+        .then(|| unsafe { Arc::<Node>::from_raw(inv.node_ptr().cast_const().cast()) });
     if inv.scope().is_some() {
         node.invalidate_end(inv);
     }
+    drop(held);
 }
 
 /// # Safety

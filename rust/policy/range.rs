@@ -62,6 +62,11 @@ impl Range {
         self.start < other.end && other.start < self.end
     }
 
+    /// Does it have all pages of `other`?
+    pub(crate) fn covers(self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
     /// The pages in both.
     pub(crate) fn intersect(self, other: Self) -> Option<Self> {
         Self::new(self.start.max(other.start), self.end.min(other.end))

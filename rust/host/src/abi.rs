@@ -420,6 +420,10 @@ pub(crate) mod invalidation {
         }
 
         pub(super) fn next_range(self, after: Notifier) -> Option<(Notifier, Range)> {
+            // As memfile_next_range().
+            if !self.hits().1 {
+                return None;
+            }
             let next_range = RECORDS.with_borrow(|records| records[self.0].next_range.clone());
             next_range.expect("the test uses contexts")(self, after)
         }
