@@ -526,13 +526,16 @@ impl Node {
                     state.in_movable_areas = false;
                 }
             };
+            let changed = cleared || state.bound == 0 || state.flags != flags;
             state.bound += 1;
             state.untouched = false;
             state.claim = state.claim.taken(notifier.context());
-            state.flags = flags;
-            state.hidden &= flags.kernel_inaccessible();
-            self.store.set_flags(flags);
-            state.place(&self.store);
+            if changed {
+                state.flags = flags;
+                state.hidden &= flags.kernel_inaccessible();
+                self.store.set_flags(flags);
+                state.place(&self.store);
+            }
         } else {
             state.touch(&self.store);
         }
@@ -600,7 +603,9 @@ impl Node {
         state.tree(notifier).remove(notifier);
         if !notifier.observer() {
             state.bound -= 1;
-            state.place(&self.store);
+            if state.bound == 0 {
+                state.place(&self.store);
+            }
         }
         drop(state);
 
