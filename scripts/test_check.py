@@ -180,7 +180,7 @@ class Reports(unittest.TestCase):
     """The reports of a run for other programs: JUnit XML, and JSON for KCIDB."""
 
     CASES = (
-        Case("punch.hole", PASS),
+        Case("punch.hole", PASS, seconds=1.25),
         Case("punch.other", FAIL, "a <b>", ["line & \x1b[1m", "more"]),
         Case("host.rust_host.policy::range::tests::a", SKIP, "no reason"),
         Case("kunit", PASS),
@@ -200,6 +200,7 @@ class Reports(unittest.TestCase):
         suites = {suite.get("name"): suite for suite in root}
         self.assertEqual(set(suites), {"punch", "host.rust_host", "kunit", "check"})
         self.assertEqual([case.get("name") for case in suites["punch"]], ["hole", "other"])
+        self.assertEqual([case.get("time") for case in suites["punch"]], ["1.25", None])
         failure, skipped = suites["punch"].find("testcase/failure"), suites["host.rust_host"].find("testcase/skipped")
         assert failure is not None and skipped is not None
         self.assertEqual(failure.get("message"), "a <b>")
@@ -214,6 +215,7 @@ class Reports(unittest.TestCase):
         self.assertEqual(tests[1]["comment"], "a <b>")
         self.assertEqual(tests[4]["path"], "memfile.check.run")
         self.assertEqual(len({test["id"] for test in tests}), 5)
+        self.assertEqual([test.get("duration") for test in tests], [1.25, None, None, None, 6.5])
 
     def test_kcidb_is_of_the_form_that_it_says(self) -> None:
         """As the schema 5.3 of kcidb-io has it; validated with that once."""

@@ -33,6 +33,8 @@ class Case:
     output: list[str] = dataclasses.field(default_factory=list)
     # Each thing that it says it saw, and what it saw: scripts/differences compares them.
     does: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    # How long it took, if that is known: from the result before it, on the clock of the host.
+    seconds: float | None = None
 
 
 @dataclasses.dataclass

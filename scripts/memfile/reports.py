@@ -74,6 +74,8 @@ def junit(run: Run) -> str:
         for case in cases:
             element = ElementTree.SubElement(
                 suite, "testcase", classname=text_of([name]), name=text_of([case.name.rpartition(".")[2]]))
+            if case.seconds is not None:
+                element.set("time", f"{case.seconds:.2f}")
             if case.status == FAIL:
                 failure = ElementTree.SubElement(element, "failure", message=text_of([case.reason or "failed"]))
                 failure.text = text_of(case.output)
@@ -104,6 +106,8 @@ def kcidb(run: Run, origin: str) -> dict[str, Any]:
             test["comment"] = text_of([case.reason])
         if case.output:
             test["log_excerpt"] = text_of(case.output)[-16000:]
+        if case.seconds is not None:
+            test["duration"] = case.seconds
         tests.append(test)
     # The last is the run: it took the time.
     tests[-1]["duration"] = run.seconds

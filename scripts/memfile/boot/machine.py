@@ -38,7 +38,7 @@ def qemu_line(
         line += ["-accel", "kvm"]
     else:
         line += ["-accel", f"tcg,thread={args.tcg_thread}"]
-    line += ["-cpu", "host" if accel == "kvm" else "max,+svm,+npt"]
+    line += ["-cpu", "host" if accel == "kvm" else cpu_model(args.icount)]
     line += ["-smp", str(args.cpus), "-m", args.mem]
     line += ["-kernel", str(kernel.image), "-initrd", str(log / "initramfs.cpio")]
     line += ["-append", " ".join(append)]
@@ -55,6 +55,16 @@ def qemu_line(
         line += ["-chardev", f"socket,id=terminal,fd={terminal}"]
         line += ["-device", "virtserialport,chardev=terminal,name=memfile.terminal"]
     return line
+
+
+def cpu_model(icount: bool) -> str:
+    """The emulated CPU.
+
+    With erms the kernel clears a page by 4096 turns of "rep stosb", each of which takes as long as
+    another instruction: without it a page of 1 GiB is cleared in a fifth of the time. Where
+    instructions are counted the CPU stays as it is, so that saved results can be compared.
+    """
+    return "max,+svm,+npt" if icount else "max,+svm,+npt,-erms,-fsrm"
 
 
 @dataclasses.dataclass

@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import shlex
+import time
 
 from memfile.check.kernel_log import watched_case
 from memfile.check.outcome import exit_code_case
@@ -151,14 +152,21 @@ def guest_boot(
         )
     parser = Parser()
     seen: list[Case] = []
+    since: float | None = None
 
-    def note(cases: list[Case]) -> None:
-        cases = [dataclasses.replace(case, name=f"{prefix}{case.name}") for case in cases]
+    def note(cases: list[Case], seconds: float | None = None) -> None:
+        cases = [dataclasses.replace(case, name=f"{prefix}{case.name}", seconds=seconds) for case in cases]
         seen.extend(cases)
         check.report(cases)
 
     def on_line(text: str) -> None:
-        note(parser.feed(text))
+        nonlocal since
+        cases = parser.feed(text)
+        now = time.monotonic()
+        note(cases, None if since is None else round(now - since, 2))
+        # From the first line on: what comes before it is the boot.
+        if cases or since is None:
+            since = now
 
     # With its CPUs emulated in parallel (QEMU 7.2) the machine has been seen to hang and to
     # die in stress tests, cause unknown; in turn it has not. And two machines fill two cores.

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from memfile import paths, reports
@@ -65,6 +66,14 @@ def series(flavour: str) -> tuple[str, str | None]:
     return paths.kernel_version(), reports.patchset_hash([] if flavour == "base" else paths.series())
 
 
+def longest_suites(cases: list[Case]) -> list[tuple[str, float]]:
+    """The six suites that took longest, in seconds."""
+    seconds: Counter[str] = Counter()
+    for case in cases:
+        seconds[case.name.rpartition(".")[0]] += case.seconds or 0
+    return [(suite, taken) for suite, taken in seconds.most_common(6) if taken >= 1]
+
+
 def finish(check: Check, started: float, compared: Iterable[verdicts.Verdict] = ()) -> int:
     """Says and writes what the run found, and gives its exit code."""
     outcome = check.outcome
@@ -89,6 +98,8 @@ def finish(check: Check, started: float, compared: Iterable[verdicts.Verdict] = 
             print(f"failed: {case.name}" + (f" ({case.reason})" if case.reason else ""))
     if compared := list(compared):
         print(f"upstream: {verdicts.summary(compared)}")
+    if longest := longest_suites(outcome.cases):
+        print("longest suites: " + ", ".join(f"{suite} {taken:.0f} s" for suite, taken in longest))
     print(f"log: {check.log} ({summary['seconds']} s)")
     print(f"check: {words}, exit code {code}")
     print("{} passed, {} failed, {} skipped".format(*counts))
