@@ -196,12 +196,13 @@ series() {
 	sed 's/#.*//; s/[[:space:]]*$//; /^$/d' "$PATCHES/series"
 }
 
-# series_id: one hash over the patches in their order, "none" if there are none.
+# series_id: one hash over what the patches change, in their order; "none" if there are none. It
+# leaves out what stands before the first diff of each: another message builds nothing anew.
 series_id() {
 	local p list=()
 	while read -r p; do list+=("$PATCHES/$p"); done < <(series)
 	if [ ${#list[@]} -gt 0 ]; then
-		cat "${list[@]}" | sha256sum | cut -d' ' -f1
+		sed -s -n '/^diff --git /,$p' "${list[@]}" | sha256sum | cut -d' ' -f1
 	else
 		printf 'none\n'
 	fi

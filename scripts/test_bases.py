@@ -99,6 +99,27 @@ class Bases(Surroundings):
             with self.subTest(base):
                 self.assertEqual(subjects(base), subjects(DEFAULT))
 
+    def test_other_message_of_a_patch_builds_nothing_anew(self) -> None:
+        def series_id() -> str:
+            return self.names("", "scripts/show")[0]
+
+        (self.copy / "scripts/show").write_text('#!/bin/bash -p\n. "$(dirname "$0")/lib.sh"\nseries_id\n')
+        patches = self.copy / "patches" / DEFAULT
+        (patches / "series").write_text("0001-one.patch\n0002-two.patch\n")
+        one, two = patches / "0001-one.patch", patches / "0002-two.patch"
+        text = "From: x <x@example.org>\nSubject: [PATCH] one\n\n---\ndiff --git a/f b/f\n--- a/f\n+++ b/f\n@@ -1 +1 @@\n-1\n+2\n"
+        one.write_text(text)
+        two.write_text(text.replace("/f", "/g"))
+        before = series_id()
+        for path in (one, two):
+            path.write_text(path.read_text().replace("] one", "] other").replace("\n---\n", "\nFixes: x\n---\n", 1))
+        self.assertEqual(series_id(), before)
+        for path in (one, two):
+            was = path.read_text()
+            path.write_text(was.replace("+2\n", "+3\n"))
+            self.assertNotEqual(series_id(), before)
+            path.write_text(was)
+
     def test_kernel_is_built_from_the_source_of_its_base(self) -> None:
         for base in BASES:
             version = self.run_it("bash", "-c", f". patches/{base}/BASE; echo $KERNEL").stdout.strip()
