@@ -1,23 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A guest checks every word it reads while other programs of the machine press on its memory:
-//! those of stress-ng, and trinity as an ordinary user on descriptors of memfiles.
+//! those of stress-ng, and trinity as an ordinary user on descriptors of memfiles. stress-ng has no
+//! program for compaction, and its program for swap files wants a file system on a disk, which the
+//! machine has not: the suite compacts memory itself, and puts swap on and off itself.
 //!
 //! [`crate::support::stress`] describes how a wrong word is found.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use std::{env, fs};
+use std::{env, fs, thread};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::ktap::{CaseResult, Suite, skip};
-use crate::pressure::{self, Cgroup, Pool, Setting, Swap};
+use crate::pressure::{self, Cgroup, Counts, Disk, MOVED, Pool, Setting, Swap};
 use crate::support::backend::HUGE;
 use crate::support::setup::{BOTH, LAYOUTS, Setup};
-use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, PAGES};
+use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, Other, PAGES};
 use crate::sys::{self, lock_own_memory};
 use crate::{MIB, PAGE, suite};
 
@@ -28,6 +33,8 @@ pub static SUITE: Suite = suite!(
         small_pages_beside_files_that_come_and_go: 240,
         small_pages_beside_faults_that_others_answer: 240,
         small_pages_beside_pages_that_are_merged: 240,
+        small_pages_beside_swap_that_comes_and_goes: 240,
+        small_pages_beside_memory_that_is_compacted: 240,
         huge_pages_of_shmem_beside_everything: 240,
         pages_of_hugetlbfs_beside_memory_that_grows_and_shrinks: 240,
         pages_of_hugetlbfs_beside_files_that_come_and_go: 240,
@@ -42,6 +49,9 @@ fn duration() -> Duration {
     Duration::from_secs(seconds.unwrap_or(20))
 }
 
+/// Calls of trinity for each of these seconds.
+const CALLS_PER_SECOND: u64 = 200;
+
 /// A user without rights.
 const NOBODY: u32 = 65534;
 
@@ -51,6 +61,9 @@ const FILES: &[&str] =
     &["--memfd", "1", "--fallocate", "1", "--fallocate-bytes", "32m", "--shm", "1"];
 const FAULTS: &[&str] = &["--userfaultfd", "1", "--fault", "1", "--mmap", "1"];
 const MERGED: &[&str] = &["--ksm", "--vm", "2", "--vm-bytes", "25%", "--vm-method", "zero-one"];
+const SWAPPED: &[&str] = &["--pageswap", "2"];
+const HUGE_MAPPINGS: &[&str] =
+    &["--mmaphuge", "1", "--mmaphuge-mmaps", "256", "--vm", "1", "--vm-bytes", "50%"];
 
 /// The path of a program; SKIP without it.
 fn program(name: &str) -> Result<PathBuf> {
@@ -91,11 +104,16 @@ impl Drop for Pressure {
 
 /// A guest on `s` while `stressors` run and the host compacts and reclaims.
 fn beside(s: Setup, stressors: &[&str]) -> CaseResult {
+    beside_others(s, stressors, Vec::new())
+}
+
+/// The same while each of `others` repeats its work.
+fn beside_others(s: Setup, stressors: &[&str], others: Vec<Other>) -> CaseResult {
     let host = Host { cgroup: Cgroup::enter()?, take: Box::new(pressure::compact) };
     let mut bench = Bench::of(s, LAYOUTS[0], Some(host), Length::Time(duration()))?;
     let pressure = Pressure::of(stressors, duration())?;
     let actions = [&[Action::Compact, Action::Reclaim][..], &EVERYTHING].concat();
-    bench.run(2, &actions)?;
+    bench.run_beside(2, &actions, others)?;
     pressure.end()
 }
 
@@ -133,6 +151,41 @@ fn small_pages_beside_pages_that_are_merged() -> CaseResult {
     small_pages(MERGED)
 }
 
+/// A small device with swap is put in front of the other one, and taken away again with what is on it
+/// by then, over and over.
+fn small_pages_beside_swap_that_comes_and_goes() -> CaseResult {
+    let _machine = machine("never")?;
+    let used = Arc::new(AtomicU64::new(0));
+    let count = used.clone();
+    let comes_and_goes = move || {
+        let mut swap = Swap::on_disk(Disk::new(16 * MIB, Duration::from_micros(50))?)?;
+        for _ in 0..100 {
+            if swap.used()? > 0 {
+                count.fetch_add(1, Ordering::Relaxed);
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        swap.off()
+    };
+    let s = Setup::with_flags(BOTH, PAGES * PAGE)?;
+    beside_others(s, SWAPPED, vec![Box::new(comes_and_goes)])?;
+    let used = used.load(Ordering::Relaxed);
+    println!("{used} times pages were on the device when it went");
+    ensure!(used > 0, "no page went to the device");
+    Ok(())
+}
+
+/// Memory in large pages, for which the kernel compacts, and all of memory is compacted all the time.
+fn small_pages_beside_memory_that_is_compacted() -> CaseResult {
+    let _machine = machine("never")?;
+    let _huge = pressure::anonymous_huge("always")?;
+    let s = Setup::with_flags(BOTH, PAGES * PAGE)?;
+    let counts = Counts::now()?;
+    beside_others(s, HUGE_MAPPINGS, vec![Box::new(pressure::compact)])?;
+    counts.expect_grown(&MOVED, 1)
+}
+
 fn huge_pages_of_shmem_beside_everything() -> CaseResult {
     let _machine = machine("always")?;
     let _huge = pressure::anonymous_huge("always")?;
@@ -148,6 +201,18 @@ fn pages_of_hugetlbfs_beside_files_that_come_and_go() -> CaseResult {
     pages_of_hugetlbfs(FILES)
 }
 
+/// How many calls trinity has made, and how many of them succeeded, by its last line. Fail if it did
+/// not end because it had made as many as it was asked for: it also ends, with a line that says so,
+/// when the kernel has become tainted, and without one when it fails itself.
+fn calls_made(said: &str) -> Result<(u64, u64)> {
+    let reason = said.lines().find_map(|line| line.split_once("Bailing main loop because "));
+    let reason = reason.map(|(_, reason)| reason).context("trinity does not say why it ended")?;
+    ensure!(reason.starts_with("Completed maximum number"), "trinity ended because {reason}");
+    let ran = said.lines().find_map(|line| line.split_once("Ran ")).context("how many calls")?.1;
+    let mut numbers = ran.split_whitespace().filter_map(|word| word.parse().ok());
+    numbers.next().zip(numbers.next()).with_context(|| format!("trinity: {ran}"))
+}
+
 /// Every system call with arguments by chance, on descriptors of a memfile that a guest uses: the
 /// guest's content stays, for no call of another process may change it but one that punches.
 fn calls_of_an_ordinary_user_on_memfiles() -> CaseResult {
@@ -157,23 +222,35 @@ fn calls_of_an_ordinary_user_on_memfiles() -> CaseResult {
     fs::DirBuilder::new().mode(0o777).create(folder).context("a folder")?;
     fs::set_permissions(folder, PermissionsExt::from_mode(0o777)).context("a folder")?;
     let mut s = Setup::with_flags(BOTH, PAGES * PAGE)?;
-    // Open for reading only: then no call punches.
+    // For reading only, also if it is opened by its path: then no call punches.
     let reader = sys::reopen(&s.fd, libc::O_RDONLY).context("open the file for reading")?;
+    let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    fs::set_permissions(path, PermissionsExt::from_mode(0o444)).context("the file's mode")?;
     s.vcpu.fill(s.slot.gpa, s.slot.size, crate::support::setup::GUEST)?;
-    let seconds = (duration() * sys::time_factor()).as_secs().to_string();
-    // Its victims are its own descriptors; the first is the memfile.
-    let line =
-        format!("exec timeout -s KILL {seconds} {} -q -C 2 -V /proc/$$/fd", trinity.display());
-    let status = Command::new("sh")
+    let calls = CALLS_PER_SECOND * duration().as_secs();
+    // Its victims are its own descriptors; the first is the memfile. The kernel has no sockets of the
+    // Internet, and trinity ends with SIGSEGV where it finds none. Nor has it 32-bit programs.
+    let line = format!(
+        "exec {} -q -l off -a 64 --disable-fds=sockets -C 2 -N {calls} -V /proc/$$/fd",
+        trinity.display()
+    );
+    let output = Command::new("sh")
         .args(["-c", &line])
         .stdin(Stdio::from(reader))
-        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
         .current_dir(folder)
         .env("HOME", folder)
         .uid(NOBODY)
         .gid(NOBODY)
-        .status()
+        .output()
         .context("start trinity")?;
-    println!("trinity: {status}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let last: Vec<_> = said.lines().rev().take(10).collect();
+    for line in said.lines().filter(|line| line.contains("seed")).chain(last.into_iter().rev()) {
+        println!("{line}");
+    }
+    ensure!(output.status.success(), "trinity: {}", output.status);
+    let (made, succeeded) = calls_made(&said)?;
+    ensure!(made >= calls && succeeded > 0, "{made} calls, {succeeded} of them succeeded");
     s.vcpu.verify(s.slot.gpa, s.slot.size, crate::support::setup::GUEST)
 }
