@@ -4,6 +4,7 @@
 
 import contextlib
 import io
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -20,6 +21,8 @@ regress = script("regress")
 # The bytes that tell one ELF file from another.
 ELF64 = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\x3e\x00"
 ELF32 = b"\x7fELF\x01\x01\x01" + bytes(9) + b"\x02\x00\x03\x00"
+# A test of kvm-unit-tests.
+FLAT = ELF32 + bytes(4096 - len(ELF32)) + (0x1BADB002).to_bytes(4, "little")
 
 
 class Programs(unittest.TestCase):
@@ -81,6 +84,31 @@ class Programs(unittest.TestCase):
         programs = regress.programs_of(named, "-x 'y'", 7)
         self.assertEqual([program.limit for program in programs], [7, 7])
         self.assertIn("./'u v' -x 'y'\n", programs[1].command() + "\n")
+
+    def test_kernel_for_a_guest_runs_in_qemu(self) -> None:
+        path, other = self.file("d/apic.flat", FLAT, 0o644), self.file("d/t")
+        with mock.patch.object(regress.paths, "QEMU", self.folder / "qemu"):
+            self.assertIn("build-qemu", regress.why_unfit(path))
+            self.file("qemu/qemu-system-x86_64")
+            named = regress.names_of(regress.find([path, other]))
+        regress.stage(named, self.folder / "staged")
+        self.assertTrue((self.folder / "staged/p0/run-in-qemu").exists())
+        self.assertFalse((self.folder / "staged/p1/run-in-qemu").exists())
+        first, second = regress.programs_of(named, "-smp 2", 7)
+        self.assertIn("./run-in-qemu apic.flat -smp 2\n", first.command() + "\n")
+        self.assertIn("./t -smp 2\n", second.command() + "\n")
+        self.assertEqual(regress.libraries(named), [other])
+
+    def test_exit_code_of_qemu_is_the_result_of_the_guest(self) -> None:
+        for command, meaning in (
+            ("exit 1", 0), ("exit 155", 4), ("exit 3", 1), ("exit 5", 2), ("exit 0", 1), ("exit 124", 1),
+            ("echo no machine >&2; exit 1", 1),
+        ):
+            script = regress.IN_QEMU.replace("/add/qemu/qemu-system-x86_64", f"sh -c '{command}' ")
+            with self.subTest(command):
+                run = subprocess.run(
+                    ["sh", "-c", script], stdout=subprocess.DEVNULL, cwd=self.folder, check=False)
+                self.assertEqual(run.returncode, meaning)
 
     def test_usage_is_refused_with_exit_code_2(self) -> None:
         for argv in ([], ["--limit", "0", "x"], ["--kernel", "base", "x"]):
