@@ -4,15 +4,14 @@
 //! here. `Documentation/porting.rst` has the steps.
 //!
 //! Errors: `kernel::error::code` has these since 7.3. An [`Error`] can be made in a constant only
-//! there, hence functions. Parameters of modules: their `value()` is the number since 7.3. Devices:
-//! the open files of `kernel::miscdevice` hold their module since 7.3.
+//! there, hence functions. Devices: the open files of `kernel::miscdevice` hold their module since
+//! 7.3.
 
 #![allow(
     dead_code,
     reason = "each module takes all of this file, and uses some of it"
 )]
 
-use core::borrow::Borrow;
 use core::marker::PhantomData;
 use kernel::bindings;
 use kernel::error::{
@@ -42,11 +41,6 @@ pub(crate) fn enosys() -> Error {
 /// The request is not supported.
 pub(crate) fn eopnotsupp() -> Error {
     error(bindings::EOPNOTSUPP)
-}
-
-/// A parameter of a module, from what its `value()` gives: before 7.3 a reference.
-pub(crate) fn parameter(value: impl Borrow<u64>) -> u64 {
-    *value.borrow()
 }
 
 /// Registers a device whose open files hold this module: `MiscDeviceRegistration::register()`, which

@@ -7,6 +7,7 @@
 //! [`encode`].
 
 mod area;
+mod conversion;
 mod init;
 mod worker;
 

@@ -6,6 +6,7 @@
 //! wait has a limit, and a QEMU is killed with the process that started it.
 
 mod guest;
+mod hold;
 mod host;
 mod initramfs;
 mod lines;
@@ -35,9 +36,11 @@ use crate::pressure::Cgroup;
 use crate::sys::{self, Errno, check};
 
 pub use guest::Guest;
+pub use hold::Hold;
 pub use host::{Memfd, kvm_figure, memfds};
 pub use initramfs::Archive;
 pub use memory::{Kind, Layout, Memory};
+pub use tracer::Stopped;
 
 use lines::{Gone, TimeIsUp};
 use qmp::Qmp;
@@ -116,6 +119,8 @@ pub struct Config {
     pub busybox: bool,
     /// The cgroup that QEMU's memory is charged to.
     pub cgroup: Option<PathBuf>,
+    /// CPUs of the guest.
+    pub cpus: u32,
     /// QEMU waits before its first instruction for [`Machine::fail_fallocate`] or
     /// [`Machine::add_to_seals`].
     pub traced: bool,
@@ -130,6 +135,7 @@ impl Config {
             terminal: None,
             busybox: false,
             cgroup: None,
+            cpus: 1,
             traced: false,
         }
     }
@@ -147,6 +153,13 @@ impl Config {
         let reporting = if reporting { "on" } else { "off" };
         let device = "virtio-balloon-pci,id=balloon,iommu_platform=off,free-page-reporting=";
         self.with(["-device".to_owned(), format!("{device}{reporting}")])
+    }
+
+    /// Two CPUs, of which the second does nothing but what it is explicitly given.
+    pub fn with_a_second_cpu(mut self) -> Config {
+        self.cpus = 2;
+        self.append = "isolcpus=1 irqaffinity=0".into();
+        self
     }
 
     /// Charge QEMU's memory to this cgroup.
@@ -362,6 +375,53 @@ impl Machine {
         }
     }
 
+    /// QEMU's threads that are the guest's CPUs, in order.
+    pub fn vcpu_threads(&mut self) -> Result<Vec<i32>> {
+        let cpus = self.execute("query-cpus-fast", json!({}))?;
+        let cpus = cpus.as_array().context("query-cpus-fast")?;
+        let threads = cpus.iter().map(|cpu| Some(cpu["thread-id"].as_i64()? as i32));
+        threads.collect::<Option<_>>().context("a CPU of the guest has no thread")
+    }
+
+    /// Let all threads of QEMU's run on this CPU of the host only; returns them.
+    pub fn run_on_cpu(&self, cpu: usize) -> Result<Vec<i32>> {
+        let mut threads = Vec::new();
+        for entry in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let thread = entry?.file_name().to_string_lossy().parse()?;
+            sys::run_thread_on_cpu(thread, cpu)?;
+            threads.push(thread);
+        }
+        Ok(threads)
+    }
+
+    /// Does this thread of QEMU's wait for another one: in futex()?
+    pub fn waits(&self, thread: i32) -> Result<bool> {
+        let path = format!("/proc/{}/task/{thread}/syscall", self.pid());
+        let call = fs::read_to_string(&path).with_context(|| path.clone())?;
+        Ok(call.split(' ').next() == Some(&libc::SYS_futex.to_string()))
+    }
+
+    /// Trace this thread of QEMU's, do `work`, and stop the thread when it calls fallocate().
+    pub fn stop_at_fallocate(
+        &mut self,
+        thread: i32,
+        work: impl FnOnce(&mut Machine) -> Result<()>,
+    ) -> Result<Stopped> {
+        let traced = tracer::Traced::begin(thread)?;
+        work(self)?;
+        traced.stop_at(libc::SYS_fallocate).with_context(|| self.said())
+    }
+
+    /// What QEMU itself reads of the guest's memory, in words: the shared side.
+    pub fn shared_words(&mut self, address: u64, bytes: u64) -> Result<Vec<u64>> {
+        let path = self.folder.0.join("memory");
+        let file = path.display().to_string();
+        self.execute("pmemsave", json!({ "val": address, "size": bytes, "filename": file }))?;
+        let bytes = fs::read(&path).context("what QEMU has saved")?;
+        let words = bytes.chunks_exact(8);
+        words.map(|word| Ok(u64::from_ne_bytes(word.try_into()?))).collect()
+    }
+
     /// Wait for a QMP event, and return its data.
     pub fn event(&mut self, name: &str) -> Result<Value> {
         let qmp = self.qmp.as_mut().context("QEMU is not ready")?;
@@ -522,7 +582,8 @@ fn arguments(
     if let Some(firmware) = &lab.firmware {
         add(&["-L", &firmware.display().to_string()]);
     }
-    add(&["-accel", &lab.accelerator, "-machine", &machine, "-cpu", &lab.cpu, "-smp", "1"]);
+    let cpus = config.cpus.to_string();
+    add(&["-accel", &lab.accelerator, "-machine", &machine, "-cpu", &lab.cpu, "-smp", &cpus]);
     add(&["-chardev", &format!("socket,id=qmp,fd={socket}"), "-mon", "chardev=qmp,mode=control"]);
     let console = match &config.terminal {
         Some(fd) => format!("socket,id=console,fd={}", fd.as_raw_fd()),

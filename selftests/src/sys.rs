@@ -694,15 +694,42 @@ pub fn populate_own_memory() -> Result<()> {
 
 /// Keep this thread, and those that it makes from now on, on the CPU that it runs on.
 pub fn stay_on_this_cpu() -> Result<()> {
-    // SAFETY: All zeros are a set of no CPUs.
-    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: Takes no pointer.
     let cpu = check(unsafe { libc::sched_getcpu() }).context("getcpu")?;
+    run_on_cpu(cpu as usize)
+}
+
+/// Let this thread, and those that it makes from now on, run on this CPU only.
+pub fn run_on_cpu(cpu: usize) -> Result<()> {
+    run_thread_on_cpu(0, cpu)
+}
+
+/// The same for a thread of any process.
+pub fn run_thread_on_cpu(thread: i32, cpu: usize) -> Result<()> {
+    // SAFETY: All zeros are a set of no CPUs.
+    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: The number of a CPU that is not in the set changes nothing.
-    unsafe { libc::CPU_SET(cpu as usize, &mut cpus) };
+    unsafe { libc::CPU_SET(cpu, &mut cpus) };
     // SAFETY: The set is valid for its size.
-    check(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &cpus) })
-        .context("sched_setaffinity")
+    check(unsafe { libc::sched_setaffinity(thread, size_of_val(&cpus), &cpus) })
+        .with_context(|| format!("run on CPU {cpu}"))
+        .map(drop)
+}
+
+/// This thread's number.
+pub fn thread_id() -> i32 {
+    // SAFETY: Takes no pointer.
+    unsafe { libc::gettid() }
+}
+
+/// A thread of any process, or this one if it is 0, comes before all whose order is lower, and before
+/// all without one, for as long as it has work. 0 is without one.
+pub fn set_order(thread: i32, order: i32) -> Result<()> {
+    let policy = if order > 0 { libc::SCHED_FIFO } else { libc::SCHED_OTHER };
+    let order = libc::sched_param { sched_priority: order };
+    // SAFETY: The structure outlives the call.
+    check(unsafe { libc::sched_setscheduler(thread, policy, &order) })
+        .context("sched_setscheduler")
         .map(drop)
 }
 

@@ -14,7 +14,7 @@ const MAP_GPA_RANGE: usize = 12;
 pub(crate) fn map_gpa_range(frame: u64, pages: u64, attributes: u64) -> Result {
     let (mut result, address) = (MAP_GPA_RANGE, frame << 12);
     // SAFETY: The instruction changes `rax` only, and memory as the caller asks: the user
-    // that loads this module answers for the content of the range, see `memfile_guest.rs`. `rbx`,
+    // of this module answers for the content of the range, see `memfile_guest.rs`. `rbx`,
     // which a block of assembly may not name, is as it was. A machine that is no guest of KVM's
     // takes it for an invalid instruction, which is an oops.
     unsafe {

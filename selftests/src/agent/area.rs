@@ -91,6 +91,28 @@ impl Area {
         Ok(())
     }
 
+    /// Write one page of a locked area.
+    pub fn fill_page(&self, pattern: Pattern, page: u64) -> Result<()> {
+        let mapping = self.locked()?;
+        for at in (page * PAGE..(page + 1) * PAGE).step_by(8) {
+            mapping.store(at, pattern.word(at));
+        }
+        Ok(())
+    }
+
+    /// Read a word of that page of a locked area.
+    pub fn touch(&self, page: u64) -> Result<()> {
+        self.locked()?.load(page * PAGE);
+        Ok(())
+    }
+
+    fn locked(&self) -> Result<&Mapping> {
+        match self {
+            Area::Locked(mapping) => Ok(mapping),
+            _ => bail!("the area is not locked"),
+        }
+    }
+
     /// Read pages `first..first + pages` of it, or all from `first` on, and fail if the content
     /// differs.
     pub fn verify(&self, pattern: Pattern, first: u64, pages: Option<u64>) -> Result<()> {

@@ -9,12 +9,14 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::area::Area;
+use super::conversion::Converter;
 use super::worker::Worker;
-use super::{CONVERT, MODULES, ORDER, PORT, READY, line, words};
+use super::{MODULES, ORDER, PORT, READY, line, words};
 use crate::pattern::Pattern;
 use crate::sys::{self, check};
 use crate::uapi::KVM_MAP_GPA_RANGE_ENCRYPTED;
@@ -82,6 +84,8 @@ struct Agent {
     output: File,
     areas: HashMap<String, Area>,
     workers: Vec<Worker>,
+    /// The thread that a conversion was made against.
+    other: Option<JoinHandle<Result<()>>>,
 }
 
 impl Agent {
@@ -90,7 +94,7 @@ impl Agent {
         let output = output.with_context(|| format!("open {port}"))?;
         make_raw(&output)?;
         let input = BufReader::new(output.try_clone()?);
-        Ok(Agent { input, output, areas: HashMap::new(), workers: Vec::new() })
+        Ok(Agent { input, output, areas: HashMap::new(), workers: Vec::new(), other: None })
     }
 
     fn say<S: AsRef<str>>(&mut self, words: impl IntoIterator<Item = S>) -> Result<()> {
@@ -146,6 +150,14 @@ impl Agent {
                 }
                 Ok(none)
             }
+            ("begin", [kind, bytes, seed, cpu]) => {
+                self.workers.push(Worker::begin(kind, bytes.parse()?, seed.parse()?, Some(cpu))?);
+                Ok(none)
+            }
+            ("process", ["ready"]) => {
+                self.workers.last_mut().context("there is no process")?.expect_answer()?;
+                Ok(none)
+            }
             ("process", ["frames"]) => {
                 self.workers.last_mut().context("there is no process")?.frames()
             }
@@ -163,13 +175,28 @@ impl Agent {
                 fs::write(path, text).with_context(|| (*path).to_owned()).map(|()| none)
             }
             ("convert", [frame, pages, attributes]) => {
-                convert(frame.parse()?, pages.parse()?, attributes.parse()?).map(|()| none)
+                let converter = Converter::open()?;
+                converter.convert(frame.parse()?, pages.parse()?, attributes.parse()?)?;
+                Ok(none)
+            }
+            ("conversions", ["two", name, rounds]) => {
+                let area = self.area(name)?;
+                Converter::open()?.convert_from_two_cpus(area, rounds.parse()?).map(|()| none)
+            }
+            ("conversions", ["against", name, seed]) => {
+                let (area, converter) = (self.area(name)?, Converter::open()?);
+                self.other = Some(converter.convert_against(area, pattern(seed)?)?);
+                Ok(none)
+            }
+            ("conversions", ["joined"]) => {
+                let other = self.other.take().context("there is no other thread")?;
+                other.join().map_err(|_| anyhow!("it panicked"))?.map(|()| none)
             }
             ("storm", [name]) => loop {
-                let area = self.area(name)?;
+                let (area, converter) = (self.area(name)?, Converter::open()?);
                 for attributes in [0, KVM_MAP_GPA_RANGE_ENCRYPTED] {
                     for frame in area.frames()? {
-                        convert(frame, 1, attributes)?;
+                        converter.convert(frame, 1, attributes)?;
                     }
                     area.fill(Pattern::Generation(attributes))?;
                 }
@@ -212,14 +239,6 @@ impl Agent {
         }
         Ok(vec![code_of(child.wait()?).to_string()])
     }
-}
-
-/// Asks KVM, by `KVM_HC_MAP_GPA_RANGE`, to convert pages.
-fn convert(frame: u64, pages: u64, attributes: u64) -> Result<()> {
-    let parameters = format!("frame={frame} pages={pages} attributes={attributes}");
-    // The module converts the pages when it is loaded, and is not needed after that.
-    module::load_file(Path::new(CONVERT), &parameters)?;
-    module::unload("memfile_guest").context("unload")
 }
 
 fn strs(words: &[String]) -> impl Iterator<Item = &str> {

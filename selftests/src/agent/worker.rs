@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::area::Area;
 use crate::pattern::Pattern;
+use crate::sys;
 
 /// The argument that makes the program such a process.
 pub const WORKER: &str = "worker";
@@ -23,17 +24,23 @@ pub struct Worker {
 impl Worker {
     /// A process with that many bytes of `kind`, which it has written when this returns.
     pub fn start(kind: &str, bytes: u64, seed: u64) -> Result<Worker> {
+        let mut worker = Worker::begin(kind, bytes, seed, None)?;
+        worker.expect_answer()?;
+        Ok(worker)
+    }
+
+    /// The same, perhaps on one CPU only, which writes it from now on.
+    pub fn begin(kind: &str, bytes: u64, seed: u64, cpu: Option<&str>) -> Result<Worker> {
         let mut child = Command::new("/proc/self/exe")
             .args([WORKER, kind, &bytes.to_string(), &seed.to_string()])
+            .args(cpu)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .context("start a process")?;
         let orders = child.stdin.take();
         let answers = child.stdout.take().context("the process has no output")?;
-        let mut worker = Worker { child, orders, answers: BufReader::new(answers) };
-        worker.expect_answer()?;
-        Ok(worker)
+        Ok(Worker { child, orders, answers: BufReader::new(answers) })
     }
 
     fn order(&mut self, what: &str) -> Result<()> {
@@ -48,7 +55,8 @@ impl Worker {
         Ok((count > 0).then(|| line.trim_end().to_owned()))
     }
 
-    fn expect_answer(&mut self) -> Result<()> {
+    /// Wait until it has found its content right.
+    pub fn expect_answer(&mut self) -> Result<()> {
         let line = self.answer()?.unwrap_or_default();
         ensure!(line == "right", "process {} says {line:?}", self.child.id());
         Ok(())
@@ -88,7 +96,10 @@ impl Worker {
 }
 
 /// The process itself.
-pub fn work(kind: &str, bytes: u64, seed: u64) -> Result<()> {
+pub fn work(kind: &str, bytes: u64, seed: u64, cpu: Option<&str>) -> Result<()> {
+    if let Some(cpu) = cpu {
+        sys::run_on_cpu(cpu.parse()?)?;
+    }
     let (area, pattern) = (Area::new(kind, "worker", bytes)?, Pattern::Generation(seed));
     area.fill(pattern)?;
     let answer = || match area.verify(pattern, 0, None) {

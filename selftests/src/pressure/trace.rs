@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{ErrorKind, Read};
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -33,6 +35,44 @@ pub struct Frame {
 impl Trace {
     /// Record these events, `system:name` each. SKIP if the kernel does not have them.
     pub fn start(events: &[&str]) -> Result<Trace> {
+        let trace = Trace::empty()?;
+        for event in events {
+            trace.enable(event, None)?;
+        }
+        Ok(trace)
+    }
+
+    /// Record these of the events, and wake who waits at [`Trace::pipe`] for each of them.
+    pub fn waking(event: &str, filter: &str) -> Result<Trace> {
+        let trace = Trace::empty()?;
+        write(trace.path.join("buffer_percent"), "0")?;
+        trace.enable(event, Some(filter))?;
+        Ok(trace)
+    }
+
+    /// Record only those of one thread.
+    pub fn of_thread(event: &str, thread: i32) -> Result<Trace> {
+        let trace = Trace::empty()?;
+        trace.enable(event, Some(&format!("common_pid == {thread}")))?;
+        Ok(trace)
+    }
+
+    /// The events as they come. A read takes them, and waits for no other thread of the kernel's.
+    pub fn pipe(&self) -> Result<Pipe> {
+        let mut open = fs::OpenOptions::new();
+        let open = open.read(true).custom_flags(libc::O_NONBLOCK);
+        open.open(self.path.join("trace_pipe")).context("trace_pipe").map(Pipe)
+    }
+
+    fn enable(&self, event: &str, filter: Option<&str>) -> Result<()> {
+        let folder = self.path.join("events").join(event.replace(':', "/"));
+        if let Some(filter) = filter {
+            write(folder.join("filter"), filter)?;
+        }
+        write(folder.join("enable"), "1")
+    }
+
+    fn empty() -> Result<Trace> {
         require_root()?;
         read("/sys/kernel/tracing/trace_clock")?;
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -45,9 +85,6 @@ impl Trace {
         if write(&size, "4096").is_err() {
             drop_caches()?;
             write(&size, "4096")?;
-        }
-        for event in events {
-            write(trace.path.join("events").join(event.replace(':', "/")).join("enable"), "1")?;
         }
         Ok(trace)
     }
@@ -70,6 +107,26 @@ impl Trace {
         let (kept, written) = counts.context("the trace has no head")?;
         ensure!(kept == written, "{kept} of {written} events were kept");
         Ok(text.lines().filter(|l| !l.starts_with('#')).filter_map(Event::parse).collect())
+    }
+}
+
+/// See [`Trace::pipe`].
+pub struct Pipe(fs::File);
+
+impl Pipe {
+    /// Take what there is; returns the last event of it.
+    pub fn last(&mut self) -> Result<Option<Event>> {
+        let mut text = Vec::new();
+        match self.0.read_to_end(&mut text) {
+            Err(e) if e.kind() != ErrorKind::WouldBlock => Err(e).context("trace_pipe"),
+            _ => Ok(String::from_utf8_lossy(&text).lines().filter_map(Event::parse).next_back()),
+        }
+    }
+}
+
+impl AsRawFd for Pipe {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::lines::{Gone, Lines};
+use super::lines::{Gone, Lines, TimeIsUp};
 use super::records::Records;
 use crate::agent::{Answer, READY, answer, line, words};
 
@@ -134,6 +134,16 @@ impl Guest {
         self.tell(&["fork", kind, &count.to_string(), &bytes.to_string(), &seed.to_string()])
     }
 
+    /// Start a process on one CPU, and do not wait until it has written its memory.
+    pub fn begin_to_fork(&mut self, kind: &str, bytes: u64, seed: u64, cpu: u32) -> Result<()> {
+        self.tell(&["begin", kind, &bytes.to_string(), &seed.to_string(), &cpu.to_string()])
+    }
+
+    /// Wait until it has.
+    pub fn end_to_fork(&mut self) -> Result<()> {
+        self.tell(&["process", "ready"])
+    }
+
     /// Where the memory of the last process lies in the guest.
     pub fn last_process_frames(&mut self) -> Result<Vec<u64>> {
         let words = self.ask(&["process", "frames"], &mut |_| {})?;
@@ -159,6 +169,35 @@ impl Guest {
     /// Ask KVM, by `KVM_HC_MAP_GPA_RANGE`, to convert pages.
     pub fn convert(&mut self, frame: u64, pages: u64, attributes: u64) -> Result<()> {
         self.tell(&["convert", &frame.to_string(), &pages.to_string(), &attributes.to_string()])
+    }
+
+    /// Let both of its CPUs convert the pages of a locked area at once, there and back, in that many
+    /// rounds; an odd number ends with shared pages, whose content is the number of the last round.
+    pub fn convert_from_two_cpus(&mut self, name: &str, rounds: u64) -> Result<()> {
+        self.tell(&["conversions", "two", name, &rounds.to_string()])
+    }
+
+    /// Let its second CPU make the first page of a locked area private, and the first CPU, as soon
+    /// as it is so, shared again, and write it. Does not wait: see [`Guest::has_answered`].
+    pub fn begin_to_convert_against(&mut self, name: &str, seed: u64) -> Result<()> {
+        self.request(&["conversions", "against", name, &seed.to_string()])
+    }
+
+    /// Wait until the second CPU has made that conversion.
+    pub fn end_to_convert_against(&mut self) -> Result<()> {
+        self.tell(&["conversions", "joined"])
+    }
+
+    /// Whether the answer to a request comes within that time: it must be a plain yes.
+    pub fn has_answered(&mut self, within: Duration) -> Result<bool> {
+        match self.lines.next(Instant::now() + within) {
+            Ok(text) => match answer(&text) {
+                Some((n, Answer::Done(_))) if n == self.number => Ok(true),
+                _ => bail!("the guest says {text:?}"),
+            },
+            Err(e) if e.is::<TimeIsUp>() => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Let it convert the pages of an area there and back, and write them each time, until QEMU is

@@ -142,6 +142,69 @@ pub fn add_to_seals(pid: i32, seals: u32) -> Result<()> {
     }
 }
 
+/// A thread whose system calls are traced. Dropping this lets it go on without.
+pub struct Traced(i32);
+
+/// The same, stopped at a system call that it has not carried out. Dropping this carries it out.
+pub struct Stopped(Traced);
+
+impl Traced {
+    /// Trace a thread that runs, and stop it until [`Traced::stop_at`].
+    pub fn begin(thread: i32) -> Result<Traced> {
+        trace(libc::PTRACE_SEIZE, thread, libc::PTRACE_O_TRACESYSGOOD as u64)
+            .context("trace it")?;
+        let traced = Traced(thread);
+        trace(libc::PTRACE_INTERRUPT, thread, 0).context("interrupt it")?;
+        Ok(traced)
+    }
+
+    /// Its next stop: the signal.
+    fn wait(&self) -> Result<i32> {
+        let mut status = 0;
+        // SAFETY: The thread is traced by us; the status outlives the call.
+        check(unsafe { libc::waitpid(self.0, &mut status, libc::__WALL) }).context("waitpid")?;
+        if !libc::WIFSTOPPED(status) {
+            bail!("the thread has ended");
+        }
+        Ok(status >> 8)
+    }
+
+    /// Wait until it makes that call.
+    pub fn stop_at(self, call: i64) -> Result<Stopped> {
+        loop {
+            let mut signal = 0;
+            match self.wait()? {
+                AT_CALL => {
+                    let registers = registers(self.0)?;
+                    // It has this value from the beginning of a call on to its end.
+                    let begins = registers.rax as i64 == -i64::from(libc::ENOSYS);
+                    if begins && registers.orig_rax as i64 == call {
+                        return Ok(Stopped(self));
+                    }
+                }
+                // Stops that are no signals are events.
+                other if other > 0xff => {}
+                other => signal = other,
+            }
+            go_on(self.0, signal)?;
+        }
+    }
+}
+
+impl Stopped {
+    /// Let it carry the call out, and go on.
+    pub fn let_go(self) {
+        drop(self.0);
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        // Only a stopped thread can be let go; one that runs is, when its tracer ends.
+        let _ = trace(libc::PTRACE_DETACH, self.0, 0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::CommandExt;

@@ -21,8 +21,9 @@ use crate::demo::ragged_memory;
 use crate::guest::Command as Order;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::module::Module;
+use crate::pattern::Pattern;
 use crate::pressure::{self, Accounts, Cgroup, Counts, Pool, Setting, Swap, Trace};
-use crate::qemu::{Config, Kind, Lab, Layout, Machine, Memory, kvm_figure, memfds};
+use crate::qemu::{Config, Hold, Kind, Lab, Layout, Machine, Memory, kvm_figure, memfds};
 use crate::sys::{self, Errno, lock_own_memory};
 use crate::uapi::{
     F_SEAL_AUTO_ALLOCATE, KVM_MAP_GPA_RANGE_ENCRYPTED, KVM_MEMORY_EXIT_FLAG_PRIVATE,
@@ -54,6 +55,9 @@ pub static SUITE: Suite = suite!(
         qemu_killed_while_its_guest_converts_leaves_no_memory_behind: 300,
         free_pages_that_the_guest_reports_are_given_back: 300,
         qemu_killed_while_its_guest_reports_leaves_no_memory_behind: 300,
+        conversion_that_overtakes_a_fault_stays: 600,
+        conversions_of_one_page_follow_each_other: 600,
+        guest_of_two_cpus_converts_from_both_at_once: 600,
         seal_on_the_shared_side_finds_stray_accesses: 300,
         guest_that_does_not_come_up_says_why_and_ends_with_125: 120,
         command_in_a_guest_gives_its_exit_code: 300,
@@ -413,6 +417,148 @@ fn guest_asks_for_no_conversion_by_an_access() -> CaseResult {
         let errors = count(&format!("reason error ({})", libc::EFAULT))?;
         ensure!(errors == 1, "{errors} such exits are traced");
         Ok(())
+    })
+}
+
+/// A guest with a second CPU, on memory of pages of 4 KiB, and QEMU's threads for the two.
+fn with_two_cpus(
+    memory: Memory,
+    work: impl FnOnce(&mut Machine, [i32; 2]) -> CaseResult,
+) -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let _pages = pressure::base_pages()?;
+    let mut machine = Machine::start(&lab, &Config::new(memory).with_a_second_cpu())?;
+    let took = machine.boot()?;
+    println!("Linux {} with two CPUs after {:.1} s", machine.guest().release(), took.as_secs_f64());
+    let threads = machine.vcpu_threads()?;
+    let threads = threads.try_into().map_err(|threads| anyhow!("{threads:?}"))?;
+    work(&mut machine, threads)?;
+    machine.shut_down()
+}
+
+/// How often KVM_RUN has failed in this thread because of an access.
+fn refused(trace: &Trace, thread: i32) -> Result<u64> {
+    let error = format!("reason error ({})", libc::EFAULT);
+    let events = trace.events()?;
+    let ours = events.iter().filter(|event| event.thread == thread && event.says(&error));
+    Ok(ours.count() as u64)
+}
+
+/// A fault takes the kind of an access from the attribute, then memory for page tables, then looks
+/// at the attribute again. It is held where it takes that memory, until another CPU has converted
+/// the page. QEMU must not take what KVM then says for a wish of the guest's.
+fn conversion_that_overtakes_a_fault_stays() -> CaseResult {
+    /// KVM takes memory for 40 page tables at once, of 2 MiB each.
+    const WRITTEN: u64 = 96 * MIB;
+    const SEED: u64 = 95;
+    with_two_cpus(Memory::dimm(Kind::BOTH, SIZE), |machine, [_, second]| {
+        let base = dimm(machine)?;
+        // What the guest needs for a conversion is there: later its second CPU does not answer.
+        machine.guest().convert(base / PAGE, 1, KVM_MAP_GPA_RANGE_ENCRYPTED)?;
+        let others = machine.run_on_cpu(0)?.into_iter().filter(|&thread| thread != second);
+        let others: Vec<_> = others.chain([sys::thread_id()]).collect();
+        let faults = Trace::of_thread("kvm:kvm_page_fault", second)?;
+        let mut pipe = faults.pipe()?;
+        let exits = Trace::start(&["kvm:kvm_userspace_exit"])?;
+        let taker = "__kvm_mmu_topup_memory_cache";
+        let filter = format!("common_pid == {second} && call_site.function == {taker}");
+        let hold = Hold::at("kmem:kmem_cache_alloc", &filter, 0, others)?;
+        machine.guest().begin_to_fork("memory", WRITTEN, SEED, 1)?;
+        let limit = Duration::from_secs(60) * sys::time_factor();
+        let address = loop {
+            hold.wait(limit).context("no fault in the DIMM has needed a page table")?;
+            let fault = pipe.last()?.context("the CPU has no fault")?;
+            let address = fault.hex_after("address").context("a fault without an address")?;
+            if (base..base + SIZE).contains(&address) {
+                break address & !(PAGE - 1);
+            }
+            hold.let_go();
+        };
+        machine.guest().convert(address / PAGE, 1, 0)?;
+        hold.end()?;
+        machine.guest().end_to_fork()?;
+        let refused = refused(&exits, second)?;
+        ensure!(refused == 1, "KVM_RUN has failed {refused} times");
+        // The guest has written the page, and QEMU sees it.
+        let frames = machine.guest().last_process_frames()?;
+        let page = frames.iter().position(|&frame| frame == address / PAGE);
+        let page = page.context("the page is not the process's")? as u64;
+        println!("page {page} of the process, at {address:#x}, was converted during its fault");
+        expect_shared(machine, address, page, Pattern::Generation(SEED))?;
+        machine.guest().check_processes()?;
+        machine.guest().join()
+    })
+}
+
+/// What the guest has at this address is shared, and page number `page` of this pattern.
+fn expect_shared(machine: &mut Machine, address: u64, page: u64, pattern: Pattern) -> CaseResult {
+    for (n, word) in machine.shared_words(address, PAGE)?.into_iter().enumerate() {
+        let at = page * PAGE + n as u64 * 8;
+        let wanted = pattern.word(at);
+        ensure!(word == wanted, "byte {at:#x} is {word:#x} on the shared side, not {wanted:#x}");
+    }
+    Ok(())
+}
+
+/// A conversion sets the attribute, and then discards the side that is not used any more. Between
+/// the two no other conversion may make that side the one that is used.
+fn conversions_of_one_page_follow_each_other() -> CaseResult {
+    const SEED: u64 = 96;
+    with_two_cpus(Memory::dimm(Kind::BOTH, SMALL), |machine, [first, second]| {
+        machine.guest().area("locked", "against", PAGE)?;
+        let frame = machine.guest().frames("against")?;
+        let frame = *frame.first().context("the area has no page")?;
+        let exits = Trace::of_thread("kvm:kvm_userspace_exit", first)?;
+        let stopped = machine.stop_at_fallocate(second, |machine| {
+            machine.guest().begin_to_convert_against("against", SEED)
+        })?;
+        println!("the conversion to private is about to discard");
+        let end = Instant::now() + Duration::from_secs(60) * sys::time_factor();
+        let asks = |trace: &Trace| -> Result<bool> {
+            Ok(trace.events()?.pop().is_some_and(|event| event.says("reason KVM_EXIT_HYPERCALL")))
+        };
+        loop {
+            if machine.guest().has_answered(Duration::from_millis(10))? {
+                println!("the conversion to shared did not wait");
+                stopped.let_go();
+                break;
+            }
+            if machine.waits(first)? && asks(&exits)? {
+                println!("the conversion to shared waits");
+                stopped.let_go();
+                ensure!(machine.guest().has_answered(end - Instant::now())?, "it still waits");
+                break;
+            }
+            ensure!(Instant::now() < end, "no conversion to shared");
+        }
+        machine.guest().end_to_convert_against()?;
+        machine.guest().verify("against", SEED)?;
+        expect_shared(machine, frame * PAGE, 0, Pattern::Generation(SEED))?;
+        machine.guest().release_area("against")
+    })
+}
+
+fn guest_of_two_cpus_converts_from_both_at_once() -> CaseResult {
+    const PAGES: u64 = 32;
+    const ROUNDS: u64 = 25;
+    with_two_cpus(all(Kind::BOTH, SIZE), |machine, threads| {
+        machine.guest().area("locked", "two", PAGES * PAGE)?;
+        let frames = machine.guest().frames("two")?;
+        let exits = Trace::start(&["kvm:kvm_userspace_exit"])?;
+        machine.guest().convert_from_two_cpus("two", ROUNDS)?;
+        let events = exits.events()?;
+        for thread in threads {
+            let asks = "reason KVM_EXIT_HYPERCALL";
+            let calls = events.iter().filter(|event| event.thread == thread && event.says(asks));
+            let calls = calls.count() as u64;
+            println!("{calls} conversions, {} faults overtaken", refused(&exits, thread)?);
+            ensure!(calls == PAGES / 2 * ROUNDS, "{calls} conversions by one CPU");
+        }
+        for (page, frame) in frames.iter().enumerate() {
+            expect_shared(machine, frame * PAGE, page as u64, Pattern::Generation(ROUNDS - 1))?;
+        }
+        machine.guest().release_area("two")
     })
 }
 
