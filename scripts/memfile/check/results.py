@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 
 from memfile import paths, reports
@@ -68,10 +68,11 @@ def series(flavour: str) -> tuple[str, str | None]:
 
 def longest_suites(cases: list[Case]) -> list[tuple[str, float]]:
     """The six suites that took longest, in seconds."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for case in cases:
         seconds[case.name.rpartition(".")[0]] += case.seconds or 0
-    return [(suite, taken) for suite, taken in seconds.most_common(6) if taken >= 1]
+    longest = sorted(seconds.items(), key=lambda item: -item[1])[:6]
+    return [(suite, taken) for suite, taken in longest if taken >= 1]
 
 
 def finish(check: Check, started: float, compared: Iterable[verdicts.Verdict] = ()) -> int:
