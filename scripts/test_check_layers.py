@@ -179,7 +179,8 @@ class CheckLayers(unittest.TestCase):
             with self.subTest(crate.root):
                 found, files, uses = problems(ROOT, crate)
                 self.assertEqual(found, [])
-                self.assertTrue(files > 2 and uses > files)
+                # Each file but the root is used; fewer uses would mean that they are not seen.
+                self.assertTrue(files > 2 and uses >= files - 1, (files, uses))
         for program in PROGRAMS:
             with self.subTest(program.root):
                 self.assertEqual(problems(ROOT, program), ([], 1, 0))

@@ -14,6 +14,13 @@ pub fn meminfo(key: &str) -> Result<u64> {
     kib_of(&text, key).with_context(|| format!("/proc/meminfo has no {key}"))
 }
 
+/// A figure of all memory of this process, in bytes: a line of `/proc/self/smaps_rollup`.
+pub fn own(key: &str) -> Result<u64> {
+    let path = "/proc/self/smaps_rollup";
+    let text = std::fs::read_to_string(path).context(path)?;
+    kib_of(&text, key).with_context(|| format!("{path} has no {key}"))
+}
+
 /// The value of a line `key:   123 kB`, in bytes.
 pub fn kib_of(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;

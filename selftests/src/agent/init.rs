@@ -161,6 +161,11 @@ impl Agent {
             ("process", ["frames"]) => {
                 self.workers.last_mut().context("there is no process")?.frames()
             }
+            ("process", ["place", frame]) => {
+                let worker = self.workers.last_mut().context("there is no process")?;
+                let place = worker.frames()?.iter().position(|other| other == frame);
+                Ok(vec![place.context("the process does not have that frame")?.to_string()])
+            }
             ("process", ["dies"]) => {
                 let signal = self.workers.pop().context("there is no process")?.die()?;
                 Ok(vec![signal.to_string()])

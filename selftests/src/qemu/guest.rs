@@ -150,6 +150,13 @@ impl Guest {
         words.iter().map(|word| word.parse().context("a page frame")).collect()
     }
 
+    /// Which of its pages the last process has in a frame of the guest. (The console is too slow to
+    /// ask for the frames of a large one.)
+    pub fn place_in_last_process(&mut self, frame: u64) -> Result<u64> {
+        let words = self.ask(&["process", "place", &frame.to_string()], &mut |_| {})?;
+        words.first().and_then(|place| place.parse().ok()).context("no place")
+    }
+
     /// Let the last process read its memory, which it must not survive: the signal that ended it.
     pub fn last_process_dies(&mut self) -> Result<i32> {
         let words = self.ask(&["process", "dies"], &mut |_| {})?;

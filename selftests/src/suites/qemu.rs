@@ -481,9 +481,7 @@ fn conversion_that_overtakes_a_fault_stays() -> CaseResult {
         let refused = refused(&exits, second)?;
         ensure!(refused == 1, "KVM_RUN has failed {refused} times");
         // The guest has written the page, and QEMU sees it.
-        let frames = machine.guest().last_process_frames()?;
-        let page = frames.iter().position(|&frame| frame == address / PAGE);
-        let page = page.context("the page is not the process's")? as u64;
+        let page = machine.guest().place_in_last_process(address / PAGE)?;
         println!("page {page} of the process, at {address:#x}, was converted during its fault");
         expect_shared(machine, address, page, Pattern::Generation(SEED))?;
         machine.guest().check_processes()?;
