@@ -667,6 +667,14 @@ impl Drop for Alarm {
     }
 }
 
+/// How many interrupts all CPUs have had.
+pub fn interrupts() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("intr "));
+    let total = line.and_then(|line| line.split(' ').next()).context("/proc/stat has no intr")?;
+    total.parse().context("/proc/stat: intr")
+}
+
 /// The kernel's release, as `uname -r` has it.
 pub fn kernel_release() -> Result<String> {
     // SAFETY: All zero is a valid utsname.

@@ -4,7 +4,7 @@
 use std::ops::{AddAssign, Sub};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::skip::Skip;
@@ -49,6 +49,25 @@ impl Sub<&Cost> for Cost {
         self.windows.extend(other.windows.iter().map(|(number, times)| (*number, -times)));
         self
     }
+}
+
+/// The cost of those of `times` operations that no interrupt came into, and how many these are. A
+/// tick of the timer takes as long as two short operations, and which of them it meets is chance.
+pub fn undisturbed(
+    times: u64,
+    mut operation: impl FnMut(u64) -> Result<Cost>,
+) -> Result<(Cost, u64)> {
+    let (mut total, mut counted) = (Cost::default(), 0);
+    for n in 0..times {
+        let before = sys::interrupts()?;
+        let cost = operation(n)?;
+        if sys::interrupts()? == before {
+            total += cost;
+            counted += 1;
+        }
+    }
+    ensure!(counted > times / 2, "interrupts came into {} of {times}", times - counted);
+    Ok((total, counted))
 }
 
 /// One figure of one run.

@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::machine::{Bench, GPA};
-use super::measure::{Cost, Report, Subject};
+use super::measure::{Report, Subject, undisturbed};
 use crate::vm::Private;
 use crate::{GIB, HUGE, MIB, PAGE};
 
@@ -93,13 +93,12 @@ fn conversions(kind: Private, report: &mut Report) -> Result<()> {
     }
     let mut b = Bench::new(kind, HUGE + PAGES * PAGE, 1)?;
     for (name, len) in CONVERSIONS.into_iter().zip([PAGE, HUGE]) {
-        let times = 32;
-        let mut total = Cost::default();
-        for _ in 0..times {
+        let (total, times) = undisturbed(32, |_| {
             b.prepare(|b| b.touch(HUGE, HUGE, PAGE))?;
-            total += b.count(|b| b.vm.set_shared(GPA + HUGE, len))?;
-            total += b.count(|b| b.vm.set_private(GPA + HUGE, len))?;
-        }
+            let mut cost = b.count(|b| b.vm.set_shared(GPA + HUGE, len))?;
+            cost += b.count(|b| b.vm.set_private(GPA + HUGE, len))?;
+            Ok(cost)
+        })?;
         report.add(name, subject(kind), total, times);
     }
     Ok(())
@@ -113,12 +112,11 @@ fn punch_page(kind: Private, bindings: u64, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let mut b = Bench::new(kind, 4096 * 2 * PAGE, bindings)?;
-    let (mut total, times) = (Cost::default(), 64);
-    for n in 0..times {
+    let (total, times) = undisturbed(64, |n| {
         let offset = n * 64 * 2 * PAGE;
         b.prepare(|b| b.touch(offset, 2 * PAGE, PAGE))?;
-        total += b.count(|b| b.punch(offset, PAGE))?;
-    }
+        b.count(|b| b.punch(offset, PAGE))
+    })?;
     report.add(name, subject(kind), total, times);
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context, Result};
 
 use super::machine::{Bench, GPA};
-use super::measure::{Cost, Report, Subject};
+use super::measure::{Report, Subject, undisturbed};
 use crate::pressure::{Pool, Setting, shmem_huge};
 use crate::skip::{missing_memfile, skip};
 use crate::sys::{self, Errno};
@@ -169,13 +169,13 @@ fn one(store: Store, subject: Subject, report: &mut Report) -> Result<()> {
     let size = subject.page.max(64 * MIB);
     let mut b = bench(store, subject.page, size)?;
     b.prepare(|b| b.populate())?;
-    let (mut total, times) = (Cost::default(), 32);
-    for n in 0..times {
+    let (total, times) = undisturbed(32, |n| {
         // In another huge page each time.
         let offset = n * HUGE + 7 * PAGE;
-        total += b.count(|b| b.punch(offset, PAGE))?;
-        total += b.count(|b| b.touch(offset, PAGE, PAGE))?;
-    }
+        let mut cost = b.count(|b| b.punch(offset, PAGE))?;
+        cost += b.count(|b| b.touch(offset, PAGE, PAGE))?;
+        Ok(cost)
+    })?;
     report.add(ONE, subject, total, times);
     Ok(())
 }
