@@ -61,8 +61,9 @@ impl Invalidation {
         unsafe { (*self.0.as_ptr()).holds_node }
     }
 
-    /// Notes that it has one.
-    pub(crate) fn set_holds_node(self) {
+    /// As [`Self::set_node`], with a reference that the record has from now on.
+    pub(crate) fn hold_node(self, node: *mut bindings::memfile_node) {
+        self.set_node(node);
         // SAFETY: As in `set_node()`.
         unsafe { (*self.0.as_ptr()).holds_node = true };
     }

@@ -144,21 +144,46 @@ pub(super) fn give_node(node: Result<Arc<Node>>) -> *mut bindings::memfile_node 
     }
 }
 
-/// The record of an invalidation that C starts and ends by two calls. It owns a reference to the
-/// node until [`invalidate_end`], where it may be the last one.
+/// The record of an invalidation that C starts and ends by two calls. If `holds`, it owns a
+/// reference to the node until [`invalidate_end`], where it may be the last one. Otherwise the caller
+/// keeps the node until then.
 ///
 /// # Safety
 ///
 /// `raw` must be null, or as [`Invalidation::from_raw`] says. `node` must be valid.
 unsafe fn new_invalidation(
     raw: *mut bindings::memfile_invalidation,
-    node: ArcBorrow<'_, Node>,
+    node: *mut bindings::memfile_node,
+    holds: bool,
 ) -> Option<Invalidation> {
     // SAFETY: By the safety requirements of this function.
     let inv = unsafe { Invalidation::from_raw(NonNull::new(raw)?) };
-    inv.set_node(node_into_raw(node.into()));
-    inv.set_holds_node();
+    if holds {
+        // SAFETY: As above.
+        inv.hold_node(node_into_raw(unsafe { borrow_node(node) }.into()));
+    } else {
+        inv.set_node(node);
+    }
     Some(inv)
+}
+
+/// Begins an invalidation of the pages `[first, end)`.
+///
+/// # Safety
+///
+/// As for [`new_invalidation`].
+#[inline(always)]
+unsafe fn start(
+    node: *mut bindings::memfile_node,
+    raw: *mut bindings::memfile_invalidation,
+    (first, end): (c_ulong, c_ulong),
+    holds: bool,
+) {
+    // SAFETY: By the safety requirements of this function.
+    let (inv, node) = unsafe { (new_invalidation(raw, node, holds), borrow_node(node)) };
+    if let Some((inv, pages)) = inv.zip(Range::new(first as u64, end as u64)) {
+        node.invalidate_start(inv, pages);
+    }
 }
 
 /// `file` as a memfile of a store in the kernel.
@@ -315,10 +340,10 @@ pub(super) unsafe extern "C" fn writeout_start(
     inv: *mut bindings::memfile_invalidation,
     folio: *mut bindings::folio,
 ) {
+    // SAFETY: By the safety requirements of this function.
+    let inv = unsafe { new_invalidation(inv, node, true) };
     // SAFETY: The locked folio pins the inode, and so the node.
     let (node, pages) = unsafe { (borrow_node(node), pages_of(folio)) };
-    // SAFETY: By the safety requirements of this function.
-    let inv = unsafe { new_invalidation(inv, node) };
     if let Some((inv, pages)) = inv.zip(pages) {
         pages::writeout_start(&node, inv, pages);
     }
@@ -346,16 +371,11 @@ pub(super) unsafe extern "C" fn writeout_undone(
 pub(super) unsafe extern "C" fn invalidate_start(
     node: *mut bindings::memfile_node,
     inv: *mut bindings::memfile_invalidation,
-    start: c_ulong,
+    first: c_ulong,
     end: c_ulong,
 ) {
     // SAFETY: By the safety requirements of this function.
-    let node = unsafe { borrow_node(node) };
-    // SAFETY: As above.
-    let inv = unsafe { new_invalidation(inv, node) };
-    if let Some((inv, pages)) = inv.zip(Range::new(start as u64, end as u64)) {
-        node.invalidate_start(inv, pages);
-    }
+    unsafe { start(node, inv, (first, end), true) };
 }
 
 /// [`invalidate_start`] for who has the inode until [`invalidate_end`] returns, and so the node.
@@ -366,18 +386,11 @@ pub(super) unsafe extern "C" fn invalidate_start(
 unsafe extern "C" fn punch_start(
     node: *mut bindings::memfile_node,
     inv: *mut bindings::memfile_invalidation,
-    start: c_ulong,
+    first: c_ulong,
     end: c_ulong,
 ) {
-    let Some(raw) = NonNull::new(inv) else {
-        return;
-    };
     // SAFETY: By the safety requirements of this function.
-    let (inv, node_ref) = unsafe { (Invalidation::from_raw(raw), borrow_node(node)) };
-    inv.set_node(node);
-    if let Some(pages) = Range::new(start as u64, end as u64) {
-        node_ref.invalidate_start(inv, pages);
-    }
+    unsafe { start(node, inv, (first, end), false) };
 }
 
 /// # Safety
