@@ -99,6 +99,12 @@ impl Settings {
     }
 }
 
+impl Extend<Setting> for Settings {
+    fn extend<I: IntoIterator<Item = Setting>>(&mut self, settings: I) {
+        self.0.extend(settings);
+    }
+}
+
 impl Drop for Settings {
     fn drop(&mut self) {
         while self.0.pop().is_some() {}

@@ -606,8 +606,7 @@ pub struct Interrupter {
 impl Interrupter {
     /// Interrupts the calling thread.
     pub fn of_this_thread() -> Interrupter {
-        // SAFETY: Takes nothing.
-        Interrupter { thread: unsafe { libc::gettid() }, signal: quiet_signal() }
+        Interrupter { thread: thread_id(), signal: quiet_signal() }
     }
 
     /// Send one signal. It does not end a call that is not waiting yet.
@@ -634,8 +633,7 @@ impl Alarm {
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
         event.sigev_signo = signal;
-        // SAFETY: Takes nothing.
-        event.sigev_notify_thread_id = unsafe { libc::gettid() };
+        event.sigev_notify_thread_id = thread_id();
         let mut timer: libc::timer_t = std::ptr::null_mut();
         // SAFETY: Both structures outlive the call.
         check(unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) })

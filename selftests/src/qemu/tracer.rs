@@ -48,6 +48,15 @@ fn begin(pid: i32) -> Result<()> {
     trace(libc::PTRACE_SETOPTIONS, pid, options as u64).context("trace the process").map(drop)
 }
 
+/// The next stop of a process or thread that we trace: the signal, or an event, which is above eight
+/// bits; or the status with which it has ended.
+fn next_stop(pid: i32) -> Result<Result<i32, ExitStatus>> {
+    let mut status = 0;
+    // SAFETY: The status outlives the call.
+    check(unsafe { libc::waitpid(pid, &mut status, libc::__WALL) }).context("waitpid")?;
+    Ok(if libc::WIFSTOPPED(status) { Ok(status >> 8) } else { Err(ExitStatus::from_raw(status)) })
+}
+
 /// Let a process go on that has waited for its tracer, and let each fallocate() of its main thread
 /// fail `times` times with `errno`, and do nothing, before it is carried out. Ends when the process
 /// has ended, and returns its status, or when it is `enough` after a call that was carried out.
@@ -62,14 +71,12 @@ pub fn fail_fallocate(
     // Within a call, and whether that is a fallocate() and is to fail.
     let (mut inside, mut ours, mut fails) = (false, false, false);
     loop {
-        let mut status = 0;
-        // SAFETY: The child is ours and was not waited for; the status outlives the call.
-        check(unsafe { libc::waitpid(pid, &mut status, 0) }).context("waitpid")?;
-        if !libc::WIFSTOPPED(status) {
-            return Ok((failed, Some(ExitStatus::from_raw(status))));
-        }
+        let stop = match next_stop(pid)? {
+            Ok(stop) => stop,
+            Err(ended) => return Ok((failed, Some(ended))),
+        };
         let mut signal = 0;
-        match libc::WSTOPSIG(status) {
+        match stop {
             AT_CALL if !inside => {
                 inside = true;
                 let mut registers = registers(pid)?;
@@ -117,14 +124,11 @@ fn go_on(pid: i32, signal: i32) -> Result<()> {
 /// puts on a file.
 pub fn add_to_seals(pid: i32, seals: u32) -> Result<()> {
     loop {
-        let mut status = 0;
-        // SAFETY: The child is ours and was not waited for; the status outlives the call.
-        check(unsafe { libc::waitpid(pid, &mut status, 0) }).context("waitpid")?;
-        if !libc::WIFSTOPPED(status) {
+        let Ok(stop) = next_stop(pid)? else {
             bail!("the process has ended, and sealed nothing");
-        }
+        };
         let mut signal = 0;
-        match libc::WSTOPSIG(status) {
+        match stop {
             AT_CALL => {
                 let mut registers = registers(pid)?;
                 let command = (registers.orig_rax as i64, registers.rsi as i32);
@@ -158,22 +162,14 @@ impl Traced {
         Ok(traced)
     }
 
-    /// Its next stop: the signal.
-    fn wait(&self) -> Result<i32> {
-        let mut status = 0;
-        // SAFETY: The thread is traced by us; the status outlives the call.
-        check(unsafe { libc::waitpid(self.0, &mut status, libc::__WALL) }).context("waitpid")?;
-        if !libc::WIFSTOPPED(status) {
-            bail!("the thread has ended");
-        }
-        Ok(status >> 8)
-    }
-
     /// Wait until it makes that call.
     pub fn stop_at(self, call: i64) -> Result<Stopped> {
         loop {
+            let Ok(stop) = next_stop(self.0)? else {
+                bail!("the thread has ended");
+            };
             let mut signal = 0;
-            match self.wait()? {
+            match stop {
                 AT_CALL => {
                     let registers = registers(self.0)?;
                     // It has this value from the beginning of a call on to its end.

@@ -65,14 +65,10 @@ impl System {
                 ("times", "-1"),
                 ("probability", percent),
             ] {
-                if let Ok(setting) = Setting::set(format!("{INJECTION}/{what}/{knob}"), value) {
-                    settings.push(setting);
-                }
+                settings.extend(Setting::set(format!("{INJECTION}/{what}/{knob}"), value).ok());
             }
         }
-        if let Ok(setting) = Setting::set(format!("{INJECTION}/fail_page_alloc/min-order"), "0") {
-            settings.push(setting);
-        }
+        settings.extend(Setting::set(format!("{INJECTION}/fail_page_alloc/min-order"), "0").ok());
         let names = [
             SHMEM_HUGE.to_owned(),
             ANONYMOUS_HUGE.to_owned(),

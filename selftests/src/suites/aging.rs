@@ -70,8 +70,7 @@ fn faults_do_not_wait_for_it() -> CaseResult {
     let mut user = s.vm.vcpu(1)?;
     let pfns: Vec<u64> = frames.range(..half).map(|(_, frame)| frame.pfn).collect();
     let stop = AtomicBool::new(false);
-    // SAFETY: Takes nothing.
-    let faulting = unsafe { libc::gettid() };
+    let faulting = thread_id();
     let trace = Trace::start(&["lock:contention_begin"])?;
     let asked = thread::scope(|scope| -> Result<u64> {
         let asking = scope.spawn(|| -> Result<u64> {

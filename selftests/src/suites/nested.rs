@@ -233,8 +233,7 @@ fn hole_beside_the_first_shadow_root_and_a_deletion() -> CaseResult {
         let mut meanwhile = || -> Result<thread::ScopedJoinHandle<SysResult<()>>> {
             wait_until("KVM waits for memory", || faults.has_event())?;
             let deletion = scope.spawn(|| {
-                // SAFETY: Takes no pointer.
-                deleter.store(unsafe { libc::gettid() }, Ordering::Relaxed);
+                deleter.store(thread_id(), Ordering::Relaxed);
                 vm.raw_delete(SLOT)
             });
             wait_until("the deletion waits for KVM", || {

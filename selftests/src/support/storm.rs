@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::sys::check;
+use crate::sys::{check, thread_id};
 
 /// Signals that arrived.
 pub static ARRIVED: AtomicU64 = AtomicU64::new(0);
@@ -39,8 +39,7 @@ pub fn in_a_storm<R>(work: impl FnOnce() -> R) -> Result<R> {
             )
         })
     };
-    // SAFETY: Take nothing.
-    let (pid, tid) = unsafe { (libc::getpid(), libc::gettid()) };
+    let (pid, tid) = (std::process::id() as i32, thread_id());
     let stop = AtomicBool::new(false);
     timer(tick).context("setitimer")?;
     let result = thread::scope(|scope| {
