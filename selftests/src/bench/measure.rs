@@ -52,7 +52,8 @@ impl Sub<&Cost> for Cost {
 }
 
 /// The cost of those of `times` operations that no interrupt came into, and how many these are. A
-/// tick of the timer takes as long as two short operations, and which of them it meets is chance.
+/// tick of the timer takes as long as two short operations, and which of them it meets is chance. An
+/// eighth of them is enough: all cost the same, and long ones meet a tick more often than not.
 pub fn undisturbed(
     times: u64,
     mut operation: impl FnMut(u64) -> Result<Cost>,
@@ -66,7 +67,7 @@ pub fn undisturbed(
             counted += 1;
         }
     }
-    ensure!(counted > times / 2, "interrupts came into {} of {times}", times - counted);
+    ensure!(counted >= times / 8, "interrupts came into {} of {times}", times - counted);
     Ok((total, counted))
 }
 
