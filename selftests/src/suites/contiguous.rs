@@ -6,8 +6,8 @@
 //! The machine needs such an area, see [`Area`]: `scripts/check` boots one for this suite.
 
 use std::collections::BTreeMap;
-
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -15,8 +15,8 @@ use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{
-    self, Accounts, Area, Cgroup, Counts, Failing, Frame, MOVED, Pool, Setting, Trace, Victim,
-    frames, moved, shmem_huge,
+    self, Accounts, Area, Cgroup, Counts, Disk, Failing, Frame, MOVED, Pool, Setting, Swap, Trace,
+    Victim, frames, moved, shmem_huge,
 };
 use crate::support::backend::{self, MEMFILE};
 use crate::support::hugetlb::{Guest, frames_of};
@@ -41,6 +41,7 @@ pub static SUITE: Suite = suite!(
         pages_that_were_moved_there_leave_it_when_they_are_pinned,
         pages_leave_the_area_when_they_are_pinned,
         huge_pages_leave_the_area_when_they_are_pinned,
+        pages_come_back_from_swap_outside_of_the_area_when_they_are_pinned: 120,
         pages_of_others_leave_the_area_when_one_pins_the_file,
         pinning_without_room_elsewhere_is_refused,
         allocation_without_room_elsewhere_loses_nothing,
@@ -256,6 +257,38 @@ fn pages_leave_the_area_when_they_are_pinned() -> CaseResult {
 
 fn huge_pages_leave_the_area_when_they_are_pinned() -> CaseResult {
     pinned_anew("always")
+}
+
+/// While the file is pinned its pages are in swap, and readahead has brought copies of them into the
+/// area. The guest gets others.
+fn pages_come_back_from_swap_outside_of_the_area_when_they_are_pinned() -> CaseResult {
+    lock_own_memory()?;
+    let area = Area::find()?;
+    let _swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_millis(1))?)?;
+    let _readahead = Setting::set("/proc/sys/vm/page-cluster", "3")?;
+    let cgroup = Cgroup::enter()?;
+    let (mut s, _) = guest_inside(&area, BOTH, SIZE)?;
+    s.swap_out(&cgroup, SIZE)?;
+    cgroup.forget(SIZE)?;
+    empty(&area)?;
+    let trace = Trace::start(&["kmem:mm_page_alloc"])?;
+    // Each request reads a window of eight pages.
+    for page in (0..SIZE / PAGE).step_by(64) {
+        let gpa = s.slot.gpa + page * PAGE;
+        s.vcpu.verify_pages(gpa, PAGE, GUEST)?;
+    }
+    let read = trace.events()?.iter().filter_map(|event| event.hex("pfn")).collect::<Vec<_>>();
+    let read = read.into_iter().filter(|pfn| area.holds(*pfn)).count();
+    let copies = cgroup.line("memory.stat", "swapcached")? / PAGE;
+    println!("{read} pages of the area are taken, {copies} copies are in memory");
+    ensure!(read > 0 && copies > 0, "nothing was read ahead into the area");
+
+    let mut s = s.pass_on(PINNED)?;
+    let after = frames(&s.vcpu, &s.slot, &s.fd)?;
+    ensure!(inside(&area, &after) == 0, "pages are in the area: {after:x?}");
+    s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
+    let _taken = area.take().context("nothing of the guest is in it")?;
+    s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)
 }
 
 /// A VM binds the end of [`Setup`]'s file, which has no pages, with flags of its own.

@@ -386,7 +386,7 @@ fn locked_instruction_is_atomic_while_pages_move_and_are_swapped() -> CaseResult
     let host = Host::new()?;
     let mut s = Setup::used_by_kvm(BOTH, true, SIZE)?;
     let mut second = s.vm.vcpu(1)?;
-    private_page_tables(&mut s)?;
+    s.private_page_tables()?;
     second.set_page_tables(s.slot.gpa + PAGE)?;
     let (fd, mut wanted) = (s.fd.try_clone()?, 0);
     host.disturb(&fd, || {
@@ -423,22 +423,6 @@ fn locked_instruction_is_atomic_while_its_page_is_punched() -> CaseResult {
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 
-/// Write page tables to private memory, the slot's second and third page: where they are.
-fn write_page_tables(s: &mut Setup) -> Result<[u64; 2]> {
-    let (pml4, pdpt) = (s.slot.gpa + PAGE, s.slot.gpa + 2 * PAGE);
-    s.vcpu.call(Command::Copy, &[pdpt, guest::PML4 + PAGE, PAGE / 8])?;
-    s.vcpu.fill(pml4, PAGE, Pattern::ZERO)?;
-    s.vcpu.store(pml4, pdpt | 3)?;
-    Ok([pml4, pdpt])
-}
-
-/// Run the guest on such page tables: where the second is.
-fn private_page_tables(s: &mut Setup) -> Result<u64> {
-    let [pml4, pdpt] = write_page_tables(s)?;
-    s.vcpu.set_page_tables(pml4)?;
-    Ok(pdpt)
-}
-
 /// Memory that only KVM touches, each in a GiB of its own: what it reads, and what it writes.
 const READ: u64 = 40 * GIB;
 const WRITTEN: u64 = 41 * GIB;
@@ -469,7 +453,7 @@ fn page_walk_sets_accessed_and_dirty_bits() -> CaseResult {
     let _emulation = emulation()?;
     let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     add_memory_for_kvm(&s.vm)?;
-    let pdpt = private_page_tables(&mut s)?;
+    let pdpt = s.private_page_tables()?;
     expect_exact_bits(&mut s.vcpu, pdpt)?;
     let word = s.vcpu.load(WRITTEN)?;
     ensure!(word == 0x77, "the guest reads {word:#x}");
@@ -481,7 +465,7 @@ fn page_walk_sets_exact_bits_while_page_tables_move_and_are_swapped() -> CaseRes
     let host = Host::new()?;
     let mut s = Setup::used_by_kvm(BOTH, true, SIZE)?;
     add_memory_for_kvm(&s.vm)?;
-    let pdpt = private_page_tables(&mut s)?;
+    let pdpt = s.private_page_tables()?;
     let mut rounds = 0;
     host.disturb(&s.fd, || {
         rounds += 1;
@@ -498,7 +482,7 @@ fn page_walk_finds_punched_page_tables_empty() -> CaseResult {
     let (gpa, target) = (s.slot.gpa, s.slot.gpa + 3 * PAGE);
     s.vcpu.fill(target, PAGE, GUEST)?;
     for id in 1..=8 {
-        let tables = write_page_tables(&mut s)?;
+        let tables = s.write_page_tables()?;
         let punched = tables[id as usize % 2];
         let mut second = s.vm.vcpu(id)?;
         second.set_page_tables(tables[0])?;
@@ -536,7 +520,7 @@ fn page_walk_and_guest_change_one_entry_at_once() -> CaseResult {
     let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
     let (mut second, mut third) = (s.vm.vcpu(1)?, s.vm.vcpu(2)?);
     add_memory_for_kvm(&s.vm)?;
-    let pdpt = private_page_tables(&mut s)?;
+    let pdpt = s.private_page_tables()?;
     let (entries, unused) = (pdpt + READ / GIB * 8, pdpt + PAGE - 8);
     let first = s.vcpu.load(unused)?;
     let watcher = second.stopper();
@@ -1145,7 +1129,7 @@ fn private_code_is_not_decoded_without_it() -> CaseResult {
 fn page_tables_are_not_walked_without_it() -> CaseResult {
     let _emulation = emulation()?;
     let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
-    private_page_tables(&mut s)?;
+    s.private_page_tables()?;
     // The CPU walks them, but KVM does not: for KVM no address is mapped.
     s.vcpu.fill(s.slot.gpa + 4 * PAGE, PAGE, GUEST)?;
     match s.vcpu.start(Command::Touch, &[s.slot.gpa, 0])? {

@@ -29,6 +29,7 @@ pub static SUITE: Suite = suite!(
         slot_is_deleted_while_a_vcpu_waits: 120,
         slot_is_made_while_a_vcpu_waits: 120,
         slot_is_made_while_kvm_waits: 120,
+        slot_is_made_while_kvm_translates_an_address: 120,
         hole_is_punched_while_a_vcpu_waits: 120,
         slot_is_deleted_while_a_hole_cuts_a_swapped_huge_page: 120,
         several_vcpus_wait_for_one_page: 120,
@@ -328,6 +329,29 @@ fn slot_is_made_while_kvm_waits() -> CaseResult {
         let exit = vcpu.run()?;
         ensure!(exit == Exit::Done, "{exit:x?}");
         vcpu.verify(gpa, SIZE, GUEST)?;
+        Ok(in_time)
+    })
+}
+
+/// Outside of KVM_RUN, KVM walks page tables that are in swap.
+fn slot_is_made_while_kvm_translates_an_address() -> CaseResult {
+    let (host, mut s) = (Host::new(SLOW)?, Setup::used_by_kvm(BOTH, true, SIZE)?);
+    let gpa = s.slot.gpa;
+    s.private_page_tables()?;
+    in_time(|| {
+        host.swap_out(&s)?;
+        let Setup { vm, vcpu, .. } = &mut s;
+        let (found, in_time) = meanwhile(
+            || vcpu.translate(gpa + 1),
+            || Ok(host.reads()? > 0),
+            |_| {
+                let slot = vm.add_shared(SLOT + 1, gpa + SIZE, small_pages(PAGE)?)?;
+                vm.delete(slot)?;
+                Ok(host.reads()? > 0)
+            },
+        )?;
+        let found = found?;
+        ensure!(found == Some(gpa + 1), "{found:x?}, wanted {:#x}", gpa + 1);
         Ok(in_time)
     })
 }

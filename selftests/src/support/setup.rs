@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::guest::{self, Command};
 use crate::mem;
 use crate::pattern::Pattern;
 use crate::pressure::Cgroup;
@@ -166,6 +167,22 @@ impl Setup {
         let left = self.resident()?;
         ensure!(left == 0, "{left} pages are still in memory");
         Ok(())
+    }
+
+    /// Write page tables to private memory, the slot's second and third page: where they are.
+    pub fn write_page_tables(&mut self) -> Result<[u64; 2]> {
+        let (pml4, pdpt) = (self.slot.gpa + PAGE, self.slot.gpa + 2 * PAGE);
+        self.vcpu.call(Command::Copy, &[pdpt, guest::PML4 + PAGE, PAGE / 8])?;
+        self.vcpu.fill(pml4, PAGE, Pattern::ZERO)?;
+        self.vcpu.store(pml4, pdpt | 3)?;
+        Ok([pml4, pdpt])
+    }
+
+    /// Run the guest on such page tables: where the second is.
+    pub fn private_page_tables(&mut self) -> Result<u64> {
+        let [pml4, pdpt] = self.write_page_tables()?;
+        self.vcpu.set_page_tables(pml4)?;
+        Ok(pdpt)
     }
 
     /// Fill the shared side with [`SHARED`], and let the guest fill the private side with

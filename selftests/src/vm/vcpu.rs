@@ -314,6 +314,12 @@ impl Vcpu {
         self.fd.set_sregs(&sregs).context("KVM_SET_SREGS")
     }
 
+    /// The guest physical address that the guest's page tables have for `address`, if any.
+    pub fn translate(&self, address: u64) -> Result<Option<u64>> {
+        let found = self.fd.translate_gva(address).context("KVM_TRANSLATE")?;
+        Ok((found.valid != 0).then_some(found.physical_address))
+    }
+
     /// Set a model-specific register.
     pub fn set_msr(&mut self, index: u32, data: u64) -> Result<()> {
         let entry = kvm_msr_entry { index, data, ..Default::default() };
