@@ -52,8 +52,13 @@ impl Trace {
 
     /// Record only those of one thread.
     pub fn of_thread(event: &str, thread: i32) -> Result<Trace> {
+        Trace::only(event, &format!("common_pid == {thread}"))
+    }
+
+    /// Record these of the events: not those that come of the test's reading, or it never ends.
+    pub fn only(event: &str, filter: &str) -> Result<Trace> {
         let trace = Trace::empty()?;
-        trace.enable(event, Some(&format!("common_pid == {thread}")))?;
+        trace.enable(event, Some(filter))?;
         Ok(trace)
     }
 
