@@ -62,6 +62,20 @@ class Programs(unittest.TestCase):
         self.assertEqual([item.path for item in found], [other, one])
         self.assertEqual(set(found[1].beside), {one, data})
 
+    def test_what_a_folder_has_that_cannot_run_is_named(self) -> None:
+        self.file("d/one"), self.file("d/old", ELF32)
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            found = regress.find([self.folder / "d"])
+        self.assertEqual([item.path.name for item in found], ["one"])
+        self.assertIn("d/old is left out: it is not a program for x86-64", said.getvalue())
+
+    def test_kernel_in_a_folder_is_not_left_out_for_want_of_qemu(self) -> None:
+        self.file("d/one"), self.file("d/a.flat", FLAT, 0o644)
+        with mock.patch.object(regress.paths, "QEMU", self.folder / "no"), self.assertRaises(regress.Unfit) as unfit:
+            regress.find([self.folder / "d"])
+        self.assertIn("a.flat wants QEMU", str(unfit.exception))
+
     def test_what_is_not_there_is_said_in_a_sentence(self) -> None:
         empty = self.folder / "empty"
         empty.mkdir()
