@@ -419,8 +419,13 @@ impl Accounts {
         mem::refresh_counters();
         let mut accounts = Vec::new();
         for name in Self::NAMES {
-            // The test program may have locked its heap, which grows by megabytes with what it reads.
-            let own = if name == "Unevictable" { mem::own("Locked")? } else { 0 };
+            // The test program's heap, which it may have locked, grows by megabytes with what it reads,
+            // and keeps them.
+            let own = match name {
+                "AnonPages" => mem::own("Anonymous")?,
+                "Unevictable" => mem::own("Locked")?,
+                _ => 0,
+            };
             accounts.push((name, mem::meminfo(name)?.saturating_sub(own)));
         }
         accounts.push(("swap", mem::meminfo("SwapTotal")? - mem::meminfo("SwapFree")?));
