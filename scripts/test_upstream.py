@@ -190,6 +190,9 @@ class Verdicts(unittest.TestCase):
             self.assertEqual(self.kind(run("ok 1 a"), run("ok 1 a", "ok 2 b")), "same")
             self.assertEqual(self.kind(run("ok 1 a", "not ok 2 b"), run("ok 1 a", "ok 2 b")), "differs")
             self.assertEqual(self.kind(run("ok 1 a"), run("ok 1 a", code=1)), "differs")
+            # One that hangs at its beginning does what the other's beginning did.
+            self.assertEqual(self.kind(run(), run("ok 1 a")), "differs")
+            self.assertEqual(self.kind(run("ok 1 a", "ok 2 b", "ok 3 c"), run("ok 1 a")), "differs")
 
     def test_killed_early_is_no_timeout(self) -> None:
         self.assertEqual(result(code=KILLED, seconds=60).ended, "timeout")

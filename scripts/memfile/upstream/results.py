@@ -83,9 +83,11 @@ def differences(program: Program, base: Result, patched: Result) -> list[str]:
     """Lines of one only: "-" of the unpatched, "+" of the patched kernel."""
     one, other = compared(program, base), compared(program, patched)
     if base.ended == patched.ended and base.ended in ("timeout", "ends the machine"):
-        # Both were stopped, but not at the same line.
+        # Both were stopped, but not at the same line. One that came half as far has hung.
         said = [[line for line in lines if not line.startswith("huge pages: ")][:-1] for lines in (one, other)]
-        common = min(map(len, said))
+        common, most = sorted(map(len, said))
+        if 2 * common < most:
+            return [f"{sign}{len(lines)} lines before it was stopped" for sign, lines in zip("-+", said)]
         one, other = said[0][:common], said[1][:common]
     diff = difflib.unified_diff(one, other, lineterm="", n=0)
     return [line for line in diff if not re.match(r"(---|\+\+\+|@@) ?", line)]
