@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pressure::{self, Cgroup, Counts, Disk, MOVED, Pool, Setting, Swap};
@@ -61,7 +61,8 @@ const MEMORY: &[&str] =
 const FILES: &[&str] =
     &["--memfd", "1", "--fallocate", "1", "--fallocate-bytes", "32m", "--shm", "1"];
 const FAULTS: &[&str] = &["--userfaultfd", "1", "--fault", "1", "--mmap", "1"];
-const MERGED: &[&str] = &["--ksm", "--vm", "2", "--vm-bytes", "25%", "--vm-method", "zero-one"];
+const MERGED: &[&str] =
+    &["--vm", "2", "--vm-bytes", "25%", "--vm-method", "zero-one", "--vm-madvise", "mergeable"];
 const SWAPPED: &[&str] = &["--pageswap", "2"];
 const HUGE_MAPPINGS: &[&str] =
     &["--mmaphuge", "1", "--mmaphuge-mmaps", "256", "--vm", "1", "--vm-bytes", "50%"];
@@ -76,30 +77,47 @@ fn program(name: &str) -> Result<PathBuf> {
 }
 
 /// A running stress-ng, until it ends or this is dropped.
-struct Pressure(Child);
+struct Pressure {
+    child: Child,
+    counts: Counts,
+}
+
+/// What it says.
+const SAID: &str = "/tmp/memfile-stress-ng";
 
 impl Pressure {
     fn of(stressors: &[&str], length: Duration) -> Result<Pressure> {
         let mut command = Command::new(program("stress-ng")?);
         command.args(stressors).args(["--oomable", "--no-rand-seed", "--temp-path", "/dev/shm"]);
         command.args(["--timeout", &length.as_secs().to_string()]);
-        Ok(Pressure(command.spawn().context("start stress-ng")?))
+        let said = fs::File::create(SAID).context(SAID)?;
+        command.stdout(said.try_clone().context(SAID)?).stderr(said);
+        let counts = Counts::now()?;
+        Ok(Pressure { child: command.spawn().context("start stress-ng")?, counts })
     }
 
-    /// Fail unless it has found nothing wrong. It may have wanted more memory than there is.
+    /// Fail unless it has found nothing wrong. It may have wanted more memory than there is, and a
+    /// part of it may have been killed for that: then it says that it has no success, but no failure.
     fn end(mut self) -> Result<()> {
+        const NO_SUCCESS: i32 = 2;
         const NO_RESOURCE: i32 = 3;
-        let code = self.0.wait().context("stress-ng")?.code();
-        ensure!(matches!(code, Some(0 | NO_RESOURCE)), "stress-ng ended with {code:?}");
-        Ok(())
+        let code = self.child.wait().context("stress-ng")?.code();
+        let said = fs::read_to_string(SAID).context(SAID)?;
+        print!("{said}");
+        ensure!(!said.contains("fail:"), "stress-ng has found something wrong");
+        match code {
+            Some(0 | NO_RESOURCE) => Ok(()),
+            Some(NO_SUCCESS) => self.counts.expect_grown(&["oom_kill"], 1),
+            code => bail!("stress-ng ended with {code:?}"),
+        }
     }
 }
 
 impl Drop for Pressure {
     fn drop(&mut self) {
         // SAFETY: A child of this process that is not waited for yet, or the call fails.
-        unsafe { libc::kill(self.0.id() as libc::pid_t, libc::SIGINT) };
-        let _ = self.0.wait();
+        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGINT) };
+        let _ = self.child.wait();
     }
 }
 
@@ -149,7 +167,18 @@ fn small_pages_beside_faults_that_others_answer() -> CaseResult {
 }
 
 fn small_pages_beside_pages_that_are_merged() -> CaseResult {
-    small_pages(MERGED)
+    const KSM: &str = "/sys/kernel/mm/ksm";
+    let _run = Setting::set(format!("{KSM}/run"), "1")?;
+    let scans = || -> Result<u64> {
+        let text = fs::read_to_string(format!("{KSM}/full_scans")).context("full_scans")?;
+        text.trim().parse().context("full_scans")
+    };
+    let before = scans()?;
+    small_pages(MERGED)?;
+    let after = scans()?;
+    println!("{} scans", after - before);
+    ensure!(after > before, "KSM has not looked at all pages once");
+    Ok(())
 }
 
 /// A small device with swap is put in front of the other one, and taken away again with what is on it
