@@ -68,9 +68,13 @@ pub fn counter(key: &str) -> Result<u64> {
 
 /// Pages of memfiles that are out of the kernel's direct map.
 pub fn hidden_pages() -> Result<u64> {
-    let path = "/sys/kernel/debug/memfile/hidden";
-    let text = std::fs::read_to_string(path).context(path)?;
-    text.trim().parse().context("no number")
+    number("/sys/kernel/debug/memfile/hidden")
+}
+
+/// The number that is all of a file of the kernel's.
+pub fn number(path: &str) -> Result<u64> {
+    let text = std::fs::read_to_string(path).with_context(|| path.to_owned())?;
+    text.trim().parse().with_context(|| format!("{path} has no number"))
 }
 
 /// Fold the per-CPU parts of the counters in; best effort, needs root.

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -72,6 +73,14 @@ impl Disk {
             (Some(Ok(reads)), Some(Ok(writes))) => Ok((reads, writes)),
             _ => anyhow::bail!("inflight reads {text}"),
         }
+    }
+
+    /// Wait until no write is in flight.
+    pub fn wait_for_writes(&self) -> Result<()> {
+        while self.in_flight()?.1 > 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Make all requests fail that touch the disk from byte `start` on, or none.

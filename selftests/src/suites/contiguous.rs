@@ -80,6 +80,22 @@ fn inside(area: &Area, frames: &BTreeMap<u64, Frame>) -> u64 {
     frames.values().filter(|frame| area.holds(frame.pfn)).count() as u64
 }
 
+/// How many pages of the area were given out, by a trace of `kmem:mm_page_alloc`.
+fn taken(area: &Area, trace: &Trace) -> Result<u64> {
+    let events = trace.events()?;
+    let pfns = events.iter().filter_map(|event| event.hex("pfn"));
+    Ok(pfns.filter(|pfn| area.holds(*pfn)).count() as u64)
+}
+
+/// Fail unless some of the guest's pages have left the area, and others have not.
+fn expect_halfway(area: &Area, s: &Setup, before: &BTreeMap<u64, Frame>) -> CaseResult {
+    let after = frames(&s.vcpu, &s.slot, &s.fd)?;
+    let moved = moved(before, &after);
+    println!("{moved} of {} pages moved", before.len());
+    ensure!(moved > 0 && inside(area, &after) > 0, "none of them moved, or all of them");
+    Ok(())
+}
+
 fn leave_the_area(flags: u64) -> CaseResult {
     let area = Area::find()?;
     let (mut s, before) = guest_inside(&area, flags, SIZE)?;
@@ -208,9 +224,7 @@ fn guest_memfd_is_never_in_the_area() -> CaseResult {
         empty(&area)?;
         let trace = Trace::start(&["kmem:mm_page_alloc"])?;
         s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
-        let events = trace.events()?;
-        let pfns = events.iter().filter_map(|event| event.hex("pfn"));
-        Ok(pfns.filter(|pfn| area.holds(*pfn)).count() as u64)
+        taken(&area, &trace)
     };
     let pages = SIZE / PAGE;
     let movable = given_out(&mut Setup::with_flags(MOVABLE, SIZE)?)?;
@@ -264,11 +278,12 @@ fn huge_pages_leave_the_area_when_they_are_pinned() -> CaseResult {
 fn pages_come_back_from_swap_outside_of_the_area_when_they_are_pinned() -> CaseResult {
     lock_own_memory()?;
     let area = Area::find()?;
-    let _swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_millis(1))?)?;
+    let swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_millis(1))?)?;
     let _readahead = Setting::set("/proc/sys/vm/page-cluster", "3")?;
     let cgroup = Cgroup::enter()?;
     let (mut s, _) = guest_inside(&area, BOTH, SIZE)?;
     s.swap_out(&cgroup, SIZE)?;
+    swap.disk().wait_for_writes()?;
     cgroup.forget(SIZE)?;
     empty(&area)?;
     let trace = Trace::start(&["kmem:mm_page_alloc"])?;
@@ -277,8 +292,7 @@ fn pages_come_back_from_swap_outside_of_the_area_when_they_are_pinned() -> CaseR
         let gpa = s.slot.gpa + page * PAGE;
         s.vcpu.verify_pages(gpa, PAGE, GUEST)?;
     }
-    let read = trace.events()?.iter().filter_map(|event| event.hex("pfn")).collect::<Vec<_>>();
-    let read = read.into_iter().filter(|pfn| area.holds(*pfn)).count();
+    let read = taken(&area, &trace)?;
     let copies = cgroup.line("memory.stat", "swapcached")? / PAGE;
     println!("{read} pages of the area are taken, {copies} copies are in memory");
     ensure!(read > 0 && copies > 0, "nothing was read ahead into the area");
@@ -400,11 +414,7 @@ fn allocation_without_room_elsewhere_loses_nothing() -> CaseResult {
     expect_errno("take the area", result, &[Errno::ENOMEM])?;
     counts.expect_grown(&["pgmigrate_fail", "memfile.migrate"], 1)?;
     // Not by pgmigrate_success: compaction moves pages of others meanwhile as well.
-    let after = frames(&s.vcpu, &s.slot, &s.fd)?;
-    let moved = moved(&before, &after);
-    println!("{moved} of {} pages moved", before.len());
-    ensure!(moved > 0 && inside(&area, &after) > 0, "none of them moved, or all of them");
-    drop((before, after));
+    expect_halfway(&area, &s, &before)?;
     s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
     expect_allocated(&s.fd, size, "after the attempt")?;
     let _taken = area.take().context("with room elsewhere")?;
@@ -426,10 +436,7 @@ fn allocation_that_fails_halfway_loses_nothing() -> CaseResult {
         drop(failing);
         expect_errno("take the area", result, &[Errno::ENOMEM])?;
         counts.expect_grown(&["pgmigrate_fail"], 1)?;
-        let after = frames(&s.vcpu, &s.slot, &s.fd)?;
-        let moved = moved(&before, &after);
-        println!("{moved} of {} pages moved", before.len());
-        ensure!(moved > 0 && inside(&area, &after) > 0, "none of them moved, or all of them");
+        expect_halfway(&area, &s, &before)?;
         s.vcpu.verify_pages(s.slot.gpa, s.slot.size, GUEST)?;
         expect_allocated(&s.fd, SIZE, "after the attempt")?;
         s.vcpu.fill(s.slot.gpa, s.slot.size, Pattern::Generation(9))?;

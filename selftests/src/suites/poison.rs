@@ -464,9 +464,7 @@ fn broken_copy_of_a_swapped_page_is_replaced() -> CaseResult {
         s.vcpu.fill(gpa, SMALL, GUEST)?;
         let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&SMALL_BROKEN).context("no frame")?.pfn;
         s.swap_out(&cgroup, PAGE)?;
-        while swap.disk().in_flight()?.1 > 0 {
-            thread::sleep(Duration::from_millis(1));
-        }
+        swap.disk().wait_for_writes()?;
         let flags = pressure::page_flags(pfn)?;
         if flags & (KPF_SWAPCACHE | KPF_DIRTY | KPF_WRITEBACK) != KPF_SWAPCACHE {
             println!("the frame has flags {flags:#x}, once more");

@@ -171,17 +171,13 @@ fn small_pages_beside_faults_that_others_answer() -> CaseResult {
 }
 
 fn small_pages_beside_pages_that_are_merged() -> CaseResult {
-    const KSM: &str = "/sys/kernel/mm/ksm";
-    let _run = Setting::set(format!("{KSM}/run"), "1")?;
-    let scans = || -> Result<u64> {
-        let text = fs::read_to_string(format!("{KSM}/full_scans")).context("full_scans")?;
-        text.trim().parse().context("full_scans")
-    };
-    let before = scans()?;
+    const SCANS: &str = "/sys/kernel/mm/ksm/full_scans";
+    let _run = Setting::set("/sys/kernel/mm/ksm/run", "1")?;
+    let before = mem::number(SCANS)?;
     small_pages(MERGED)?;
-    let after = scans()?;
-    println!("{} scans", after - before);
-    ensure!(after > before, "KSM has not looked at all pages once");
+    let scans = mem::number(SCANS)? - before;
+    println!("{scans} scans");
+    ensure!(scans > 0, "KSM has not looked at all pages once");
     Ok(())
 }
 
@@ -254,8 +250,7 @@ fn calls_of_an_ordinary_user_on_memfiles() -> CaseResult {
 }
 
 fn calls_of_an_ordinary_user_on_memfiles_of_hugetlbfs() -> CaseResult {
-    let pool = Pool::of(crate::HUGE)?;
-    let _pages = pool.fill(4)?;
+    let _pool = Pool::of(crate::HUGE)?.fill(4)?;
     calls_on(Setup::with_flags_on(&HUGE, BOTH, 4 * crate::HUGE)?)
 }
 

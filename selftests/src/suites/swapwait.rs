@@ -64,10 +64,6 @@ impl Host {
         Ok(self.swap.disk().in_flight()?.0)
     }
 
-    fn writes(&self) -> Result<u64> {
-        Ok(self.swap.disk().in_flight()?.1)
-    }
-
     /// Writes, if nothing is being read.
     fn only_writes(&self) -> Result<u64> {
         let (reads, writes) = self.swap.disk().in_flight()?;
@@ -77,9 +73,7 @@ impl Host {
     /// Write all of a guest's memory to swap, and drop the copies in memory.
     fn swap_out(&self, s: &Setup) -> CaseResult {
         s.swap_out(&self.cgroup, s.slot.size)?;
-        while self.writes()? > 0 {
-            thread::sleep(Duration::from_millis(1));
-        }
+        self.swap.disk().wait_for_writes()?;
         self.cgroup.forget(s.slot.size)
     }
 }
@@ -242,8 +236,30 @@ fn signal_ends_another_consumers_wait() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, SIZE, GUEST)
 }
 
-/// A vCPU waits for a page that is read; `act` is done before the page is there. Returns the vCPU's
-/// exit, and whether `act` was in time.
+/// `call` waits for a page that is read; `act` is done before the page is there. Returns what the call
+/// gives, and whether `act` was in time.
+fn while_it_waits<C: Send>(
+    host: &Host,
+    call: impl FnOnce() -> C + Send,
+    act: impl FnOnce() -> CaseResult,
+) -> Result<(C, bool)> {
+    meanwhile(
+        call,
+        || Ok(host.reads()? > 0),
+        |_| {
+            act()?;
+            Ok(host.reads()? > 0)
+        },
+    )
+}
+
+/// Make a slot behind the guest's, and delete it.
+fn make_a_slot(vm: &Vm, gpa: u64) -> CaseResult {
+    let slot = vm.add_shared(SLOT + 1, gpa + SIZE, small_pages(PAGE)?)?;
+    vm.delete(slot).map(drop)
+}
+
+/// [`while_it_waits`] for a vCPU that loads from the guest's first page: its exit.
 fn while_a_vcpu_waits(
     host: &Host,
     s: &mut Setup,
@@ -252,14 +268,7 @@ fn while_a_vcpu_waits(
     host.swap_out(s)?;
     let Setup { vm, vcpu, fd, slot, .. } = s;
     vcpu.post(Command::Load, &[slot.gpa])?;
-    let (exit, in_time) = meanwhile(
-        || vcpu.run(),
-        || Ok(host.reads()? > 0),
-        |_| {
-            act(vm, fd)?;
-            Ok(host.reads()? > 0)
-        },
-    )?;
+    let (exit, in_time) = while_it_waits(host, || vcpu.run(), || act(vm, fd))?;
     Ok((exit?, in_time))
 }
 
@@ -294,10 +303,7 @@ fn slot_is_made_while_a_vcpu_waits() -> CaseResult {
     let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
     let gpa = s.slot.gpa;
     in_time(|| {
-        let (exit, in_time) = while_a_vcpu_waits(&host, &mut s, |vm, _| {
-            let slot = vm.add_shared(SLOT + 1, gpa + SIZE, small_pages(PAGE)?)?;
-            vm.delete(slot).map(drop)
-        })?;
+        let (exit, in_time) = while_a_vcpu_waits(&host, &mut s, |vm, _| make_a_slot(vm, gpa))?;
         ensure!(exit == Exit::Done, "{exit:x?}");
         ensure!(s.vcpu.result(0) == GUEST.word(gpa), "the guest read {:#x}", s.vcpu.result(0));
         s.vcpu.verify(gpa, SIZE, GUEST)?;
@@ -314,15 +320,7 @@ fn slot_is_made_while_kvm_waits() -> CaseResult {
         host.swap_out(&s)?;
         let Setup { vm, vcpu, .. } = &mut s;
         vcpu.post(Command::Output, &[gpa, 1, PORT])?;
-        let (exit, in_time) = meanwhile(
-            || vcpu.run(),
-            || Ok(host.reads()? > 0),
-            |_| {
-                let slot = vm.add_shared(SLOT + 1, gpa + SIZE, small_pages(PAGE)?)?;
-                vm.delete(slot)?;
-                Ok(host.reads()? > 0)
-            },
-        )?;
+        let (exit, in_time) = while_it_waits(&host, || vcpu.run(), || make_a_slot(vm, gpa))?;
         let exit = exit?;
         ensure!(exit == Exit::Port { port: PORT as u16, write: true }, "{exit:x?}");
         ensure!(vcpu.port_data() == &GUEST.word(gpa).to_le_bytes()[..4], "wrong bytes are sent");
@@ -341,15 +339,8 @@ fn slot_is_made_while_kvm_translates_an_address() -> CaseResult {
     in_time(|| {
         host.swap_out(&s)?;
         let Setup { vm, vcpu, .. } = &mut s;
-        let (found, in_time) = meanwhile(
-            || vcpu.translate(gpa + 1),
-            || Ok(host.reads()? > 0),
-            |_| {
-                let slot = vm.add_shared(SLOT + 1, gpa + SIZE, small_pages(PAGE)?)?;
-                vm.delete(slot)?;
-                Ok(host.reads()? > 0)
-            },
-        )?;
+        let (found, in_time) =
+            while_it_waits(&host, || vcpu.translate(gpa + 1), || make_a_slot(vm, gpa))?;
         let found = found?;
         ensure!(found == Some(gpa + 1), "{found:x?}, wanted {:#x}", gpa + 1);
         Ok(in_time)
@@ -393,14 +384,8 @@ fn slot_is_deleted_while_a_hole_is_made(at: u64, len: u64) -> CaseResult {
             return Ok(false);
         }
         let (vm, fd, gpa) = (&s.vm, &s.fd, s.slot.gpa);
-        let (hole, in_time) = meanwhile(
-            || punch(fd, at, len),
-            || Ok(host.reads()? > 0),
-            |_| {
-                vm.raw_delete(SLOT).context("delete")?;
-                Ok(host.reads()? > 0)
-            },
-        )?;
+        let delete = || vm.raw_delete(SLOT).context("delete");
+        let (hole, in_time) = while_it_waits(&host, || punch(fd, at, len), delete)?;
         hole.context("punch")?;
         s.bind_again()?;
         s.vcpu.verify(gpa + at, len, Pattern::ZERO)?;
