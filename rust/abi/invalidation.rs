@@ -93,7 +93,7 @@ impl Invalidation {
     pub(crate) fn scope(self) -> Option<Scope> {
         let raw = self.0.as_ptr();
         // SAFETY: Valid by the type invariant. Only the record's owner writes these three, while it
-        // is on no list; `next` is the list's and not looked at.
+        // is on no list; `next` and `prev` are the list's and not looked at.
         let (seq, start, end) = unsafe { ((*raw).seq, (*raw).start, (*raw).end) };
         let pages = Range::new(start as u64, end as u64)?;
         Some(Scope { seq, pages })
@@ -104,7 +104,8 @@ impl Invalidation {
 ///
 /// # Invariants
 ///
-/// Every element is as [`Invalidation`] says, and linked by its `next`.
+/// Every element is as [`Invalidation`] says, has a `seq`, and is linked by its `next` and its `prev`,
+/// which are null at the ends. A record without a `seq` is in no list.
 pub(crate) struct Invalidations {
     head: *mut bindings::memfile_invalidation,
 }
@@ -135,24 +136,33 @@ impl Invalidations {
         raw.start = pages.start() as usize;
         raw.end = pages.end() as usize;
         raw.next = self.head;
+        raw.prev = core::ptr::null_mut();
+        if let Some(next) = NonNull::new(self.head) {
+            // SAFETY: The element is valid by the type invariant.
+            unsafe { (*next.as_ptr()).prev = inv.0.as_ptr() };
+        }
         // INVARIANT: `inv` stays in place until it is off the list.
         self.head = inv.0.as_ptr();
     }
 
-    /// Removes `inv`.
+    /// Removes `inv`, if it is in this list; it is in no other.
     pub(crate) fn remove(&mut self, inv: Invalidation) {
-        let mut link = &raw mut self.head;
-        // SAFETY: `link` points to our head or to the `next` of an element, which are valid by the
-        // type invariant.
+        // SAFETY: Valid by the type invariant of `Invalidation`, and so are its neighbours by that of
+        // this type if it is in the list.
         unsafe {
-            while !(*link).is_null() {
-                if *link == inv.0.as_ptr() {
-                    *link = (**link).next;
-                    (*inv.0.as_ptr()).seq = 0;
-                    return;
-                }
-                link = &raw mut (**link).next;
+            let raw = inv.0.as_ptr();
+            if (*raw).seq == 0 {
+                return;
             }
+            let (next, prev) = ((*raw).next, (*raw).prev);
+            match NonNull::new(prev) {
+                Some(prev) => (*prev.as_ptr()).next = next,
+                None => self.head = next,
+            }
+            if let Some(next) = NonNull::new(next) {
+                (*next.as_ptr()).prev = prev;
+            }
+            (*raw).seq = 0;
         }
     }
 
