@@ -44,6 +44,7 @@ pub(crate) fn get_pfn<S: Store>(
     span: Span,
     frame: u64,
 ) -> Result<Found<(u64, Looked<S::Page>)>> {
+    node.counters.spread();
     let index = span.page_of(frame).ok_or(EINVAL)?;
     let store = S::of(&node.store).ok_or(EINVAL)?;
     // A file that is bound as pinned stays so: none of its pages come from areas for movable memory.

@@ -7,8 +7,9 @@
 //! values per file, oldest first, which begins with the inode number. The values are totals, never
 //! reset. Each value is exact; together they are not a snapshot.
 //!
-//! An event costs an addition to a counter of its file and of its CPU, which no other CPU writes;
-//! reading adds the counters up.
+//! An event costs an addition to a counter of its file. From the first page that a consumer asks
+//! for, each CPU has counters of the file for itself, so that faults write no line that another CPU
+//! writes; reading adds the counters up.
 
 use crate::abi::debugfs::Show;
 use crate::abi::folio::hidden_pages;
@@ -26,7 +27,10 @@ use kernel::sync::atomic::{
     Atomic,
     Relaxed, //
 };
-use kernel::sync::Arc;
+use kernel::sync::{
+    Arc,
+    SetOnce, //
+};
 
 macro_rules! events {
     ($($(#[$doc:meta])* $event:ident = $name:literal,)*) => {
@@ -41,23 +45,47 @@ macro_rules! events {
     };
 }
 
-/// The sums of files that are gone.
-static GONE: [Atomic<i64>; NAMES.len()] = [const { Atomic::new(0) }; NAMES.len()];
+/// A value for each event, in the order of [`NAMES`].
+type Sums = [Atomic<i64>; NAMES.len()];
+
+/// Of files that are gone.
+static GONE: Sums = no_events();
 
 /// Numbers the files.
 static SERIAL: Atomic<i64> = Atomic::new(0);
+
+const fn no_events() -> Sums {
+    [const { Atomic::new(0) }; NAMES.len()]
+}
 
 /// The counters of one file, and its numbers.
 pub(crate) struct File {
     serial: i64,
     ino: u64,
-    counts: Counts<{ NAMES.len() }>,
+    /// What was counted before there were `cpus`.
+    early: Sums,
+    /// The counters of each CPU, once a consumer has asked for a page. Most files that nobody uses
+    /// for long never need them.
+    cpus: SetOnce<Counts<{ NAMES.len() }>>,
 }
 
 impl File {
     /// The value of each counter, in the order of [`NAMES`].
     fn values(&self) -> impl Iterator<Item = i64> + '_ {
-        (0..NAMES.len()).map(|event| self.counts.sum(event))
+        let cpus = self.cpus.as_ref();
+        self.early.iter().enumerate().map(move |(event, early)| {
+            let later = cpus.map_or(0, |counts| counts.sum(event));
+            early.load(Relaxed).wrapping_add(later)
+        })
+    }
+
+    fn add(&self, event: Event, n: i64) {
+        let event = event as usize;
+        if let Some(counts) = self.cpus.as_ref() {
+            counts.add(event, n);
+        } else if let Some(early) = self.early.get(event) {
+            early.fetch_add(n, Relaxed);
+        }
     }
 }
 
@@ -89,7 +117,8 @@ impl Entry {
         let file = File {
             serial: SERIAL.fetch_add(1, Relaxed),
             ino,
-            counts: Counts::new()?,
+            early: no_events(),
+            cpus: SetOnce::new(),
         };
         let file = Arc::new(file, GFP_KERNEL)?;
         // Not under the lock: allocation may reclaim, and eviction takes the lock.
@@ -101,14 +130,31 @@ impl Entry {
 }
 
 impl Entry {
+    /// Many CPUs may count from now on. Without memory they all use the same counters, until the
+    /// next call. Sleeps.
+    #[inline(always)] // It runs at each fault.
+    pub(crate) fn spread(&self) {
+        if self.0.cpus.as_ref().is_none() {
+            self.make_counters_of_cpus();
+        }
+    }
+
+    #[cold]
+    fn make_counters_of_cpus(&self) {
+        if let Ok(counts) = Counts::new() {
+            // Another task may have been faster; its counters are as good.
+            self.0.cpus.populate(counts);
+        }
+    }
+
     /// One more. Any context.
     pub(crate) fn count(&self, event: Event) {
-        self.0.counts.add(event as usize, 1);
+        self.0.add(event, 1);
     }
 
     /// One less: the event was undone. Any context.
     pub(crate) fn uncount(&self, event: Event) {
-        self.0.counts.add(event as usize, -1);
+        self.0.add(event, -1);
     }
 }
 
@@ -121,7 +167,9 @@ impl Drop for Entry {
             .and_then(|files| files.remove_node(&self.0.serial));
         // Under the lock, so that a reader finds the counts in exactly one of the two places.
         for (gone, value) in GONE.iter().zip(self.0.values()) {
-            gone.fetch_add(value, Relaxed);
+            if value != 0 {
+                gone.fetch_add(value, Relaxed);
+            }
         }
         drop(files);
         drop(node);
@@ -136,9 +184,17 @@ impl Show for Totals {
 
     fn show(seq: &SeqFile) {
         let files = FILES.lock();
-        for (event, (name, gone)) in NAMES.iter().zip(&GONE).enumerate() {
-            let there: i64 = files.iter().map(|file| file.counts.sum(event)).sum();
-            seq_print!(seq, "{name} {}\n", gone.load(Relaxed).wrapping_add(there));
+        let mut sums = [0i64; NAMES.len()];
+        for (sum, gone) in sums.iter_mut().zip(&GONE) {
+            *sum = gone.load(Relaxed);
+        }
+        for file in files.iter() {
+            for (sum, value) in sums.iter_mut().zip(file.values()) {
+                *sum = sum.wrapping_add(value);
+            }
+        }
+        for (name, sum) in NAMES.iter().zip(sums) {
+            seq_print!(seq, "{name} {sum}\n");
         }
     }
 }
