@@ -150,6 +150,12 @@ class TheGrowth(unittest.TestCase):
         self.assertEqual({len(line) for line in lines}, {len(lines[0])})
         self.assertEqual([line[-1] for line in lines[1:]], ["", "met", "missed"])
 
+    def test_growth_shows_the_largest_part_of_what_guest_memfd_takes(self) -> None:
+        theirs = [{**one, "subject": "guest_memfd"} for one in (point(1, 1000), point(2, 2000))]
+        found = growth.series({"growth": [point(1, 900), point(2, 2100), *theirs]}, {}, SYMBOLS)
+        lines = growth.tables(found)[0].lines
+        self.assertEqual({line[0]: line[3] for line in lines}, {"memfile": "1.050", "guest_memfd": ""})
+
     def test_growth_is_compared_with_a_saved_result_size_by_size(self) -> None:
         one = self.of(point(4096, 1000), point(4096, 1010, run=1), point(1 << 30, 2000))
         saved = json.loads(json.dumps(text.Result("7.3.4", [], [], [], None, [one]).as_json()))

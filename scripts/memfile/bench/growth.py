@@ -116,9 +116,15 @@ class Series:
     def met(self) -> bool:
         return all(step.met for step in (self.whole, *self.steps))
 
+    @property
+    def ratio(self) -> float | None:
+        """The largest part of guest_memfd's cost, over the sizes; not judged, the rows of both are."""
+        theirs = {point.size: point.cost for point in self.reference.points} if self.reference else {}
+        return max((point.cost / theirs[point.size] for point in self.points if theirs.get(point.size)), default=None)
+
     def as_json(self) -> dict[str, object]:
         return {
-            "figure": self.name, "subject": self.subject,
+            "figure": self.name, "subject": self.subject, "ratio": self.ratio,
             "points": [{**dataclasses.asdict(point), "each": point.each} for point in self.points],
             "steps": [step.as_json() for step in self.steps], "whole": self.whole.as_json(), "met": self.met,
         }
@@ -171,12 +177,12 @@ def tables(every: list[Series]) -> list[Table]:
     for name in dict.fromkeys(one.name for one in every):
         of = [one for one in every if one.name == name]
         sizes = [name_of(name, point.size) for point in of[0].points]
-        head = ["", *sizes, "growth", "at most", "worst step", "to", "at most", ""]
+        head = ["", *sizes, "of guest_memfd", "growth", "at most", "worst step", "to", "at most", ""]
         lines = []
         for one in of:
             whole, step = one.whole, one.worst
             lines.append([
-                one.subject, *(number(point.each) for point in one.points),
+                one.subject, *(number(point.each) for point in one.points), f"{one.ratio:.3f}" if one.ratio else "",
                 f"{whole.growth:.2f}", f"{whole.at_most:.2f}",
                 f"{step.growth:.2f}", name_of(name, step.after.size), f"{step.at_most:.2f}", verdict(one, one.met),
             ])
