@@ -244,29 +244,48 @@ void memfile_debugfs_remove(struct dentry *dir)
 	debugfs_remove(dir);
 }
 
-s64 __percpu *memfile_alloc_counts(unsigned int n)
+static atomic64_t *early_count(struct memfile_counts *counts, size_t which)
 {
-	return __alloc_percpu_gfp(array_size(n, sizeof(s64)), sizeof(s64),
-				  GFP_KERNEL_ACCOUNT);
+	return (atomic64_t *)(counts + 1) + which;
 }
 
-void memfile_free_counts(s64 __percpu *counts)
+/* Without memory nothing changes. */
+void memfile_spread_counts(struct memfile_counts *counts, unsigned int n)
 {
-	free_percpu(counts);
+	s64 __percpu *cpus = __alloc_percpu_gfp(array_size(n, sizeof(s64)),
+						sizeof(s64), GFP_KERNEL_ACCOUNT);
+
+	/* Another task may have been faster.  Readers follow the pointer. */
+	if (cmpxchg_release(&counts->cpus, NULL, cpus))
+		free_percpu(cpus);
 }
 
-void memfile_add_count(s64 __percpu *counts, size_t which, s64 n)
+void memfile_free_counts(struct memfile_counts *counts)
 {
-	this_cpu_add(counts[which], n);
+	if (counts->cpus)
+		free_percpu(counts->cpus);
 }
 
-s64 memfile_sum_count(s64 __percpu *counts, size_t which)
+void memfile_add_count(struct memfile_counts *counts, size_t which, s64 n)
 {
-	s64 sum = 0;
+	s64 __percpu *cpus = READ_ONCE(counts->cpus);
+
+	if (likely(cpus))
+		this_cpu_add(cpus[which], n);
+	else
+		atomic64_add(n, early_count(counts, which));
+}
+
+s64 memfile_sum_count(struct memfile_counts *counts, size_t which)
+{
+	s64 __percpu *cpus = READ_ONCE(counts->cpus);
+	s64 sum = atomic64_read(early_count(counts, which));
 	int cpu;
 
+	if (!cpus)
+		return sum;
 	for_each_possible_cpu(cpu)
-		sum += READ_ONCE(*per_cpu_ptr(&counts[which], cpu));
+		sum += READ_ONCE(*per_cpu_ptr(&cpus[which], cpu));
 	return sum;
 }
 

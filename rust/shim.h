@@ -74,11 +74,18 @@ void memfile_debugfs_file(struct dentry *dir, const char *name,
 			  memfile_show_t show);
 void memfile_debugfs_remove(struct dentry *dir);
 
-/* Counts, @n of them for each CPU. */
-s64 __percpu *memfile_alloc_counts(unsigned int n);
-void memfile_free_counts(s64 __percpu *counts);
-void memfile_add_count(s64 __percpu *counts, size_t which, s64 n);
-s64 memfile_sum_count(s64 __percpu *counts, size_t which);
+/*
+ * Counts, see percpu.rs: those behind the structure, of type atomic64_t, and once
+ * they are spread as many for each CPU.
+ */
+struct memfile_counts {
+	s64 __percpu *cpus;
+};
+
+void memfile_spread_counts(struct memfile_counts *counts, unsigned int n);
+void memfile_free_counts(struct memfile_counts *counts);
+void memfile_add_count(struct memfile_counts *counts, size_t which, s64 n);
+s64 memfile_sum_count(struct memfile_counts *counts, size_t which);
 
 /* Tracepoints, see trace.h. */
 void memfile_trace_get_pfn(struct inode *inode, pgoff_t index,

@@ -1,41 +1,82 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counts that each CPU keeps for itself.
+//! Counts that each CPU keeps for itself, once that pays.
 //!
 //! C header: [`include/linux/percpu.h`](srctree/include/linux/percpu.h)
 
 use crate::bindings;
-use core::ptr::NonNull;
+use core::mem::{
+    offset_of,
+    size_of, //
+};
 use kernel::ffi::c_uint;
-use kernel::prelude::*;
+use kernel::sync::atomic::Atomic;
+use kernel::types::Opaque;
 
-/// `N` counts. CPUs that count at the same time do not write to one cache line.
+/// `N` counts, which may grow and shrink. All CPUs count in the same place, until they are spread
+/// ([`Self::spread`]): then each has its own, and CPUs that count at the same time do not write to one
+/// cache line.
 ///
 /// # Invariants
 ///
-/// The pointer is from `memfile_alloc_counts(N)`.
-pub(crate) struct Counts<const N: usize>(NonNull<i64>);
+/// `raw` is a `struct memfile_counts` and `early` the `N` values behind it.
+#[repr(C)]
+pub(crate) struct Counts<const N: usize> {
+    raw: Opaque<bindings::memfile_counts>,
+    early: [Atomic<i64>; N],
+}
 
 // SAFETY: Any task may free the counts.
 unsafe impl<const N: usize> Send for Counts<N> {}
-// SAFETY: A CPU adds to its own counts only, in one instruction.
+// SAFETY: Whoever counts changes a value in one instruction; C sets the pointer to those of the CPUs
+// once, and reads it as one.
 unsafe impl<const N: usize> Sync for Counts<N> {}
 
 impl<const N: usize> Counts<N> {
-    /// All of them 0. Charged to the memory cgroup of the task. Sleeps.
-    pub(crate) fn new() -> Result<Self> {
-        let n = c_uint::try_from(N)?;
-        // SAFETY: The caller may sleep.
-        let counts = NonNull::new(unsafe { bindings::memfile_alloc_counts(n) }).ok_or(ENOMEM)?;
-        // INVARIANT: They are from there.
-        Ok(Self(counts))
+    const ADJACENT: () = assert!(
+        offset_of!(Self, early) == size_of::<bindings::memfile_counts>(),
+        "C does not find the array"
+    );
+
+    /// All of them 0.
+    pub(crate) fn new() -> Self {
+        let () = Self::ADJACENT;
+        // INVARIANT: The array follows, as asserted above.
+        Self {
+            raw: Opaque::new(bindings::memfile_counts::default()),
+            early: [const { Atomic::new(0) }; N],
+        }
+    }
+
+    /// Derived from all of `self`, because C also writes to the array.
+    fn as_ptr(&self) -> *mut bindings::memfile_counts {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+
+    /// From now on each CPU has its own, unless there is no memory for that. Charged to the memory
+    /// cgroup of the task. Sleeps.
+    #[inline(always)] // It runs at each fault, and has work at the first one.
+    pub(crate) fn spread(&self) {
+        // SAFETY: The field is valid; the volatile read is READ_ONCE() of C.
+        let cpus = unsafe { (&raw const (*self.as_ptr()).cpus).read_volatile() };
+        if cpus.is_null() {
+            self.make_cpus();
+        }
+    }
+
+    #[cold]
+    fn make_cpus(&self) {
+        if let Ok(n) = c_uint::try_from(N) {
+            // SAFETY: Valid by the type invariant; the caller may sleep.
+            unsafe { bindings::memfile_spread_counts(self.as_ptr(), n) };
+        }
     }
 
     /// Adds `n` to the count `which`; nothing if there is none. Any context.
     pub(crate) fn add(&self, which: usize, n: i64) {
         if which < N {
             // SAFETY: By the type invariant there are `N` counts.
-            unsafe { bindings::memfile_add_count(self.0.as_ptr(), which, n) };
+            unsafe { bindings::memfile_add_count(self.as_ptr(), which, n) };
         }
     }
 
@@ -46,14 +87,13 @@ impl<const N: usize> Counts<N> {
             return 0;
         }
         // SAFETY: By the type invariant there are `N` counts.
-        unsafe { bindings::memfile_sum_count(self.0.as_ptr(), which) }
+        unsafe { bindings::memfile_sum_count(self.as_ptr(), which) }
     }
 }
 
 impl<const N: usize> Drop for Counts<N> {
     fn drop(&mut self) {
-        // SAFETY: They are from `memfile_alloc_counts()` by the type invariant, and nobody uses them
-        // any more.
-        unsafe { bindings::memfile_free_counts(self.0.as_ptr()) };
+        // SAFETY: Valid by the type invariant, and nobody counts any more.
+        unsafe { bindings::memfile_free_counts(self.as_ptr()) };
     }
 }

@@ -27,10 +27,7 @@ use kernel::sync::atomic::{
     Atomic,
     Relaxed, //
 };
-use kernel::sync::{
-    Arc,
-    SetOnce, //
-};
+use kernel::sync::Arc;
 
 macro_rules! events {
     ($($(#[$doc:meta])* $event:ident = $name:literal,)*) => {
@@ -45,47 +42,23 @@ macro_rules! events {
     };
 }
 
-/// A value for each event, in the order of [`NAMES`].
-type Sums = [Atomic<i64>; NAMES.len()];
-
-/// Of files that are gone.
-static GONE: Sums = no_events();
+/// The sums of files that are gone.
+static GONE: [Atomic<i64>; NAMES.len()] = [const { Atomic::new(0) }; NAMES.len()];
 
 /// Numbers the files.
 static SERIAL: Atomic<i64> = Atomic::new(0);
-
-const fn no_events() -> Sums {
-    [const { Atomic::new(0) }; NAMES.len()]
-}
 
 /// The counters of one file, and its numbers.
 pub(crate) struct File {
     serial: i64,
     ino: u64,
-    /// What was counted before there were `cpus`.
-    early: Sums,
-    /// The counters of each CPU, once a consumer has asked for a page. Most files that nobody uses
-    /// for long never need them.
-    cpus: SetOnce<Counts<{ NAMES.len() }>>,
+    counts: Counts<{ NAMES.len() }>,
 }
 
 impl File {
     /// The value of each counter, in the order of [`NAMES`].
     fn values(&self) -> impl Iterator<Item = i64> + '_ {
-        let cpus = self.cpus.as_ref();
-        self.early.iter().enumerate().map(move |(event, early)| {
-            let later = cpus.map_or(0, |counts| counts.sum(event));
-            early.load(Relaxed).wrapping_add(later)
-        })
-    }
-
-    fn add(&self, event: Event, n: i64) {
-        let event = event as usize;
-        if let Some(counts) = self.cpus.as_ref() {
-            counts.add(event, n);
-        } else if let Some(early) = self.early.get(event) {
-            early.fetch_add(n, Relaxed);
-        }
+        (0..NAMES.len()).map(|event| self.counts.sum(event))
     }
 }
 
@@ -117,8 +90,7 @@ impl Entry {
         let file = File {
             serial: SERIAL.fetch_add(1, Relaxed),
             ino,
-            early: no_events(),
-            cpus: SetOnce::new(),
+            counts: Counts::new(),
         };
         let file = Arc::new(file, GFP_KERNEL)?;
         // Not under the lock: allocation may reclaim, and eviction takes the lock.
@@ -130,31 +102,20 @@ impl Entry {
 }
 
 impl Entry {
-    /// Many CPUs may count from now on. Without memory they all use the same counters, until the
-    /// next call. Sleeps.
+    /// Many CPUs may count from now on. Sleeps.
     #[inline(always)] // It runs at each fault.
     pub(crate) fn spread(&self) {
-        if self.0.cpus.as_ref().is_none() {
-            self.make_counters_of_cpus();
-        }
-    }
-
-    #[cold]
-    fn make_counters_of_cpus(&self) {
-        if let Ok(counts) = Counts::new() {
-            // Another task may have been faster; its counters are as good.
-            self.0.cpus.populate(counts);
-        }
+        self.0.counts.spread();
     }
 
     /// One more. Any context.
     pub(crate) fn count(&self, event: Event) {
-        self.0.add(event, 1);
+        self.0.counts.add(event as usize, 1);
     }
 
     /// One less: the event was undone. Any context.
     pub(crate) fn uncount(&self, event: Event) {
-        self.0.add(event, -1);
+        self.0.counts.add(event as usize, -1);
     }
 }
 
@@ -184,17 +145,9 @@ impl Show for Totals {
 
     fn show(seq: &SeqFile) {
         let files = FILES.lock();
-        let mut sums = [0i64; NAMES.len()];
-        for (sum, gone) in sums.iter_mut().zip(&GONE) {
-            *sum = gone.load(Relaxed);
-        }
-        for file in files.iter() {
-            for (sum, value) in sums.iter_mut().zip(file.values()) {
-                *sum = sum.wrapping_add(value);
-            }
-        }
-        for (name, sum) in NAMES.iter().zip(sums) {
-            seq_print!(seq, "{name} {sum}\n");
+        for (event, (name, gone)) in NAMES.iter().zip(&GONE).enumerate() {
+            let there: i64 = files.iter().map(|file| file.counts.sum(event)).sum();
+            seq_print!(seq, "{name} {}\n", gone.load(Relaxed).wrapping_add(there));
         }
     }
 }
