@@ -30,6 +30,7 @@ pub static SUITE: Suite = suite!(
         pages_stay_pinned_when_their_slot_is_deleted,
         pages_stay_pinned_when_their_vm_is_gone,
         huge_pages_stay_pinned_when_their_slot_is_deleted,
+        last_unbinding_looks_at_no_page,
         pages_leave_movable_memory_when_they_are_pinned,
     ]
 );
@@ -358,6 +359,22 @@ fn huge_pages_stay_pinned_when_their_slot_is_deleted() -> CaseResult {
 
 fn pages_stay_pinned_when_their_vm_is_gone() -> CaseResult {
     pressed_while(|s, work| s.pass_on_after(PINNED, work))
+}
+
+/// What the pages were promised holds (rule 8), so nothing has to be done to each of them while
+/// KVM holds `slots_lock`. Pages that change their promise are looked up in lists of the reclaim,
+/// which counts them.
+fn last_unbinding_looks_at_no_page() -> CaseResult {
+    for flags in [PINNED, MOVABLE, RECLAIMABLE, BOTH] {
+        let (s, _) = guest(flags)?;
+        let before = mem::vmstat("unevictable_pgs_scanned")?;
+        s.vm.raw_delete(s.slot.id)?;
+        // Few, because others may unlock memory of theirs.
+        let scanned = mem::vmstat("unevictable_pgs_scanned")? - before;
+        ensure!(scanned < SIZE / PAGE / 2, "flags {flags:#x}: {scanned} pages were looked at");
+        s.bind_again()?;
+    }
+    Ok(())
 }
 
 /// Pages that were movable, and are bound again as pinned, do not stay in the movable zone.
