@@ -249,15 +249,20 @@ static atomic64_t *early_count(struct memfile_counts *counts, size_t which)
 	return (atomic64_t *)(counts + 1) + which;
 }
 
-/* Without memory nothing changes. */
+/*
+ * Nobody waits, and nobody is killed, for counts: without memory nothing changes,
+ * and nobody tries again.
+ */
 void memfile_spread_counts(struct memfile_counts *counts, unsigned int n)
 {
-	s64 __percpu *cpus = __alloc_percpu_gfp(array_size(n, sizeof(s64)),
-						sizeof(s64), GFP_KERNEL_ACCOUNT);
+	const gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN;
+	s64 __percpu *cpus;
 
-	/* Another task may have been faster.  Readers follow the pointer. */
-	if (cmpxchg_release(&counts->cpus, NULL, cpus))
-		free_percpu(cpus);
+	if (READ_ONCE(counts->tried) || xchg(&counts->tried, true))
+		return;
+	cpus = __alloc_percpu_gfp(array_size(n, sizeof(s64)), sizeof(s64), gfp);
+	/* Readers follow the pointer. */
+	smp_store_release(&counts->cpus, cpus);
 }
 
 void memfile_free_counts(struct memfile_counts *counts)

@@ -75,11 +75,13 @@ void memfile_debugfs_file(struct dentry *dir, const char *name,
 void memfile_debugfs_remove(struct dentry *dir);
 
 /*
- * Counts, see percpu.rs: those behind the structure, of type atomic64_t, and once
- * they are spread as many for each CPU.
+ * Counts, see percpu.rs, which puts an array of atomic64_t behind this (bindgen's
+ * arrays without a length are not for the kernel).  @tried: there was an attempt
+ * to make those of the CPUs.
  */
 struct memfile_counts {
 	s64 __percpu *cpus;
+	u64 tried;
 };
 
 void memfile_spread_counts(struct memfile_counts *counts, unsigned int n);

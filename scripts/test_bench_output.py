@@ -150,7 +150,7 @@ class TheGrowth(unittest.TestCase):
         self.assertEqual({len(line) for line in lines}, {len(lines[0])})
         self.assertEqual([line[-1] for line in lines[1:]], ["", "met", "missed"])
 
-    def test_growth_shows_the_largest_part_of_what_guest_memfd_takes(self) -> None:
+    def test_growth_shows_the_largest_ratio_to_guest_memfd(self) -> None:
         theirs = [{**one, "subject": "guest_memfd"} for one in (point(1, 1000), point(2, 2000))]
         found = growth.series({"growth": [point(1, 900), point(2, 2100), *theirs]}, {}, SYMBOLS)
         lines = growth.tables(found)[0].lines

@@ -145,25 +145,28 @@ impl Invalidations {
         self.head = inv.0.as_ptr();
     }
 
-    /// Removes `inv`, if it is in this list; it is in no other.
+    /// Removes `inv`, if it is in this list.
     pub(crate) fn remove(&mut self, inv: Invalidation) {
-        // SAFETY: Valid by the type invariant of `Invalidation`, and so are its neighbours by that of
-        // this type if it is in the list.
-        unsafe {
-            let raw = inv.0.as_ptr();
-            if (*raw).seq == 0 {
-                return;
-            }
-            let (next, prev) = ((*raw).next, (*raw).prev);
-            match NonNull::new(prev) {
-                Some(prev) => (*prev.as_ptr()).next = next,
-                None => self.head = next,
-            }
-            if let Some(next) = NonNull::new(next) {
-                (*next.as_ptr()).prev = prev;
-            }
-            (*raw).seq = 0;
+        let raw = inv.0.as_ptr();
+        // SAFETY: Valid by the type invariant of `Invalidation`.
+        let (seq, next, prev) = unsafe { ((*raw).seq, (*raw).next, (*raw).prev) };
+        if seq == 0 {
+            return;
         }
+        match NonNull::new(prev) {
+            // SAFETY: A record with a `seq` is in a list, and so its neighbours are valid by the type
+            // invariant. If that is another list, it stays whole.
+            Some(prev) => unsafe { (*prev.as_ptr()).next = next },
+            None if self.head == raw => self.head = next,
+            // The first one of another list.
+            None => return,
+        }
+        if let Some(next) = NonNull::new(next) {
+            // SAFETY: As above.
+            unsafe { (*next.as_ptr()).prev = prev };
+        }
+        // SAFETY: Valid by the type invariant of `Invalidation`.
+        unsafe { (*raw).seq = 0 };
     }
 
     /// Is `hold` true of the scope of any of them?

@@ -19,7 +19,8 @@ use kernel::types::Opaque;
 ///
 /// # Invariants
 ///
-/// `raw` is a `struct memfile_counts` and `early` the `N` values behind it.
+/// `raw` is a `struct memfile_counts` and `early` the `N` values behind it. Its `cpus` is null or
+/// was made by `memfile_spread_counts()` for `N` counts, and does not change any more then.
 #[repr(C)]
 pub(crate) struct Counts<const N: usize> {
     raw: Opaque<bindings::memfile_counts>,
@@ -35,13 +36,13 @@ unsafe impl<const N: usize> Sync for Counts<N> {}
 impl<const N: usize> Counts<N> {
     const ADJACENT: () = assert!(
         offset_of!(Self, early) == size_of::<bindings::memfile_counts>(),
-        "C does not find the array"
+        "C has the array elsewhere"
     );
 
     /// All of them 0.
     pub(crate) fn new() -> Self {
         let () = Self::ADJACENT;
-        // INVARIANT: The array follows, as asserted above.
+        // INVARIANT: The array is there, as asserted above, and `cpus` is null.
         Self {
             raw: Opaque::new(bindings::memfile_counts::default()),
             early: [const { Atomic::new(0) }; N],
@@ -53,8 +54,8 @@ impl<const N: usize> Counts<N> {
         core::ptr::from_ref(self).cast_mut().cast()
     }
 
-    /// From now on each CPU has its own, unless there is no memory for that. Charged to the memory
-    /// cgroup of the task. Sleeps.
+    /// From now on each CPU has its own, unless there is no memory for that; only the first call
+    /// tries. Charged to the memory cgroup of that task. Sleeps.
     #[inline(always)] // It runs at each fault, and has work at the first one.
     pub(crate) fn spread(&self) {
         // SAFETY: The field is valid; the volatile read is READ_ONCE() of C.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The tracepoints of `trace.h`. A disabled one costs an instruction that does nothing, as in C.
+//! The tracepoints of `trace.h`. A disabled one costs an instruction that does nothing, as in C; on
+//! a kernel without `CONFIG_JUMP_LABEL` a call.
 
 use super::inode::Inode;
 use crate::bindings;
@@ -14,9 +15,10 @@ macro_rules! enabled {
         {
             #[allow(improper_ctypes)] // The kernel crate says the same of its own.
             unsafe extern "C" {
-                static $point: kernel::bindings::tracepoint;
+                static mut $point: kernel::bindings::tracepoint;
             }
-            // SAFETY: `trace.h` defines it; the static key of a tracepoint may always be asked.
+            // SAFETY: `shim.c` defines it. The static key of a tracepoint may always be asked; only its
+            // address is taken here.
             unsafe {
                 kernel::jump_label::static_branch_unlikely!(
                     $point,

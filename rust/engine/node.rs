@@ -21,6 +21,9 @@
 //! last reference to a node takes it, under a folio lock if that task swaps out. Its holder takes
 //! no other lock and allocates nothing.
 //!
+//! The first page that a consumer asks for makes counters for each CPU ([`stats::Entry::spread`]),
+//! which takes percpu's `pcpu_alloc_mutex`, under none of the above.
+//!
 //! Registration allocates and migrates under 1, where pages have to leave areas for movable memory.
 //! So a task that holds a folio lock, or is in reclaim, must not take `slots_lock` or
 //! `slots_arch_lock`.

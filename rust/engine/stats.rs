@@ -145,9 +145,17 @@ impl Show for Totals {
 
     fn show(seq: &SeqFile) {
         let files = FILES.lock();
-        for (event, (name, gone)) in NAMES.iter().zip(&GONE).enumerate() {
-            let there: i64 = files.iter().map(|file| file.counts.sum(event)).sum();
-            seq_print!(seq, "{name} {}\n", gone.load(Relaxed).wrapping_add(there));
+        let mut sums = [0i64; NAMES.len()];
+        for (sum, gone) in sums.iter_mut().zip(&GONE) {
+            *sum = gone.load(Relaxed);
+        }
+        for file in files.iter() {
+            for (sum, value) in sums.iter_mut().zip(file.values()) {
+                *sum = sum.wrapping_add(value);
+            }
+        }
+        for (name, sum) in NAMES.iter().zip(sums) {
+            seq_print!(seq, "{name} {sum}\n");
         }
     }
 }

@@ -118,7 +118,7 @@ class Series:
 
     @property
     def ratio(self) -> float | None:
-        """The largest part of guest_memfd's cost, over the sizes; not judged, the rows of both are."""
+        """The largest ratio to guest_memfd's cost, over the sizes; not judged, the rows of both are."""
         theirs = {point.size: point.cost for point in self.reference.points} if self.reference else {}
         return max((point.cost / theirs[point.size] for point in self.points if theirs.get(point.size)), default=None)
 
