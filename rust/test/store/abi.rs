@@ -69,7 +69,7 @@ pub(crate) fn hard_error(pfn: usize) -> Result {
 }
 
 /// Pins a page of the memfd with descriptor `fd` for a device, and lets go of it. Sleeps. The errors
-/// are those of `memfd_pin_folios()`.
+/// are those of `memfd_pin_folios()`, and `EUCLEAN` for a page that nobody has cleared.
 pub(crate) fn pin(fd: u32) -> Result {
     // SAFETY: Takes any number.
     to_result(unsafe { bindings::memfile_store_pin(fd) })

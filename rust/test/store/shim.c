@@ -66,7 +66,10 @@ int memfile_store_hard_error(unsigned long pfn)
 	return err ?: set_mce_nospec(pfn);
 }
 
-/* Pin the first page of a memfd for a device, as udmabuf does, and let go of it. */
+/*
+ * Pin the first page of a memfd for a device, as udmabuf does, and let go of it.
+ * EUCLEAN: the device would have seen what was there before.
+ */
 int memfile_store_pin(unsigned int fd)
 {
 	struct folio *folio;
@@ -78,8 +81,11 @@ int memfile_store_pin(unsigned int fd)
 	if (fd_empty(f))
 		return -EBADF;
 	n = memfd_pin_folios(fd_file(f), 0, PAGE_SIZE - 1, &folio, 1, &offset);
-	if (n == 1)
+	if (n == 1) {
+		if (!folio_test_uptodate(folio))
+			n = -EUCLEAN;
 		unpin_folio(folio);
+	}
 	return n < 0 ? n : 0;
 }
 

@@ -3,6 +3,7 @@
 //! that page.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -11,9 +12,11 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::consumer::{Consumer, Event, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
 use crate::pressure::{self, Frame, Idle, Trace, frames};
-use crate::support::setup::{BOTH, GUEST, PINNED, Setup};
+use crate::skip::skip;
+use crate::support::setup::{BOTH, GUEST, PINNED, SHARED, SLOT, Setup, fill_view, vm_with_flags};
 use crate::sys::*;
-use crate::{HUGE, MIB, PAGE, suite};
+use crate::vm::Private;
+use crate::{GIB, HUGE, MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
     "aging",
@@ -22,6 +25,8 @@ pub static SUITE: Suite = suite!(
         faults_do_not_wait_for_it,
         large_folio_is_asked_for_at_once,
         use_of_a_shared_page_is_not_use_of_the_private_one,
+        look_at_a_shared_page_does_not_make_the_private_one_idle,
+        look_at_a_huge_shared_page_makes_no_private_one_idle,
     ]
 );
 
@@ -151,6 +156,105 @@ fn use_of_a_shared_page_is_not_use_of_the_private_one() -> CaseResult {
             s.vcpu.load(at)?;
         }
         ensure!(!idle.get(head)?, "use of the private page did not count, huge pages {huge}");
+    }
+    Ok(())
+}
+
+/// The host asks for the page that the VMM has at the address of a private one.
+fn look_at_a_shared_page_does_not_make_the_private_one_idle() -> CaseResult {
+    let idle = Idle::open()?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let (mut s, frames) = guest(BOTH)?;
+        let folio = if huge == "always" { HUGE } else { PAGE };
+        fill_view(&s.slot, SHARED);
+        let shared = pressure::mapped_frames(&s.slot.view)?;
+        ensure!(shared.len() as u64 == SIZE / PAGE, "{} pages are there", shared.len());
+        let known = |at: u64| {
+            let private = frames.get(&(at / folio * folio))?.pfn;
+            let shared = shared[(at / PAGE) as usize];
+            (idle.knows(private) && idle.knows(shared)).then_some((at, private, shared))
+        };
+        let at = (37 * PAGE..SIZE).step_by(PAGE as usize).find_map(known);
+        let (at, private, shared) = at.context("the bitmap knows no page of both sides")?;
+        let at = s.slot.gpa + at;
+        for round in 0..2 {
+            idle.mark_all([private, shared])?;
+            s.vcpu.load(at)?;
+            let shared_idle = idle.get(shared)?;
+            ensure!(
+                !idle.get(private)?,
+                "the private page is idle, as the shared one was looked at; the shared one is idle: \
+                 {shared_idle}, huge pages {huge}, round {round}"
+            );
+            ensure!(shared_idle, "use of the private page counted, huge pages {huge}");
+        }
+        // It still counts if it is used itself.
+        s.vm.set_shared(at, PAGE)?;
+        idle.mark_all([private, shared])?;
+        s.vcpu.load(at)?;
+        ensure!(!idle.get(shared)?, "use of the shared page did not count, huge pages {huge}");
+        ensure!(idle.get(private)?, "use of the shared page counted, huge pages {huge}");
+    }
+    Ok(())
+}
+
+/// Of a huge page of the VMM the guest sees a part; the rest is at the addresses of private pages.
+fn look_at_a_huge_shared_page_makes_no_private_one_idle() -> CaseResult {
+    let idle = Idle::open()?;
+    let _files = pressure::base_pages()?;
+    let _anonymous = pressure::anonymous_huge("madvise")?;
+    let (gpa, pages) = (4 * GIB, HUGE / PAGE);
+    let vm = vm_with_flags(PINNED)?;
+    let fd = memfile(HUGE)?;
+    let view = Mapping::anonymous_aligned(HUGE, HUGE)?;
+    view.madvise(0, HUGE, libc::MADV_HUGEPAGE).context("MADV_HUGEPAGE")?;
+    let slot = vm.add(SLOT, gpa, view, Some((Private::Memfile, fd.as_fd(), 0)))?;
+    fill_view(&slot, SHARED);
+    let view = pressure::mapped_frames(&slot.view)?;
+    let shared = *view.first().context("nothing is mapped")?;
+    if !view.iter().copied().eq(shared..shared + pages) || !idle.knows(shared) {
+        return skip("the VMM got no huge page that the bitmap knows");
+    }
+    let mut vcpu = vm.vcpu(0)?;
+    vm.set_private(gpa, HUGE)?;
+    vcpu.fill(gpa, HUGE, GUEST)?;
+    let frames = frames(&vcpu, &slot, &fd)?;
+    for range in [0..256, 256..512, 100..101, 1..511] {
+        let (start, end) = (range.start * PAGE, range.end * PAGE);
+        vm.set_shared(gpa, HUGE)?;
+        vm.set_private(gpa + start, end - start)?;
+        let private: Vec<_> = frames.range(start..end).map(|(_, frame)| frame.pfn).collect();
+        ensure!(private.len() as u64 == range.end - range.start, "{} frames", private.len());
+        let known: Vec<_> = private.iter().copied().filter(|pfn| idle.knows(*pfn)).collect();
+        ensure!(!known.is_empty(), "the bitmap knows no private page");
+        // KVM has all of them mapped.
+        for (from, to, side) in [(0, start, SHARED), (start, end, GUEST), (end, HUGE, SHARED)] {
+            vcpu.verify_pages(gpa + from, to - from, side)?;
+        }
+
+        idle.mark_all(known.iter().copied().chain([shared]))?;
+        vcpu.verify_pages(gpa + start, end - start, GUEST)?;
+        let shared_idle = idle.get(shared)?;
+        for pfn in &known {
+            ensure!(
+                !idle.get(*pfn)?,
+                "a private page is idle, as the shared one was looked at; the shared one is idle: \
+                 {shared_idle}, private pages {range:?}"
+            );
+        }
+        ensure!(shared_idle, "use of private pages {range:?} counted");
+
+        // The last page that the guest sees of it.
+        idle.mark_all(known.iter().copied().chain([shared]))?;
+        vcpu.load(gpa + if end < HUGE { HUGE } else { start } - PAGE)?;
+        ensure!(
+            !idle.get(shared)?,
+            "use of the shared page did not count, private pages {range:?}"
+        );
+        for pfn in &known {
+            ensure!(idle.get(*pfn)?, "use of the shared page counted, private pages {range:?}");
+        }
     }
     Ok(())
 }

@@ -6,8 +6,9 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::consumer::{Consumer, Mode, Span};
 use crate::guest::Command;
@@ -54,6 +55,7 @@ pub static SUITE: Suite = suite!(
         fallocate_after_binding_takes_pages_out,
         prefault_flushes_once_for_many_pages,
         prefault_allocates_what_it_maps,
+        page_that_nobody_wrote_is_not_dropped_while_it_is_hidden: 120,
         allocation_that_fails_changes_nothing: 120,
         batch_without_memory_is_made_page_by_page: 240,
         binding_that_fails_can_be_repeated: 120,
@@ -589,6 +591,88 @@ fn prefault_allocates_what_it_maps() -> CaseResult {
     hidden.expect(59 + 8, "8 pages up to the end")?;
     ensure!(allocated(&s.fd)? == (59 + 8) * PAGE, "pages that nobody maps");
     Ok(())
+}
+
+fn page_that_nobody_wrote_is_not_dropped_while_it_is_hidden() -> CaseResult {
+    type Drop = fn(&OwnedFd) -> CaseResult;
+    let memory = memory()?;
+    let drops: [(&str, Drop); 2] = [
+        ("drop_caches", |_| pressure::drop_caches()),
+        ("fadvise", |fd| fadvise(fd, 0, 0, libc::POSIX_FADV_DONTNEED).context("fadvise")),
+    ];
+    for (name, drop_clean) in drops {
+        for huge in ["never", "always"] {
+            let _huge = pressure::shmem_huge(huge)?;
+            let when = format!("{name}, huge pages {huge}");
+            on_cpu(0, || drop_unwritten(&memory, drop_clean, &when))?;
+        }
+    }
+    Ok(())
+}
+
+/// Do `work` in a thread on that CPU, or on any if there is no such CPU.
+fn on_cpu(cpu: usize, work: impl FnOnce() -> CaseResult + Send) -> CaseResult {
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let _ = run_on_cpu(cpu);
+            work()
+        });
+        worker.join().map_err(|_| anyhow!("the thread panicked"))?
+    })
+}
+
+/// KVM_MEMFILE_POPULATE stops at a page that it has no content for. The next ones are hidden already,
+/// and clean. `drop_clean` must not give the page allocator what cannot be written to.
+fn drop_unwritten(
+    memory: &Memory,
+    drop_clean: impl FnOnce(&OwnedFd) -> CaseResult + Send,
+    when: &str,
+) -> CaseResult {
+    const BATCH: u64 = 64 * PAGE;
+    // The page that is written is on a huge page of its own.
+    const START: u64 = HUGE - PAGE;
+    const END: u64 = START + BATCH;
+    let (hidden, absent) = (Hidden::now()?, memory.absent()?);
+    let vm = Vm::protected()?;
+    vm.raw_enable_cap(KVM_CAP_MEMFILE, HIDDEN)?;
+    let fd = memfile(SIZE)?;
+    let slot = vm.add_private(SLOT, 4 * GIB, SIZE, Private::Memfile, &fd, 0)?;
+    vm.set_private(slot.gpa, SIZE)?;
+    let source = small_pages(BATCH)?;
+    for offset in (0..BATCH).step_by(8) {
+        source.store(offset, GUEST.word(slot.gpa + START + offset));
+    }
+    let populate = |gpa, source| vm.raw_populate(gpa, slot.gpa + END - gpa, source);
+    source.protect(PAGE, BATCH - PAGE, libc::PROT_NONE).context("mprotect")?;
+    let (result, left) = populate(slot.gpa + START, source.addr());
+    expect_errno("one page of a source", result, &[Errno::EFAULT])?;
+    ensure!(left == BATCH - PAGE, "{left:#x} bytes left");
+    let pages = mem::resident_pages(&fd)?;
+    hidden.expect(pages, "announced")?;
+
+    // Frames that a CPU frees are its own first: the allocations here get none of them so far.
+    on_cpu(1, || drop_clean(&fd))?;
+    let left = mem::resident_pages(&fd)?;
+    println!("{when}: {left} of {pages} pages are left");
+    hidden.expect(left, when)?;
+    memory.expect_absent(absent + left, when)?;
+    let others = small_pages(64 * MIB)?;
+    for offset in (0..others.len()).step_by(PAGE as usize) {
+        others.store(offset, 1);
+    }
+    drop(others);
+
+    source.protect(PAGE, BATCH - PAGE, libc::PROT_READ).context("mprotect")?;
+    let (result, left) = populate(slot.gpa + START + PAGE, source.addr() + PAGE);
+    result.with_context(|| format!("{when}: the rest, {left:#x} bytes left"))?;
+    let mut vcpu = vm.vcpu(0)?;
+    vcpu.verify(slot.gpa, START, Pattern::ZERO)?;
+    vcpu.verify(slot.gpa + START, BATCH, GUEST)?;
+    vcpu.verify(slot.gpa + END, SIZE - END, Pattern::ZERO)?;
+    hidden.expect(PAGES, "all are touched")?;
+    drop((vcpu, slot, vm, fd));
+    hidden.expect(0, "the VM is gone")?;
+    memory.expect_absent(absent, when)
 }
 
 /// The direct map has to be split, which needs memory.

@@ -16,7 +16,7 @@ use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
 use crate::sys::{Errno, Mapping};
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
-use crate::vm::{Exit, Vcpu, Vm, small_pages};
+use crate::vm::{CONVERT_BY, Exit, Vcpu, Vm, small_pages};
 use crate::{GIB, MIB, PAGE, conformance};
 
 conformance!(
@@ -33,6 +33,7 @@ conformance!(
         access_completes_after_conversion_to_private,
         slot_deleted_and_made_again_has_its_content,
         private_access_where_there_was_emulated_io,
+        private_access_to_no_slot_where_there_was_emulated_io,
         conversion_that_overtakes_a_fault_names_the_page,
     ],
     huge: all,
@@ -181,6 +182,33 @@ fn private_access_where_there_was_emulated_io(on: &'static Backend) -> CaseResul
         }
         let got = vcpu.load(GIB).context("load")?;
         ensure!(got == if write { 7 } else { 0 }, "the guest loads {got:#x}");
+    }
+    Ok(())
+}
+
+/// The same where no slot comes, for the vCPU that did the I/O and for another.
+fn private_access_to_no_slot_where_there_was_emulated_io(_: &'static Backend) -> CaseResult {
+    for by in CONVERT_BY {
+        let vm = Vm::protected()?;
+        if !vm.conversions().contains(&by) {
+            continue;
+        }
+        let mut vcpus = [vm.vcpu(0)?, vm.vcpu(1)?];
+        let io = |vcpu: &mut Vcpu| -> CaseResult {
+            let exit = vcpu.start(Command::Store, &[GIB + 8, 1])?;
+            ensure!(exit == Exit::Mmio { gpa: GIB + 8, write: true }, "{exit:x?}");
+            ensure!(vcpu.run()? == Exit::Done);
+            Ok(())
+        };
+        for round in 0..2 {
+            io(&mut vcpus[0]).with_context(|| format!("shared, {by:?}, round {round}"))?;
+            vm.convert(by, GIB, MIB, true)?;
+            for vcpu in &mut vcpus {
+                expect_private_exits(vcpu, GIB + 8)
+                    .with_context(|| format!("private, {by:?}, round {round}"))?;
+            }
+            vm.convert(by, GIB, MIB, false)?;
+        }
     }
     Ok(())
 }

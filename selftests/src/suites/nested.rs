@@ -14,9 +14,11 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
-use crate::pressure::base_pages;
+use crate::pressure::{Idle, base_pages, frames, mapped_frames};
 use crate::support::nested::{self, EXIT_HLT, EXIT_NPF};
-use crate::support::setup::{LAYOUTS, Layout, PINNED, PORT, SLOT, Setup, fill_view_part};
+use crate::support::setup::{
+    GUEST, LAYOUTS, Layout, PINNED, PORT, SHARED, SLOT, Setup, fill_view_part,
+};
 use crate::support::uffd::Userfault;
 use crate::sys::*;
 use crate::vm::{CONVERT_BY, Exit, Private, small_pages};
@@ -26,6 +28,8 @@ pub static SUITE: Suite = suite!(
     "nested",
     [
         nested_guest_runs_in_private_memory,
+        nested_guest_gets_no_shared_page_beside_a_shared_one,
+        look_at_a_shared_page_does_not_hide_what_a_nested_guest_uses,
         control_block_in_private_memory_is_refused,
         private_page_tables_are_not_shadowed,
         private_page_tables_are_not_walked_without_access,
@@ -64,6 +68,93 @@ fn nested_guest_runs_in_private_memory() -> CaseResult {
     s.vcpu.store(gpa, nested::HLT)?;
     let exit = nested::run(&s.vm, &mut s.vcpu)?;
     ensure!(exit == EXIT_HLT, "in a new page the nested guest exits with {exit:#x}");
+    Ok(())
+}
+
+/// Let the nested guest load a word or, if there is one, store it; what it has in `eax` then.
+fn access(s: &mut Setup, gpa: u64, word: Option<u32>) -> Result<u32> {
+    nested::prepare_access(&s.vm, nested::TABLES, gpa, word);
+    let exit = nested::run(&s.vm, &mut s.vcpu)?;
+    ensure!(exit == EXIT_HLT, "at {gpa:#x} the nested guest exits with {exit:#x}");
+    Ok(nested::number(&s.vm))
+}
+
+/// With a page that a nested guest uses, KVM maps those beside it that are in memory. Here they are,
+/// as the VMM has written to them, but some are private.
+fn nested_guest_gets_no_shared_page_beside_a_shared_one() -> CaseResult {
+    /// As many pages KVM looks at, from a multiple of it on.
+    const BESIDE: u64 = 8;
+    // CAST: The nested guest loads the lower half of a word.
+    let word = |pattern: Pattern, gpa| pattern.word(gpa) as u32;
+    // Shared pages. The nested guest uses the first of them first, then all in their order.
+    let cases: [&[u64]; 7] =
+        [&[0, 1], &[7, 0], &[3, 4], &[3, 0], &[2], &[0, 2], &[4, 0, 1, 5, 6, 7]];
+    let mut s = hypervisor_low()?;
+    let gpa = s.slot.gpa;
+    s.fill_both()?;
+    for (n, shared) in (0..).zip(cases) {
+        let start = gpa + n * BESIDE * PAGE;
+        for page in shared {
+            s.vm.set_shared(start + page * PAGE, PAGE)?;
+        }
+        let pages = shared[..1].iter().copied().chain((0..BESIDE).filter(|n| *n != shared[0]));
+        for page in pages.clone() {
+            let at = start + page * PAGE;
+            let wanted = if shared.contains(&page) { SHARED } else { GUEST };
+            let got = access(&mut s, at, None)?;
+            ensure!(
+                got == word(wanted, at),
+                "shared {shared:?}: in page {page} the nested guest loads {got:#x}, {}",
+                if got == word(SHARED, at) {
+                    "which is in the shared page"
+                } else {
+                    "from nowhere"
+                }
+            );
+        }
+        for page in pages {
+            let at = start + page * PAGE;
+            access(&mut s, at, Some(0x5a5a))?;
+            let seen = s.slot.view.load(at - gpa) != SHARED.word(at);
+            let wanted = shared.contains(&page);
+            ensure!(seen == wanted, "shared {shared:?}: store to page {page}, VMM sees it: {seen}");
+            // CAST: The lower half.
+            let got = s.vcpu.load(at)? as u32;
+            ensure!(got == 0x5a5a, "shared {shared:?}: our guest loads {got:#x} in page {page}");
+        }
+    }
+    Ok(())
+}
+
+/// The host asks for the page that the VMM has at the address of a private one. See
+/// `aging.look_at_a_shared_page_does_not_make_the_private_one_idle`.
+fn look_at_a_shared_page_does_not_hide_what_a_nested_guest_uses() -> CaseResult {
+    let idle = Idle::open()?;
+    let _pages = base_pages()?;
+    let mut s = hypervisor_low()?;
+    s.fill_both()?;
+    let places = frames(&s.vcpu, &s.slot, &s.fd)?;
+    let shared = mapped_frames(&s.slot.view)?;
+    ensure!(shared.len() == places.len(), "{} and {} pages", shared.len(), places.len());
+    let pairs = places.iter().zip(shared).map(|((at, frame), shared)| (*at, frame.pfn, shared));
+    let mut pairs =
+        pairs.filter(|(_, private, shared)| idle.knows(*private) && idle.knows(*shared));
+    let (at, private, shared) = pairs.next().context("the bitmap knows no page of both sides")?;
+    let gpa = s.slot.gpa + at - LOW.offset;
+    // It is mapped the second time.
+    for round in 0..2 {
+        idle.mark_all([private, shared])?;
+        let got = access(&mut s, gpa, None)?;
+        // CAST: The lower half.
+        ensure!(got == GUEST.word(gpa) as u32, "the nested guest loads {got:#x}");
+        let shared_idle = idle.get(shared)?;
+        ensure!(
+            !idle.get(private)?,
+            "the private page is idle, as the shared one was looked at; the shared one is idle: \
+             {shared_idle}, round {round}"
+        );
+        ensure!(shared_idle, "use of the private page counted, round {round}");
+    }
     Ok(())
 }
 

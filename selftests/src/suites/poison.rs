@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A memory error costs the guest one page, with an exit that says so, and no other page (rule 20).
 
+use std::ffi::CString;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
 use crate::pressure::{
     self, Accounts, Cgroup, Counts, Disk, Failing, KPF_DIRTY, KPF_HWPOISON, KPF_SWAPCACHE,
-    KPF_WRITEBACK, Swap, frames,
+    KPF_WRITEBACK, Setting, Swap, frames,
 };
 use crate::support::directmap::{Hidden, memory, pfns};
 use crate::support::setup::{BOTH, GUEST, HIDDEN, MOVABLE, PINNED, RECLAIMABLE, Setup};
@@ -37,6 +38,7 @@ pub static SUITE: Suite = suite!(
         hole_around_a_broken_page_brings_no_neighbour_into_the_map,
         broken_copy_of_a_swapped_page_is_replaced: 120,
         broken_page_that_swap_could_not_take_is_lost: 120,
+        swapoff_ends_at_a_page_with_a_memory_error: 120,
     ]
 );
 
@@ -481,44 +483,110 @@ fn broken_copy_of_a_swapped_page_is_replaced() -> CaseResult {
     anyhow::bail!("no page was in the swap cache, and written")
 }
 
-/// Likewise, but the disk has failed to take it: the only copy is the broken one.
-fn broken_page_that_swap_could_not_take_is_lost() -> CaseResult {
-    let _pages = pressure::base_pages()?;
-    lock_own_memory()?;
-    let swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_millis(1))?)?;
-    let cgroup = Cgroup::enter()?;
-    let mut s = Setup::with_flags(BOTH, SMALL)?;
-    let gpa = s.slot.gpa;
-    s.vcpu.fill(gpa, SMALL, GUEST)?;
-    let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&SMALL_BROKEN).context("no frame")?.pfn;
-    // All but the head.
-    swap.disk().fail(PAGE, true)?;
-    s.swap_out(&cgroup, PAGE)?;
-    let limit = Instant::now() + Duration::from_secs(30);
-    let state = KPF_SWAPCACHE | KPF_DIRTY;
-    while pressure::page_flags(pfn)? & (state | KPF_WRITEBACK) != state {
-        ensure!(Instant::now() < limit, "the frame has flags {:#x}", pressure::page_flags(pfn)?);
-        thread::sleep(Duration::from_millis(1));
+/// Likewise, but the disk has failed to take the pages: the only copies are those in the swap cache,
+/// and the one of [`SMALL_BROKEN`] is broken. Field order: see [`Victim`].
+struct Stranded {
+    s: Setup,
+    frame: Broken,
+    content: Vec<u8>,
+    _cgroup: Cgroup,
+    swap: Swap,
+    _pages: Option<Setting>,
+}
+
+impl Stranded {
+    fn new() -> Result<Stranded> {
+        let _pages = pressure::base_pages()?;
+        lock_own_memory()?;
+        let swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_millis(1))?)?;
+        let _cgroup = Cgroup::enter()?;
+        let mut s = Setup::with_flags(BOTH, SMALL)?;
+        s.vcpu.fill(s.slot.gpa, SMALL, GUEST)?;
+        let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&SMALL_BROKEN).context("no frame")?.pfn;
+        // All but the head.
+        swap.disk().fail(PAGE, true)?;
+        s.swap_out(&_cgroup, PAGE)?;
+        let limit = Instant::now() + Duration::from_secs(30);
+        let state = KPF_SWAPCACHE | KPF_DIRTY;
+        while pressure::page_flags(pfn)? & (state | KPF_WRITEBACK) != state {
+            let flags = pressure::page_flags(pfn)?;
+            ensure!(Instant::now() < limit, "the frame has flags {flags:#x}");
+            thread::sleep(Duration::from_millis(1));
+        }
+        let content = pressure::read_frame(pfn)?;
+        pressure::poison(pfn)?;
+        Ok(Stranded { s, frame: Broken(pfn), content, _cgroup, swap, _pages })
     }
-    let content = pressure::read_frame(pfn)?;
-    pressure::poison(pfn)?;
-    let frame = Broken(pfn);
+
+    /// The guest has lost the page, and no other.
+    fn expect_lost(&mut self, when: &str) -> CaseResult {
+        let (vcpu, gpa) = (&mut self.s.vcpu, self.s.slot.gpa);
+        vcpu.expect_lost(gpa + SMALL_BROKEN).context(when.to_owned())?;
+        expect_untouched(&self.frame, &self.content, when)?;
+        let after = SMALL_BROKEN + PAGE;
+        vcpu.verify(gpa, SMALL_BROKEN, GUEST)?;
+        vcpu.verify(gpa + after, SMALL - after, GUEST)?;
+        vcpu.expect_lost(gpa + SMALL_BROKEN).context(when.to_owned())
+    }
+
+    /// A hole gives the guest a fresh page.
+    fn expect_replaced(&mut self) -> CaseResult {
+        punch(&self.s.fd, SMALL_BROKEN, PAGE).context("punch")?;
+        self.s.vcpu.verify(self.s.slot.gpa + SMALL_BROKEN, PAGE, Pattern::ZERO)?;
+        expect_untouched(&self.frame, &self.content, "the hole")
+    }
+}
+
+fn broken_page_that_swap_could_not_take_is_lost() -> CaseResult {
+    let mut stranded = Stranded::new()?;
+    let Stranded { s, frame, content, .. } = &mut stranded;
+    let gpa = s.slot.gpa;
     for _ in 0..3 {
         s.vcpu.expect_lost(gpa + SMALL_BROKEN)?;
-        expect_untouched(&frame, &content, "the touch")?;
+        expect_untouched(frame, content, "the touch")?;
     }
     let (result, left) = s.vcpu.raw_pre_fault(gpa, SMALL);
     expect_errno("pre-fault", result, &[Errno::EHWPOISON])?;
     ensure!(left == SMALL - SMALL_BROKEN, "{left:#x} bytes are left");
-    // The others keep their content.
-    s.vcpu.verify(gpa, SMALL_BROKEN, GUEST)?;
-    let after = SMALL_BROKEN + PAGE;
-    s.vcpu.verify(gpa + after, SMALL - after, GUEST)?;
-    s.vcpu.expect_lost(gpa + SMALL_BROKEN)?;
-    punch(&s.fd, SMALL_BROKEN, PAGE).context("punch")?;
-    s.vcpu.verify(gpa + SMALL_BROKEN, PAGE, Pattern::ZERO)?;
-    expect_untouched(&frame, &content, "the hole")?;
-    drop(s);
-    drop(frame);
+    stranded.expect_lost("after pre-fault")?;
+    stranded.expect_replaced()
+}
+
+/// No signal ends swapoff while it looks at a file, nor can the file be closed meanwhile.
+fn swapoff_ends_at_a_page_with_a_memory_error() -> CaseResult {
+    const LIMIT: Duration = Duration::from_secs(20);
+    for punched in [true, false] {
+        let mut stranded = Stranded::new()?;
+        let Stranded { s, swap, .. } = &mut stranded;
+        swap.disk().fail(PAGE, false)?;
+        let device = CString::new(swap.device())?;
+        let (result, ended) = thread::scope(|scope| -> Result<_> {
+            let off = scope.spawn(|| swap.raw_off(&device));
+            let limit = Instant::now() + LIMIT * time_factor();
+            while !off.is_finished() && Instant::now() < limit {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let ended = off.is_finished();
+            if !ended {
+                // Without the page nothing keeps it from its end.
+                punch(&s.fd, SMALL_BROKEN, PAGE).context("punch")?;
+            }
+            Ok((off.join().map_err(|_| anyhow!("swapoff panicked"))?, ended))
+        })?;
+        ensure!(ended, "swapoff goes on as long as the broken page is in the file ({result:?})");
+        println!("swapoff: {result:?}");
+        if result.is_err() {
+            expect_errno("swapoff", result, &[Errno::EIO, Errno::EHWPOISON])?;
+        }
+        stranded.expect_lost("after swapoff")?;
+        if punched {
+            stranded.expect_replaced()?;
+        }
+        let Stranded { s, frame, _cgroup, mut swap, .. } = stranded;
+        drop(s);
+        // Unless it is off already.
+        swap.off()?;
+        drop(frame);
+    }
     Ok(())
 }

@@ -41,6 +41,7 @@ pub static SUITE: Suite = suite!(
         error_that_no_consumer_knows_is_eio,
         files_keep_the_rules_of_memfiles,
         device_pins_no_page_of_a_memfile,
+        device_gets_a_page_that_fallocate_left_cleared,
         file_with_the_page_cache_of_a_memfile_is_that_memfile,
         exclusive_ranges_are_each_files_own,
         files_without_a_store_are_still_refused,
@@ -403,6 +404,13 @@ fn device_pins_no_page_of_a_memfile() -> CaseResult {
     drop(huge);
     let other = stores.store.pin(stores.file()?);
     expect_errno("of another store", other, &[Errno::EINVAL])
+}
+
+/// The shared side of a guest is an ordinary memfd, and fallocate() fills it.
+fn device_gets_a_page_that_fallocate_left_cleared() -> CaseResult {
+    let (stores, ordinary) = (Stores::new()?, memfd(FILE)?);
+    allocate(&ordinary, 0, FILE)?;
+    stores.store.pin(&ordinary).context("of an ordinary memfd")
 }
 
 /// The inode of some files is not that of their pages. What counts is whose pages they are.

@@ -23,6 +23,9 @@ pub const TABLES: u64 = SCRATCH + 2 * PAGE;
 pub const CODE: u64 = SCRATCH + 4 * PAGE;
 
 const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
+// Fields of the control block.
+const DATA_BASE: u64 = 0x438;
+const RAX: u64 = 0x5f8;
 /// The word with the instruction.
 pub const HLT: u64 = 0xf4;
 
@@ -86,6 +89,7 @@ fn write_control_block(system: &Mapping, code: u64, tables: u64) {
         (0x418, code),
         (0x420, SEGMENT),
         (0x430, SEGMENT),
+        (DATA_BASE, 0),
         (0x440, SEGMENT),
         (0x450, SEGMENT),
         (0x460, 0xffff << 32),
@@ -98,12 +102,24 @@ fn write_control_block(system: &Mapping, code: u64, tables: u64) {
         (0x568, 0xffff_0ff0), // DR6
         (0x570, 2),           // RFLAGS
         (0x578, 0),           // RIP
-        (0x5f8, 0),           // RAX
+        (RAX, 0),
         (0x668, 0x0007_0406_0007_0406),
     ];
     for (offset, word) in fields {
         system.store(VMCB + offset, word);
     }
+}
+
+/// Prepare a nested guest that loads a word at `gpa`, below 4 GiB, or stores this one there, and then
+/// exits.
+pub fn prepare_access(vm: &Vm, tables: u64, gpa: u64, stored: Option<u32>) {
+    // mov eax, [0], or mov [0], eax
+    let code = if stored.is_some() { 0xa366 } else { 0xa166 };
+    prepare(vm, CODE, tables);
+    let system = vm.system();
+    system.store(CODE, HLT << 32 | code);
+    system.store(VMCB + DATA_BASE, gpa);
+    system.store(VMCB + RAX, stored.unwrap_or(0).into());
 }
 
 /// Run it until it exits; the reason.
@@ -116,5 +132,5 @@ pub fn run(vm: &Vm, vcpu: &mut Vcpu) -> Result<u64> {
 /// What the nested guest had in `eax` when it exited.
 pub fn number(vm: &Vm) -> u32 {
     // CAST: The lower half of `rax`.
-    vm.system().load(VMCB + 0x5f8) as u32
+    vm.system().load(VMCB + RAX) as u32
 }
