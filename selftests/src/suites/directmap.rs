@@ -594,18 +594,10 @@ fn prefault_allocates_what_it_maps() -> CaseResult {
 }
 
 fn page_that_nobody_wrote_is_not_dropped_while_it_is_hidden() -> CaseResult {
-    type Drop = fn(&OwnedFd) -> CaseResult;
     let memory = memory()?;
-    let drops: [(&str, Drop); 2] = [
-        ("drop_caches", |_| pressure::drop_caches()),
-        ("fadvise", |fd| fadvise(fd, 0, 0, libc::POSIX_FADV_DONTNEED).context("fadvise")),
-    ];
-    for (name, drop_clean) in drops {
-        for huge in ["never", "always"] {
-            let _huge = pressure::shmem_huge(huge)?;
-            let when = format!("{name}, huge pages {huge}");
-            on_cpu(0, || drop_unwritten(&memory, drop_clean, &when))?;
-        }
+    for huge in ["always", "never"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        on_cpu(0, || drop_unwritten(&memory, huge))?;
     }
     Ok(())
 }
@@ -622,16 +614,13 @@ fn on_cpu(cpu: usize, work: impl FnOnce() -> CaseResult + Send) -> CaseResult {
 }
 
 /// KVM_MEMFILE_POPULATE stops at a page that it has no content for. The next ones are hidden already,
-/// and clean. `drop_clean` must not give the page allocator what cannot be written to.
-fn drop_unwritten(
-    memory: &Memory,
-    drop_clean: impl FnOnce(&OwnedFd) -> CaseResult + Send,
-    when: &str,
-) -> CaseResult {
+/// and clean. The page allocator must not get what cannot be written to.
+fn drop_unwritten(memory: &Memory, huge: &str) -> CaseResult {
     const BATCH: u64 = 64 * PAGE;
     // The page that is written is on a huge page of its own.
     const START: u64 = HUGE - PAGE;
     const END: u64 = START + BATCH;
+    let when = &format!("huge pages {huge}");
     let (hidden, absent) = (Hidden::now()?, memory.absent()?);
     let vm = Vm::protected()?;
     vm.raw_enable_cap(KVM_CAP_MEMFILE, HIDDEN)?;
@@ -651,7 +640,7 @@ fn drop_unwritten(
     hidden.expect(pages, "announced")?;
 
     // Frames that a CPU frees are its own first: the allocations here get none of them so far.
-    on_cpu(1, || drop_clean(&fd))?;
+    on_cpu(1, pressure::drop_caches)?;
     let left = mem::resident_pages(&fd)?;
     println!("{when}: {left} of {pages} pages are left");
     hidden.expect(left, when)?;
