@@ -114,6 +114,7 @@ def variants(check: Check) -> list[Job]:
         tests = variant_tests(f"{VARIANT}{name}", variant, check.args.tests)
         if tests:
             options = ["--append", variant.append] if variant.append else []
+            options += ["--mem", variant.memory] if variant.memory else []
             job = functools.partial(
                 guest_boot, check, f"{VARIANT}{name}", tests, options, False, f"{VARIANT}{name}.", variant.prepare)
             jobs.append((seconds({test.split(".")[0] for test in tests}), job))

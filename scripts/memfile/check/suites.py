@@ -91,6 +91,8 @@ class Variant:
     what: str
     # Of the kernel's command line.
     append: str = ""
+    # Of its machine, if not as much as others have.
+    memory: str = ""
     # A command that runs in the guest first; it fails if the settings are not in force.
     prepare: str = "true"
     # The only kernel that has these settings, if not all have.
@@ -120,6 +122,8 @@ VARIANTS = {
     "thp": Variant(
         "huge pages wherever they can be, but none that a guest executes",
         append="transparent_hugepage=always transparent_hugepage_shmem=always kvm.nx_huge_pages=force",
+        # Huge pages fill the blocks that others leave, and what cannot move goes everywhere.
+        memory="3G",
         prepare="cd /sys/kernel/mm/transparent_hugepage && grep -qF '[always]' enabled "
         "&& grep -qF '[always]' shmem_enabled && grep -q Y /sys/module/kvm/parameters/nx_huge_pages",
         left_out={SET_BY_THEMSELVES: ("motion", "overcommit", "pinned", "reclaim")},
