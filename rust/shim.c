@@ -253,7 +253,7 @@ static atomic64_t *early_count(struct memfile_counts *counts, size_t which)
  * Nobody waits, and nobody is killed, for counts: without memory nothing changes,
  * and nobody tries again.
  */
-void memfile_spread_counts(struct memfile_counts *counts, unsigned int n)
+void memfile_spread_counts(struct memfile_counts *counts, size_t n)
 {
 	const gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN;
 	s64 __percpu *cpus;

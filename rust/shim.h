@@ -84,7 +84,7 @@ struct memfile_counts {
 	u64 tried;
 };
 
-void memfile_spread_counts(struct memfile_counts *counts, unsigned int n);
+void memfile_spread_counts(struct memfile_counts *counts, size_t n);
 void memfile_free_counts(struct memfile_counts *counts);
 void memfile_add_count(struct memfile_counts *counts, size_t which, s64 n);
 s64 memfile_sum_count(struct memfile_counts *counts, size_t which);

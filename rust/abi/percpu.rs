@@ -9,7 +9,6 @@ use core::mem::{
     offset_of,
     size_of, //
 };
-use kernel::ffi::c_uint;
 use kernel::sync::atomic::Atomic;
 use kernel::types::Opaque;
 
@@ -61,15 +60,8 @@ impl<const N: usize> Counts<N> {
         // SAFETY: The field is valid; the volatile read is READ_ONCE() of C.
         let cpus = unsafe { (&raw const (*self.as_ptr()).cpus).read_volatile() };
         if cpus.is_null() {
-            self.make_cpus();
-        }
-    }
-
-    #[cold]
-    fn make_cpus(&self) {
-        if let Ok(n) = c_uint::try_from(N) {
             // SAFETY: Valid by the type invariant; the caller may sleep.
-            unsafe { bindings::memfile_spread_counts(self.as_ptr(), n) };
+            unsafe { bindings::memfile_spread_counts(self.as_ptr(), N) };
         }
     }
 

@@ -20,12 +20,12 @@ use crate::support::directmap::{
 };
 use crate::support::inject::{Injector, SHORTAGES};
 use crate::support::setup::{
-    BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup,
+    BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup, content, vm_with_flags,
 };
 use crate::support::vmm::Vmm;
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{Exit, Private, Vm, small_pages};
+use crate::vm::{Exit, Private, Slot, Vm, small_pages};
 use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
@@ -524,15 +524,19 @@ fn kvm_has_no_access() -> CaseResult {
     Ok(choose(HIDDEN)?)
 }
 
+/// A VM that has no vCPU yet, and so may be populated, with a slot of a new file.
+fn without_vcpu(size: u64) -> Result<(Vm, OwnedFd, Slot)> {
+    let (vm, fd) = (vm_with_flags(HIDDEN)?, memfile(size)?);
+    let slot = vm.add_private(SLOT, 4 * GIB, size, Private::Memfile, &fd, 0)?;
+    vm.set_private(slot.gpa, size)?;
+    Ok((vm, fd, slot))
+}
+
 fn initial_content_stays_out() -> CaseResult {
     let memory = memory()?;
     for huge in ["never", "always"] {
         let _huge = pressure::shmem_huge(huge)?;
-        let vm = Vm::protected()?;
-        vm.raw_enable_cap(KVM_CAP_MEMFILE, HIDDEN)?;
-        let fd = memfile(HUGE)?;
-        let slot = vm.add_private(SLOT, 4 * GIB, HUGE, Private::Memfile, &fd, 0)?;
-        vm.set_private(slot.gpa, HUGE)?;
+        let (vm, fd, slot) = without_vcpu(HUGE)?;
         populate_hidden(&memory, &vm, &slot, &fd, HUGE)?;
     }
     Ok(())
@@ -622,15 +626,8 @@ fn drop_unwritten(memory: &Memory, huge: &str) -> CaseResult {
     const END: u64 = START + BATCH;
     let when = &format!("huge pages {huge}");
     let (hidden, absent) = (Hidden::now()?, memory.absent()?);
-    let vm = Vm::protected()?;
-    vm.raw_enable_cap(KVM_CAP_MEMFILE, HIDDEN)?;
-    let fd = memfile(SIZE)?;
-    let slot = vm.add_private(SLOT, 4 * GIB, SIZE, Private::Memfile, &fd, 0)?;
-    vm.set_private(slot.gpa, SIZE)?;
-    let source = small_pages(BATCH)?;
-    for offset in (0..BATCH).step_by(8) {
-        source.store(offset, GUEST.word(slot.gpa + START + offset));
-    }
+    let (vm, fd, slot) = without_vcpu(SIZE)?;
+    let source = content(slot.gpa + START, BATCH, GUEST)?;
     let populate = |gpa, source| vm.raw_populate(gpa, slot.gpa + END - gpa, source);
     source.protect(PAGE, BATCH - PAGE, libc::PROT_NONE).context("mprotect")?;
     let (result, left) = populate(slot.gpa + START, source.addr());
@@ -790,15 +787,8 @@ fn batch_without_memory_is_made_page_by_page() -> CaseResult {
     let failed = injector.sweep("pre-fault", &mut s, prefault, |s, result| check(&s.fd, result))?;
     println!("{failed} failed");
 
-    let vm = Vm::protected()?;
-    vm.raw_enable_cap(KVM_CAP_MEMFILE, HIDDEN)?;
-    let fd = memfile(SIZE)?;
-    let slot = vm.add_private(SLOT, 4 * GIB, SIZE, Private::Memfile, &fd, 0)?;
-    vm.set_private(slot.gpa, SIZE)?;
-    let source = small_pages(BATCH)?;
-    for offset in (0..BATCH).step_by(8) {
-        source.store(offset, GUEST.word(slot.gpa + offset));
-    }
+    let (vm, fd, slot) = without_vcpu(SIZE)?;
+    let source = content(slot.gpa, BATCH, GUEST)?;
     let populate = |(): &mut ()| vm.raw_populate(slot.gpa, BATCH, source.addr());
     let all = |(result, left): (SysResult<()>, u64)| {
         if result.is_ok() && left > 0 { Err(Errno::ENOMEM) } else { result }

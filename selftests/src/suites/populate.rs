@@ -11,7 +11,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Disk, Swap};
-use crate::support::setup::{BOTH, GUEST, PINNED, SHARED, SLOT, check_view, fill_view_part};
+use crate::support::setup::{
+    BOTH, GUEST, PINNED, SHARED, SLOT, check_view, content, fill_view_part,
+};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Slot, Vm, VmType, small_pages};
@@ -65,7 +67,7 @@ impl Fresh {
 
     /// Populate a part of the slot, which begins `offset` bytes into it, to the end.
     fn populate(&self, offset: u64, len: u64) -> (SysResult<()>, u64) {
-        let source = content(GPA + offset, len);
+        let source = content(GPA + offset, len, CONTENT).expect("memory for the content");
         self.vm.raw_populate(GPA + offset, len, source.addr())
     }
 
@@ -83,15 +85,6 @@ impl Fresh {
         ensure!(left == len, "{what}: {left:#x} of {len:#x} bytes left");
         Ok(())
     }
-}
-
-/// Memory with the content for a guest physical address.
-fn content(gpa: u64, len: u64) -> Mapping {
-    let source = small_pages(len).expect("memory for the content");
-    for offset in (0..len).step_by(8) {
-        source.store(offset, CONTENT.word(gpa + offset));
-    }
-    source
 }
 
 fn guest_finds_the_content() -> CaseResult {
@@ -131,7 +124,7 @@ fn pages_done_are_taken_off_the_range() -> CaseResult {
     let f = Fresh::new(PINNED)?;
     f.populated(3 * PAGE, PAGE)?;
     // Up to the page that has content already, and no further.
-    let source = content(GPA, 8 * PAGE);
+    let source = content(GPA, 8 * PAGE, CONTENT)?;
     let mut range = kvm_memfile_populate {
         gpa: GPA,
         size: 8 * PAGE,
@@ -241,7 +234,7 @@ fn zeros_in_swap_are_no_content() -> CaseResult {
 
 fn bad_range_is_refused() -> CaseResult {
     let f = Fresh::new(PINNED)?;
-    let source = content(GPA, SIZE);
+    let source = content(GPA, SIZE, CONTENT)?;
     let good =
         kvm_memfile_populate { gpa: GPA, size: PAGE, source: source.addr(), ..Default::default() };
     let bad = [
@@ -278,7 +271,7 @@ fn memory_that_is_not_private_is_refused() -> CaseResult {
 fn bad_source_changes_nothing() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let f = Fresh::new(PINNED)?;
-    let source = content(GPA, 2 * PAGE);
+    let source = content(GPA, 2 * PAGE, CONTENT)?;
     source.protect(PAGE, PAGE, libc::PROT_NONE).context("mprotect")?;
     let (result, left) = f.vm.raw_populate(GPA, 2 * PAGE, source.addr());
     expect_errno("half a source", result, &[Errno::EFAULT])?;
@@ -291,7 +284,7 @@ fn bad_source_changes_nothing() -> CaseResult {
 
 fn signal_ends_it_between_pages() -> CaseResult {
     let f = Fresh::new(PINNED)?;
-    let source = content(GPA, SIZE);
+    let source = content(GPA, SIZE, CONTENT)?;
     let mut range =
         kvm_memfile_populate { gpa: GPA, size: SIZE, source: source.addr(), ..Default::default() };
     // One signal for each call, until one interrupts a call: between two calls it has no effect.
@@ -342,7 +335,7 @@ fn signal_ends_it_between_pages() -> CaseResult {
 fn vm_without_private_memory_has_none() -> CaseResult {
     let vm = Vm::new(VmType::Default)?;
     ensure!(vm.check_extension(KVM_CAP_MEMFILE_POPULATE) == 0);
-    let source = content(GPA, PAGE);
+    let source = content(GPA, PAGE, CONTENT)?;
     let (result, _) = vm.raw_populate(GPA, PAGE, source.addr());
     expect_errno("KVM_MEMFILE_POPULATE", result, &[Errno(libc::ENOTTY)])
 }

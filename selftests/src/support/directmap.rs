@@ -11,9 +11,9 @@ use crate::module::Module;
 use crate::pattern::Pattern;
 use crate::pressure::{Frame, Memory, frames};
 use crate::store::{FRAME_WORDS, Store};
-use crate::support::setup::{GUEST, Setup};
+use crate::support::setup::{GUEST, Setup, content};
 use crate::sys::{Errno, allocate, expect_errno, memfile_unsized};
-use crate::vm::{Slot, Vm, small_pages};
+use crate::vm::{Slot, Vm};
 use crate::{PAGE, mem};
 
 /// The kernel's view of physical memory; SKIP where there are no memfiles.
@@ -152,10 +152,7 @@ pub fn populate_hidden(
     fd: &OwnedFd,
     len: u64,
 ) -> Result<()> {
-    let source = small_pages(len)?;
-    for offset in (0..len).step_by(8) {
-        source.store(offset, GUEST.word(slot.gpa + offset));
-    }
+    let source = content(slot.gpa, len, GUEST)?;
     let populate = |offset: u64, len: u64| -> Result<()> {
         let (result, left) = vm.raw_populate(slot.gpa + offset, len, source.addr() + offset);
         result.with_context(|| format!("+{offset:#x}: {left:#x} bytes left"))

@@ -12,7 +12,7 @@ use crate::pressure::Cgroup;
 use crate::support::backend::{Backend, MEMFILE};
 use crate::sys;
 use crate::uapi::*;
-use crate::vm::{ConvertBy, Exit, Slot, Vcpu, Vm, VmType, open_kvm, region, supports};
+use crate::vm::{ConvertBy, Exit, Slot, Vcpu, Vm, VmType, open_kvm, region, small_pages, supports};
 use crate::{GIB, HUGE, MIB, PAGE};
 
 /// A port that no device has.
@@ -227,6 +227,15 @@ pub fn fill_view_part(slot: &Slot, start: u64, len: u64, pattern: Pattern) {
     for offset in (start..start + len).step_by(8) {
         slot.view.store(offset, pattern.word(slot.gpa + offset));
     }
+}
+
+/// Memory of the VMM with what the guest is to find from `gpa` on, to populate its memory from.
+pub fn content(gpa: u64, len: u64, pattern: Pattern) -> Result<sys::Mapping> {
+    let source = small_pages(len)?;
+    for offset in (0..len).step_by(8) {
+        source.store(offset, pattern.word(gpa + offset));
+    }
+    Ok(source)
 }
 
 /// Fail unless a pattern is all over a part of the shared side.
