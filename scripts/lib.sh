@@ -112,8 +112,6 @@ FETCH=fetch-kernel
 # The files that scripts/mutants writes, and the tree that contains those of the kernel.
 MUTANTS=$CACHE/mutants$OF_BASE
 MUTANTS_TREE=$MUTANTS/tree
-# The kernel's own selftests.
-UPSTREAM=$BUILD/upstream$OF_BASE
 
 # use_qemu: from here on source and series are those of QEMU.
 # Pinned: RELEASE PACKAGE VERSION POOL SHA256 DEBIAN_SHA256 MESON MESON_SHA256

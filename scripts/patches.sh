@@ -113,6 +113,37 @@ patched_tree() (
 	touched_files >"$PATCHED_TREE/.memfile-files"
 )
 
+# users_tree: prints the path of KERNEL_SRC, and puts the patches on it.
+users_tree() (
+	own=$(realpath -- "$KERNEL_SRC") || die "KERNEL_SRC=$KERNEL_SRC does not exist"
+	lock users-tree
+	"$ROOT/scripts/apply-patches" "$own" >&2
+	printf '%s\n' "$own"
+)
+
+# unpatched_tree: prints the path of what KERNEL_SRC is without the patches: links to its files,
+# and copies of those that the patches touch. It is changed in place, because another build may
+# be reading it; .memfile-files lists the copies.
+unpatched_tree() (
+	own=$(realpath -- "$KERNEL_SRC") || die "KERNEL_SRC=$KERNEL_SRC does not exist"
+	to=$SRC/$(flavour_name unpatched)
+	lock users-tree
+	scratch=$(mktemp -d)
+	trap 'rm -rf "$scratch"' EXIT
+	mkdir -p "$scratch/tree" "$to"
+	touched_files >"$scratch/list"
+	{ printf 'Kbuild\nMakefile\n'; cat "$scratch/list"; } | copy_files "$own" "$scratch/tree"
+	"$ROOT/scripts/apply-patches" --reverse "$scratch/tree" >/dev/null
+	touch "$to/.memfile-files"
+	comm -13 "$scratch/list" "$to/.memfile-files" | while read -r f; do rm -f "$to/$f"; done
+	find "$own" -mindepth 1 -maxdepth 1 ! -name .git ! -name .memfile-files ! -name 'build-*' -exec cp -asn -t "$to" -- {} +
+	find "$to" -xtype l -delete
+	while read -r f; do [ ! -L "$to/$f" ] || rm "$to/$f"; done <"$scratch/list"
+	put_files "$scratch/tree" "$to" <"$scratch/list"
+	cp "$scratch/list" "$to/.memfile-files"
+	printf '%s\n' "$to"
+)
+
 # git_tree [--without-patches] DIR [PATHSPEC...]: makes DIR, which holds base files, a
 # repository with the tag "base" and one commit per patch. It tracks the files the
 # series touches and those the pathspecs name.

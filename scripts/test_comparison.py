@@ -46,7 +46,7 @@ class Comparing(unittest.TestCase):
     def setUp(self) -> None:
         self.told: list[tuple[str, str]] = []
         self.comparison = Comparison(
-            [ONE, TWO], lambda cases: self.told.extend((case.name, case.status) for case in cases), True, "u.", ())
+            [ONE, TWO], lambda cases: self.told.extend((case.name, case.status) for case in cases), "u.", ())
 
     def test_program_is_told_once_both_kernels_have_run_it(self) -> None:
         self.comparison.add(True, ONE, result("ok 1"))

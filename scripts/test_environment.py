@@ -184,6 +184,60 @@ class Paths(Surroundings):
         self.assert_refuses(run, "KERNEL_SRC", "move it")
 
 
+class TreeOfTheUser(Surroundings):
+    """KERNEL_SRC gets the patches; its base is the same tree without them."""
+
+    LINES, PATCHED = "a\nb\nc\nd\ne\nf\ng\n", "a\nb\nc\nd\nnew\ne\nf\ng\n"
+    PATCH = "diff --git a/mm/shmem.c b/mm/shmem.c\n--- a/mm/shmem.c\n+++ b/mm/shmem.c\n@@ -2,6 +2,7 @@\n b\n c\n d\n+new\n" \
+        " e\n f\n g\n"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.copy = self.copy_of_checkout("copy")
+        for path in (self.copy / "patches/7.3").glob("*.patch"):
+            path.unlink()
+        (self.copy / "patches/7.3/series").write_text("0001-x.patch\n")
+        (self.copy / "patches/7.3/0001-x.patch").write_text(self.PATCH)
+        self.tree = self.folder / "tree"
+        for name, text in (("mm/shmem.c", self.LINES), ("Kbuild", ""), ("mm/other.c", "of the user\n"), (".git/x", "")):
+            (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.tree / name).write_text(text)
+        self.settings["KERNEL_SRC"] = str(self.tree)
+
+    def build(self, flavour: str) -> Path:
+        """The source that it was built of."""
+        run = self.run_it(self.copy / "scripts/build-kernel", flavour)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        return Path(self.calls("make")[-1]["argv"][2])
+
+    def test_base_has_all_but_the_patches(self) -> None:
+        self.assertEqual(self.build("plain"), self.tree)
+        base = self.build("base")
+        self.assertNotEqual(base, self.tree)
+        self.assertEqual((self.tree / "mm/shmem.c").read_text(), self.PATCHED)
+        self.assertEqual((base / "mm/shmem.c").read_text(), self.LINES)
+        self.assertEqual((base / "mm/other.c").read_text(), "of the user\n")
+        self.assertFalse((base / ".git").exists())
+
+    def test_base_of_a_tree_that_has_no_patches_yet(self) -> None:
+        self.assertEqual((self.build("base") / "mm/shmem.c").read_text(), self.LINES)
+        self.assertEqual((self.tree / "mm/shmem.c").read_text(), self.LINES)
+
+    def test_base_follows_the_tree_and_builds_nothing_anew_that_is_the_same(self) -> None:
+        self.build("plain")
+        base = self.build("base")
+        stamp = (base / "mm/shmem.c").stat().st_mtime_ns
+        (self.tree / "mm/new.c").touch()
+        (self.tree / "mm/other.c").unlink()
+        self.assertEqual(self.build("base"), base)
+        self.assertEqual((base / "mm/shmem.c").stat().st_mtime_ns, stamp)
+        self.assertTrue((base / "mm/new.c").exists())
+        self.assertFalse((base / "mm/other.c").is_symlink())
+        (self.tree / "mm/shmem.c").write_text("zero\n" + self.PATCHED)
+        self.assertEqual((self.build("base") / "mm/shmem.c").read_text(), "zero\n" + self.LINES)
+        self.assertNotEqual((base / "mm/shmem.c").stat().st_mtime_ns, stamp)
+
+
 class Configuration(Surroundings):
     def build(self, tree: Path) -> subprocess.CompletedProcess[str]:
         return self.run_it("scripts/build-module", env={**self.settings, "KDIR": str(tree)})

@@ -130,8 +130,8 @@ class Programs(unittest.TestCase):
                 regress.parse_args(argv)
             self.assertEqual(end.exception.code, 2)
 
-    def test_tree_of_ones_own_is_refused(self) -> None:
-        with mock.patch.dict("os.environ", {"KERNEL_SRC": "/x"}), self.assertRaisesRegex(regress.Unfit, "KERNEL_SRC"):
+    def test_kernel_that_is_not_built_is_named(self) -> None:
+        with mock.patch.dict("os.environ", {"KERNEL_SRC": "/x"}), self.assertRaisesRegex(regress.Unfit, "build-kernel"):
             regress.main([str(self.file("a"))])
 
 

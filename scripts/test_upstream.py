@@ -15,7 +15,7 @@ sys.dont_write_bytecode = True
 
 from memfile.ktap import FAIL, PASS, SKIP
 from memfile.upstream.guest import Reader, run_all, script
-from memfile.upstream.programs import BadList, Expected, Program, Programs, build_lines, read_list, unnamed
+from memfile.upstream.programs import BadList, Expected, Program, Programs, build_lines, fitted, read_list, unnamed
 from memfile.upstream.results import DIED, KILLED, Result
 from memfile.upstream.verdicts import judge, summary
 
@@ -83,6 +83,21 @@ class TheList(unittest.TestCase):
             self.assertEqual(unnamed(self.read(""), folder), [
                 "mm/news.c is not in upstream.toml", "kvm/new is not in upstream.toml",
                 "mm/d of upstream.toml does not exist"])
+
+    def test_list_fits_the_tree_of_a_user(self) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            with self.assertRaisesRegex(BadList, "Makefile.kvm cannot be read"):
+                fitted(self.read(""), folder)
+            (folder / "kvm/x86").mkdir(parents=True)
+            (folder / "mm").mkdir()
+            (folder / "kvm/Makefile.kvm").write_text("TEST_GEN_PROGS_x86 += x86/a-b\nTEST_GEN_PROGS_x86 += x86/own\n")
+            for path in ("kvm/x86/a-b.c", "kvm/x86/own.c", "mm/c.c"):
+                (folder / path).touch()
+            listed = fitted(self.read('[scripts]\n"mm/e.sh" = ""\n[added]\nkvm = "x86/added"\n'), folder)
+            self.assertEqual(list(build_lines(listed)), ["kvm x86/a-b", "cc c mm/c.c", "kvm x86/own", "kvm+ x86/added"])
+            # Those that are gone are told, too.
+            self.assertEqual(set(listed.runs), {"a_b", "c", "d", "e", "own", "added"})
 
     def test_program_of_the_patches_is_built_of_the_patched_source(self) -> None:
         listed = self.read('[added]\nkvm = "x86/e"\nmm = "f"\n[sources]\n"mm/*" = "mm/x.c"\n')

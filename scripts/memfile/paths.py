@@ -49,7 +49,6 @@ FUZZER = BUILD / "fuzz/memfile-fuzz"
 KEPT = CACHE / "fuzz/kept"
 # The kernel of a real guest.
 GUEST = BUILD / "guest"
-UPSTREAM = BUILD / f"upstream{OF_BASE}/bin"
 CARGO = BUILD / "cargo"
 # The files that scripts/mutants writes.
 MUTANTS = CACHE / f"mutants{OF_BASE}"
@@ -110,6 +109,10 @@ QEMU_LAB = qemu_folder("qemu-tcg") / "qemu-system-x86_64"
 def build_tree(flavour: str) -> Path:
     """The folder in which scripts/build-kernel builds a flavour."""
     return BUILD / tree_name(flavour, os.environ.get("KERNEL_SRC") or None)
+
+
+# The kernel's own selftests.
+UPSTREAM = build_tree("upstream") / "bin"
 
 
 def module_name(tree: Path) -> str:

@@ -47,7 +47,7 @@ out = next((pathlib.Path(word[2:]) for word in sys.argv if word.startswith("O=")
 if "allnoconfig" in sys.argv:
     shutil.copy(out / ".memfile-config", out / ".config")
 elif out:
-    (out / "include/config").mkdir(parents=True)
+    (out / "include/config").mkdir(parents=True, exist_ok=True)
     (out / "include/config/kernel.release").write_text("7.3")
 """,
     "cargo": """

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 
 from memfile.check.guest import chosen_suites
 from memfile.check.session import Check
@@ -30,5 +29,5 @@ def build_all(check: Check, with_upstream: bool) -> None:
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for built in [pool.submit(programs), pool.submit(kernels)]:
             built.result()
-    if with_upstream and not os.environ.get("KERNEL_SRC"):
+    if with_upstream:
         check.build("build-kernel", "base")

@@ -16,17 +16,19 @@ from memfile import paths
 from memfile.check.kernel_log import SPLAT
 from memfile.check.outcome import EXIT_TOOL
 from memfile.check.session import Check, Job, read_text
-from memfile.ktap import Case
+from memfile.ktap import SKIP, Case
 from memfile.upstream import guest
 from memfile.upstream.guest import BEGIN, MACHINE, run_all
-from memfile.upstream.programs import LIST, BadList, Expected, Program, read_list
+from memfile.upstream.programs import LIST, BadList, Expected, Program, fitted, read_list
 from memfile.upstream.results import Result
-from memfile.upstream.verdicts import REPEATS, Verdict, alone, judge
+from memfile.upstream.verdicts import REPEATS, Verdict, judge
 
 # Programs of the kernel's own selftests that share a machine.
 UPSTREAM_MACHINE = 24
 # So many of them, and a line says how far it is.
 PROGRESS = 20
+
+ABSENT = "KERNEL_SRC does not have it, or it does not build there"
 
 # The files that these programs need.
 Files = Callable[[list[Program]], list[Path]]
@@ -47,11 +49,10 @@ class Comparison:
     """The results of both kernels, as they come; each is told when there are two."""
 
     def __init__(
-        self, programs: list[Program], report: Callable[[list[Case]], None], both: bool,
+        self, programs: list[Program], report: Callable[[list[Case]], None],
         prefix: str = "upstream.", expected: Iterable[Expected] | None = None,
     ) -> None:
         self.programs = programs
-        self.both = both
         self._prefix = prefix
         self.verdicts: list[Verdict] = []
         self._report = report
@@ -66,10 +67,7 @@ class Comparison:
     def add(self, patched: bool, program: Program, result: Result) -> None:
         with self._lock:
             (self._patched if patched else self._base)[program.name] = result
-            if not self.both:
-                self._told.add(program.name)
-                self._report([alone(program, result, self._prefix)])
-            elif program.name in self._patched and program.name in self._base:
+            if program.name in self._patched and program.name in self._base:
                 self._tell(program, last=False)
 
     def again(self, program: Program, result: Result) -> None:
@@ -108,7 +106,7 @@ class Upstream:
 
     def __init__(self, check: Check, files: Files | None = None) -> None:
         self.check = check
-        self.compared = Comparison([], check.report, False)
+        self.compared = Comparison([], check.report)
         # Tools that programs need in the guest.
         self.files: Files = files or functools.partial(guest.files, folder=paths.UPSTREAM)
 
@@ -116,22 +114,30 @@ class Upstream:
         """Those that are quick; all with --all, or if a glob says more than upstream.*"""
         if self.check.flavour == "base":
             return []
+        source = os.environ.get("KERNEL_SRC")
         try:
-            runs = read_list().runs.values()
+            listed = read_list()
+            if source:
+                listed = fitted(listed, Path(source) / "tools/testing/selftests")
         except BadList as error:
             print(f"check: {LIST.name}: {error}", file=sys.stderr)
             sys.exit(EXIT_TOOL)
+        runs = listed.runs.values()
         chosen = [program for program in runs if upstream_wanted(program, self.check.args.tests, self.check.args.all)]
         return [dataclasses.replace(program, limit=program.limit * self.check.slow) for program in chosen]
 
     def jobs(self) -> list[Job]:
         """The kernel's selftests on both kernels."""
         programs = self.tests()
-        self.compared = Comparison(programs, self.check.report, not os.environ.get("KERNEL_SRC"))
+        if os.environ.get("KERNEL_SRC"):
+            absent = [program for program in programs if not (paths.UPSTREAM / program.file).exists()]
+            programs = [program for program in programs if program not in absent]
+            self.check.report([Case(f"upstream.{program.name}", SKIP, ABSENT) for program in absent])
+        self.compared = Comparison(programs, self.check.report)
         jobs: list[Job] = []
         for number, start in enumerate(range(0, len(programs), UPSTREAM_MACHINE)):
             part = programs[start : start + UPSTREAM_MACHINE]
-            for kernel in [self.check.flavour, "base"] if self.compared.both else [self.check.flavour]:
+            for kernel in (self.check.flavour, "base"):
                 each = functools.partial(self.compared.add, kernel != "base")
                 jobs.append(functools.partial(self.boot, f"upstream-{kernel}-{number}", kernel, part, each))
         return jobs

@@ -97,7 +97,7 @@ def files(programs: Iterable[Program], folder: Path) -> list[Path]:
     scripts = {name for name in names if name.endswith(".sh")}
     if scripts:
         # They start each other, and programs.
-        names |= {path.name for path in folder.glob("*.sh")} | {"write_to_hugetlbfs"}
+        names |= {path.name for path in (*folder.glob("*.sh"), *folder.glob("write_to_hugetlbfs"))}
     found = [folder / name for name in sorted(names)]
     return [*found, Path("/bin/bash-static")] if scripts else found
 

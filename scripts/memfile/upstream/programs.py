@@ -114,6 +114,29 @@ def read_list(path: Path = LIST, base: str = paths.BASE) -> Programs:
     return Programs(built, added, own_programs, sources, scripts, absent, runs, expected)
 
 
+def of_kvm(folder: Path) -> list[str]:
+    """KVM's programs for x86. Its Makefile names those of all architectures."""
+    makefile = (folder / "kvm/Makefile.kvm").read_text()
+    return re.findall(r"^TEST_GEN_PROGS(?:_EXTENDED)?_(?:COMMON|x86) \+?= (?!\$)(\S+)", makefile, re.M)
+
+
+def fitted(listed: Programs, folder: Path) -> Programs:
+    """The list for the folder of any kernel: without what that has not, with all that its KVM has.
+
+    BadList if the folder has no list of KVM's programs.
+    """
+    try:
+        more = [f"kvm/{name}" for name in of_kvm(folder) if f"kvm/{name}" not in {*listed.built, *listed.added}]
+    except OSError as error:
+        raise BadList(f"{error.filename} cannot be read: {error.strerror}") from error
+    runs = {run_name(name): Program(run_name(name), run_name(name)) for name in more}
+    if taken := runs.keys() & listed.runs.keys():
+        raise BadList(f"two programs have the name {min(taken)}")
+    there = [name for name in listed.built if (folder / name).with_suffix(".c").exists()]
+    scripts = {name: beside for name, beside in listed.scripts.items() if (folder / name).exists()}
+    return dataclasses.replace(listed, built=there + more, scripts=scripts, runs={**listed.runs, **runs})
+
+
 def unnamed(listed: Programs, folder: Path) -> list[str]:
     """Programs of the folders that the list does not name, and those that it names and that are not there."""
     problems = []
@@ -123,10 +146,7 @@ def unnamed(listed: Programs, folder: Path) -> list[str]:
             text = source.read_text(errors="replace")
             if re.search(r"^(int )?main\(|TEST_HARNESS_MAIN", text, re.M) and f"{top}/{source.stem}" not in named:
                 problems.append(f"{top}/{source.name} is not in {LIST.name}")
-    # KVM's Makefile names those of all architectures.
-    makefile = (folder / "kvm/Makefile.kvm").read_text()
-    kvm = re.findall(r"^TEST_GEN_PROGS(?:_EXTENDED)?_(?:COMMON|x86) \+?= (?!\$)(\S+)", makefile, re.M)
-    problems += [f"kvm/{name} is not in {LIST.name}" for name in kvm if f"kvm/{name}" not in named]
+    problems += [f"kvm/{name} is not in {LIST.name}" for name in of_kvm(folder) if f"kvm/{name}" not in named]
     problems += [
         f"{name} of {LIST.name} does not exist" for name in [*listed.built, *listed.scripts]
         if not (folder / name).with_suffix(".sh" if name.endswith(".sh") else ".c").exists()

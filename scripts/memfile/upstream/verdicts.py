@@ -94,16 +94,6 @@ def judge(
         ["- unpatched, + patched:", *lines[:40]])
 
 
-def alone(program: Program, result: Result, prefix: str) -> Case:
-    """One program on one kernel, if there is no other to compare it with."""
-    name = f"{prefix}{program.name}"
-    if result.ended == "skip":
-        return Case(name, SKIP, why_skipped(result), result.lines[-30:])
-    if result.ended != "pass":
-        return Case(name, FAIL, f"{result.ended}: {where_failed(result)}", result.lines[-30:])
-    return Case(name, PASS, "not compared: KERNEL_SRC")
-
-
 def summary(verdicts: Iterable[Verdict]) -> str:
     """The one line at the end."""
     verdicts = list(verdicts)
