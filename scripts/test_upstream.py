@@ -267,7 +267,12 @@ class Verdicts(unittest.TestCase):
         self.assertEqual(
             summary(verdicts),
             "5 of 7 programs same as unpatched (1 pass, 1 skip, 1 take too long, 2 fail), "
-            "1 of them not the same each time, 1 different as expected, 1 different")
+            "1 of them not the same each time, 1 of these for a cause that is not known, 1 different as expected, "
+            "1 different")
+        verdict = judge(Program("one", "one", several="two threads race"), failed, passed, [failed])
+        self.assertIn("not the same each time (two threads race): run 2", verdict.reason)
+        self.assertEqual(
+            summary([verdict]), "1 of 1 programs same as unpatched (1 fail), 1 of them not the same each time")
         self.assertEqual(summary(verdicts[:1]), "1 of 1 programs same as unpatched (1 pass)")
 
 

@@ -33,6 +33,8 @@ class Program:
     results: str = ""
     # Lines that mean nothing.
     ignore: tuple[str, ...] = ()
+    # Why it has several results on one kernel, if that is known.
+    several: str = ""
 
     def command(self) -> str:
         shell = "bash " if self.file.endswith(".sh") else ""

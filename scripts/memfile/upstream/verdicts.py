@@ -78,15 +78,16 @@ def judge(
             return Verdict(program, "expected", patched.ended, f"differs as it should: {one.cause}")
     # A program that has several results has them on the unpatched kernel, too.
     seen = list(repeats)
+    varies = f"{patched.ended}, not the same each time" + (f" ({program.several})" if program.several else "")
     for number, other in enumerate(seen, 2):
         if not differences(program, other, patched):
             return Verdict(
                 program, "wavers", patched.ended,
-                f"{patched.ended}, not the same each time: run {number} on the unpatched kernel is the same")
+                f"{varies}: run {number} on the unpatched kernel is the same")
     if among(program, patched, [base, *seen]):
         return Verdict(
             program, "wavers", patched.ended,
-            f"{patched.ended}, not the same each time: no two runs on the unpatched kernel are, either")
+            f"{varies}: no two runs on the unpatched kernel are, either")
     again = f", also in {len(seen)} more runs of the unpatched one" if seen else ""
     return Verdict(
         program, "differs", patched.ended,
@@ -111,6 +112,7 @@ def summary(verdicts: Iterable[Verdict]) -> str:
     others = [
         f"{number} {text}" for number, text in (
             (count(lambda v: v.kind == "wavers"), "of them not the same each time"),
+            (count(lambda v: v.kind == "wavers" and not v.program.several), "of these for a cause that is not known"),
             (count(lambda v: v.kind == "expected"), "different as expected"),
             (count(lambda v: v.kind == "differs"), "different"),
         ) if number
