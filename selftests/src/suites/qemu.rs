@@ -55,6 +55,8 @@ pub static SUITE: Suite = suite!(
         qemu_killed_while_its_guest_converts_leaves_no_memory_behind: 300,
         free_pages_that_the_guest_reports_are_given_back: 300,
         qemu_killed_while_its_guest_reports_leaves_no_memory_behind: 300,
+        private_memory_has_no_dirty_log_and_qemu_continues: 300,
+        conversion_of_a_range_is_of_each_part_or_refused: 300,
         conversion_that_overtakes_a_fault_stays: 600,
         conversions_of_one_page_follow_each_other: 600,
         guest_of_two_cpus_converts_from_both_at_once: 600,
@@ -62,6 +64,8 @@ pub static SUITE: Suite = suite!(
         guest_that_does_not_come_up_says_why_and_ends_with_125: 120,
         command_in_a_guest_gives_its_exit_code: 300,
         migration_and_smm_are_refused: 120,
+        settings_that_private_memory_cannot_follow_are_refused: 120,
+        reset_is_a_shutdown_whatever_the_user_sets: 120,
         prealloc_is_complete_whatever_signals_come: 120,
         prealloc_goes_on_after_every_interrupted_call: 120,
         prealloc_of_a_guest_memfd_goes_on_after_signals: 120,
@@ -377,6 +381,70 @@ fn guest_converts_pages_by_hypercall() -> CaseResult {
         ensure!(refused.is_err(), "ordinary memory became private");
         machine.guest().verify_pages("convert", 9, PAGES, PAGES)?;
         machine.guest().release_area("convert")
+    })
+}
+
+/// The guest may name any range: of two memory regions, of one and of nothing, and of more than there
+/// is. What it gets is all of it, or an error and no change.
+fn conversion_of_a_range_is_of_each_part_or_refused() -> CaseResult {
+    /// Bytes of a second DIMM: less than a block, so that the guest's kernel leaves it alone.
+    const MORE: u64 = 64 * MIB;
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::BOTH, SMALL)))?;
+    machine.boot()?;
+    let end = (dimm(&mut machine)? + SMALL) / PAGE;
+    machine.guest().hold("locked", "range", PAGE, 83)?;
+    let frame = machine.guest().frames("range")?[0];
+    machine.guest().convert(frame, 1, 0)?;
+    machine.guest().fill("range", 84)?;
+    // The first part could be converted, and nothing lies behind the DIMM.
+    for (first, pages, attributes) in [
+        (frame, end - frame + 1, KVM_MAP_GPA_RANGE_ENCRYPTED),
+        (end, 1 << 40, KVM_MAP_GPA_RANGE_ENCRYPTED),
+        // So many bytes are none in 64 bits.
+        (0, 1 << 52, 0),
+        (0, 1 << 52, KVM_MAP_GPA_RANGE_ENCRYPTED),
+    ] {
+        let refused = machine.guest().convert(first, pages, attributes);
+        ensure!(refused.is_err(), "{pages} pages from {first:#x} on were converted");
+        machine.guest().verify("range", 84)?;
+    }
+    machine.guest().convert(frame, 1, KVM_MAP_GPA_RANGE_ENCRYPTED)?;
+
+    // A page of nothing, and the first of a DIMM: only that loses its private side.
+    let address = end * PAGE + SMALL;
+    let backend = json!({ "qom-type": "memory-backend-memfd-private", "id": "more", "size": MORE,
+        "prealloc": true });
+    machine.execute("object-add", backend)?;
+    let device = json!({ "driver": "pc-dimm", "id": "second", "memdev": "more", "addr": address });
+    machine.execute("device_add", device)?;
+    ensure!(memfiles_of(&machine, MORE)? == 1, "the DIMM is not allocated");
+    machine.guest().convert(address / PAGE - 1, 2, 0)?;
+    ensure!(memfiles_of(&machine, MORE - PAGE)? == 1, "not exactly one page was given back");
+    ensure!(machine.said().is_empty(), "the guest fills QEMU's log: {}", machine.said());
+    machine.guest().release_area("range")?;
+    machine.shut_down()?;
+    Module::memfile()?.expect_unused()
+}
+
+/// How many memfiles of QEMU's have so many bytes allocated.
+fn memfiles_of(machine: &Machine, bytes: u64) -> Result<usize> {
+    let memfds = memfds(machine.pid())?;
+    Ok(memfds.iter().filter(|m| m.memfile.is_some() && m.allocated == bytes).count())
+}
+
+/// KVM keeps no log of what is written to private memory. QEMU, told to read one, had none to read.
+fn private_memory_has_no_dirty_log_and_qemu_continues() -> CaseResult {
+    with_guest(Kind::BOTH, |fixture| {
+        let machine = &mut fixture.machine;
+        machine.execute("calc-dirty-rate", json!({ "calc-time": 1, "mode": "dirty-bitmap" }))?;
+        while machine.execute("query-dirty-rate", json!({}))?["status"] != "measured" {
+            thread::yield_now();
+        }
+        machine.guest().hold("memory", "log", MIB, 85)?;
+        machine.guest().verify("log", 85)?;
+        machine.guest().release_area("log")
     })
 }
 
@@ -879,6 +947,46 @@ fn migration_and_smm_are_refused() -> CaseResult {
     ensure!(!status.success(), "QEMU ends with {status}");
     // Then it says which of its parts that was.
     ensure!(said.lines().next().is_some_and(|line| line.contains("no SMM")), "QEMU says: {said}");
+    Module::memfile()?.expect_unused()
+}
+
+fn settings_that_private_memory_cannot_follow_are_refused() -> CaseResult {
+    const OBJECT: &str = "memory-backend-memfd-private,id=x,size=6M";
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let config = Config::new(Memory::dimm(Kind::BOTH, SMALL));
+    for (option, value, why) in [
+        ("-overcommit", "mem-lock=on".to_owned(), "mem-lock"),
+        ("-object", format!("{OBJECT},prealloc-context=tc"), "prealloc-context"),
+        ("-object", format!("{OBJECT},hugetlb=on,hugetlbsize=6M"), "power of 2"),
+    ] {
+        let arguments = ["-object", "thread-context,id=tc", option, &value];
+        let mut machine = Machine::launch(&lab, &config.clone().with(arguments))?;
+        let (status, said) = (machine.wait()?, machine.said());
+        println!("{said}");
+        ensure!(
+            !status.success() && said.contains(why),
+            "{value}: QEMU ends with {status}: {said}"
+        );
+    }
+    // Nor does a VM that exists.
+    let mut machine = Machine::start(&lab, &config)?;
+    let change = json!({ "path": "/objects/vm", "property": "movable", "value": false });
+    ensure!(machine.execute("qom-set", change).is_err(), "the VM's memory was movable");
+    machine.kill()?;
+    Module::memfile()?.expect_unused()
+}
+
+/// Private memory cannot be made again what it was at the start: firmware and kernel would meet what
+/// the guest has left.
+fn reset_is_a_shutdown_whatever_the_user_sets() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let config = Config::new(Memory::dimm(Kind::BOTH, SMALL));
+    let mut machine = Machine::start(&lab()?, &config)?;
+    machine.execute("set-action", json!({ "reboot": "reset" }))?;
+    machine.execute("system_reset", json!({}))?;
+    let status = machine.wait()?;
+    ensure!(status.success(), "QEMU ends with {status}: {}", machine.said());
     Module::memfile()?.expect_unused()
 }
 
