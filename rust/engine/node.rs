@@ -364,7 +364,7 @@ impl Node {
                 }, "memfile_node"),
                 ended <- new_condvar!("memfile_ended"),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         node.counters.count(Event::Create);
         node.store.set_flags(flags);

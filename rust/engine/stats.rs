@@ -92,9 +92,9 @@ impl Entry {
             ino,
             counts: Counts::new(),
         };
-        let file = Arc::new(file, GFP_KERNEL)?;
+        let file = Arc::new(file, GFP_KERNEL_ACCOUNT)?;
         // Not under the lock: allocation may reclaim, and eviction takes the lock.
-        let node = RBTreeNode::new(file.serial, file.clone(), GFP_KERNEL)?;
+        let node = RBTreeNode::new(file.serial, file.clone(), GFP_KERNEL_ACCOUNT)?;
         let mut files = FILES.lock();
         files.0.get_or_insert_with(RBTree::new).insert(node);
         Ok(Self(file))

@@ -211,6 +211,7 @@ pub fn write_frame(pfn: u64, content: &[u8]) -> Result<()> {
 }
 
 // Bits of `page_flags()`.
+pub const KPF_LOCKED: u64 = 1 << 0;
 pub const KPF_UPTODATE: u64 = 1 << 3;
 pub const KPF_DIRTY: u64 = 1 << 4;
 pub const KPF_LRU: u64 = 1 << 5;

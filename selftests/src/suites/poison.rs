@@ -5,14 +5,15 @@ use std::ffi::CString;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use crate::consumer::{Consumer, Mode, Span};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
 use crate::pressure::{
-    self, Accounts, Cgroup, Counts, Disk, Failing, KPF_DIRTY, KPF_HWPOISON, KPF_SWAPCACHE,
-    KPF_WRITEBACK, Setting, Swap, frames,
+    self, Accounts, Cgroup, Counts, Disk, Failing, KPF_DIRTY, KPF_HWPOISON, KPF_LOCKED, KPF_LRU,
+    KPF_SWAPCACHE, KPF_WRITEBACK, MovableZone, Setting, Swap, frames,
 };
 use crate::support::directmap::{Hidden, memory, pfns};
 use crate::support::setup::{BOTH, GUEST, HIDDEN, MOVABLE, PINNED, RECLAIMABLE, Setup};
@@ -39,6 +40,8 @@ pub static SUITE: Suite = suite!(
         broken_copy_of_a_swapped_page_is_replaced: 120,
         broken_page_that_swap_could_not_take_is_lost: 120,
         swapoff_ends_at_a_page_with_a_memory_error: 120,
+        error_in_a_page_that_is_isolated_is_told: 120,
+        block_with_a_broken_page_does_not_go_offline: 120,
     ]
 );
 
@@ -480,7 +483,7 @@ fn broken_copy_of_a_swapped_page_is_replaced() -> CaseResult {
         drop(frame);
         return Ok(());
     }
-    anyhow::bail!("no page was in the swap cache, and written")
+    bail!("no page was in the swap cache, and written")
 }
 
 /// Likewise, but the disk has failed to take the pages: the only copies are those in the swap cache,
@@ -589,4 +592,95 @@ fn swapoff_ends_at_a_page_with_a_memory_error() -> CaseResult {
         drop(frame);
     }
     Ok(())
+}
+
+/// Reclaim has taken the page from its list, with others of which it writes one: the kernel notes the
+/// error in such a page and does no more. The guest must learn of it all the same.
+fn error_in_a_page_that_is_isolated_is_told() -> CaseResult {
+    let (_pages, _lists) = (pressure::base_pages()?, pressure::no_generations()?);
+    let _swap = Swap::on(64 * MIB)?;
+    let cgroup = Cgroup::enter()?;
+    for _ in 0..20 {
+        // Before the guest: see Victim.
+        let mut frame = None;
+        let mut s = Setup::with_flags(BOTH, SMALL)?;
+        let gpa = s.slot.gpa;
+        s.vcpu.fill(gpa, SMALL, GUEST)?;
+        let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&SMALL_BROKEN).context("no frame")?.pfn;
+        let (page, pages) = (SMALL_BROKEN / PAGE, SMALL / PAGE);
+        let spans = [Span::same(0, page), Span::same(page + 1, pages - page - 1)];
+        let mut delaying = Vec::new();
+        for span in spans {
+            delaying.push(Consumer::bound(&s.fd, Mode::Observer, span)?);
+        }
+        let told = Consumer::bound(&s.fd, Mode::Observer, Span::same(page, 1))?;
+        delaying.iter().try_for_each(|one| one.block(true))?;
+        let counts = Counts::now()?;
+        let isolated = thread::scope(|scope| -> Result<bool> {
+            let reclaiming = scope.spawn(|| {
+                while told.callbacks()?.starts == 0 && mem::resident_pages(&s.fd)? == pages {
+                    cgroup.reclaim_unused(SMALL)?;
+                }
+                Ok::<_, anyhow::Error>(())
+            });
+            let mut work = || -> Result<bool> {
+                let called = || -> Result<bool> {
+                    let calls = delaying.iter().map(|one| Ok(one.callbacks()?.starts));
+                    Ok(calls.sum::<Result<u64>>()? > 0)
+                };
+                while !called()? {
+                    if reclaiming.is_finished() {
+                        return Ok(false);
+                    }
+                    thread::yield_now();
+                }
+                if pressure::page_flags(pfn)? & (KPF_LRU | KPF_LOCKED | KPF_SWAPCACHE) != 0 {
+                    return Ok(false);
+                }
+                let noted = pressure::poison(pfn);
+                frame = Some(Broken(pfn));
+                ensure!(noted.is_err(), "the kernel handled the error in an isolated page");
+                let calls = told.callbacks()?;
+                ensure!(calls.starts != 0 && calls.starts == calls.ends, "told: {calls:?}");
+                counts.expect_grown(&["memfile.poison"], 1)?;
+                Ok(true)
+            };
+            let result = work();
+            delaying.iter().try_for_each(|one| one.block(false))?;
+            reclaiming.join().map_err(|_| anyhow!("the thread panicked"))??;
+            result
+        });
+        if !isolated? {
+            println!("the page was not isolated, once more");
+            continue;
+        }
+        s.vcpu.expect_lost(gpa + SMALL_BROKEN)?;
+        s.vcpu.verify(gpa, SMALL_BROKEN, GUEST)?;
+        let after = SMALL_BROKEN + PAGE;
+        s.vcpu.verify(gpa + after, SMALL - after, GUEST)?;
+        return Ok(());
+    }
+    bail!("no page was isolated while another one was written")
+}
+
+/// The file keeps its page, so memory management must keep the struct page.
+fn block_with_a_broken_page_does_not_go_offline() -> CaseResult {
+    let zone = MovableZone::make(1)?;
+    let block = zone.blocks.first().context("no block")?;
+    let mut v = break_page(MOVABLE)?;
+    ensure!(zone.holds(v.frame.0)?, "the guest is not in the block for movable memory");
+    let result = block.raw_offline();
+    if result.is_ok() {
+        block.give_back("online_movable")?;
+    }
+    expect_errno("offline", result, &[Errno::EBUSY])?;
+    let gpa = v.s.slot.gpa;
+    v.s.vcpu.expect_lost(gpa + BROKEN)?;
+    expect_rest(&mut v.s)?;
+    punch(&v.s.fd, BROKEN, PAGE)?;
+    v.s.vcpu.verify(gpa + BROKEN, PAGE, Pattern::ZERO)?;
+    drop(v);
+    // It has no page of a file any more, and is sound.
+    block.offline()?;
+    block.give_back("online_movable")
 }
