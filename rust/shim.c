@@ -68,6 +68,11 @@ void memfile_wait_for_allocations(void)
 	synchronize_srcu(&memfile_allocations);
 }
 
+bool memfile_allocates_unmovable(void)
+{
+	return current->flags & PF_MEMALLOC_PIN;
+}
+
 void memfile_set_evictable(struct inode *inode, bool evictable)
 {
 	assign_bit(AS_UNEVICTABLE, &inode->i_mapping->flags, !evictable);

@@ -23,10 +23,13 @@ void memfile_set_hiding(struct inode *inode, bool hiding);
 /*
  * Allocation: between the first two a page is allocated for a file and put into
  * its page cache.  The third waits until all that have begun are at their end.
+ * The last says whether this task has declared that it takes no page from areas
+ * for movable memory (memalloc_pin_save()).
  */
 int memfile_begin_allocation(void);
 void memfile_end_allocation(int index);
 void memfile_wait_for_allocations(void);
+bool memfile_allocates_unmovable(void);
 
 /* File: the caller holds a reference. */
 bool memfile_writable(struct file *file);

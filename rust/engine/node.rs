@@ -169,6 +169,8 @@ struct State {
     in_movable_areas: bool,
     /// How often new pages were allowed to lie there.
     allowances: u64,
+    /// How many bindings are moving pages out of there.
+    leaving: u32,
 }
 
 impl State {
@@ -361,6 +363,7 @@ impl Node {
                     untouched: true,
                     in_movable_areas: false,
                     allowances: 0,
+                    leaving: 0,
                 }, "memfile_node"),
                 ended <- new_condvar!("memfile_ended"),
             }),
@@ -489,6 +492,7 @@ impl Node {
                     Err(refusal) => {
                         if cleared {
                             // Another one came first: pages come from where they came from before.
+                            state.leaving -= 1;
                             state.place(&self.store);
                         }
                         return Err(refusal.into());
@@ -511,7 +515,10 @@ impl Node {
                 // those that no look-up finds yet: they were allocated there, or are on their way
                 // there. The lock is released for that and the state may change, so check again.
                 self.store.allocate_movable(false);
-                cleared = true;
+                if !cleared {
+                    cleared = true;
+                    state.leaving += 1;
+                }
                 let allowances = state.allowances;
                 let now = state.clock.tick();
                 while state.busy_before(now) {
@@ -522,6 +529,7 @@ impl Node {
                 let left = self.store.leave_movable_areas();
                 state = self.state.lock();
                 if let Err(err) = left {
+                    state.leaving -= 1;
                     state.place(&self.store);
                     return Err(err);
                 }
@@ -529,6 +537,9 @@ impl Node {
                     state.in_movable_areas = false;
                 }
             };
+            if cleared {
+                state.leaving -= 1;
+            }
             let changed = cleared || state.bound == 0 || state.flags != flags;
             state.bound += 1;
             state.untouched = false;
@@ -632,10 +643,14 @@ impl Node {
     pub(crate) fn migrate<R>(&self, pages: Range, work: impl FnOnce() -> R) -> Option<R> {
         Invalidation::with(self, |inv| {
             let mut state = self.state.lock();
-            if state.flags.unmovable() {
+            let leaves = Allocation::is_unmovable();
+            // While a binding waits for pages to leave, none goes there, or it would wait for ever.
+            if state.flags.unmovable() || (state.leaving != 0 && !leaves) {
                 return None;
             }
-            state.allow_movable_areas();
+            if !leaves {
+                state.allow_movable_areas();
+            }
             state.begin(inv, pages);
             drop(state);
             self.tell_start(inv, pages);

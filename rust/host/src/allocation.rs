@@ -3,6 +3,7 @@
 //! Allocations of a file whose pages may lie in areas for movable memory before it is bound, and
 //! the binding that pins it: it moves pages, and waits for others, where there can be any.
 
+use crate::abi::allocation::UNMOVABLE;
 use crate::abi::file::File;
 use crate::abi::inode::Inode;
 use crate::abi::notifier::{Consumer, Notifier, Ranges};
@@ -108,4 +109,44 @@ fn pinning_waits_for_an_allocation_under_way() {
     assert_eq!((waits.get(), inode.left.get()), (1, 0));
     bind(&node, false, pinned()).expect("bind");
     assert_eq!(inode.left.get(), 1);
+}
+
+fn moves(node: &Node) -> bool {
+    node.migrate(all(), || ()).is_some()
+}
+
+fn all() -> Range {
+    Range::new(0, PAGES).expect("it is one")
+}
+
+/// Compaction may try each page again and again. Each success would be a reason to look once more.
+#[test]
+fn pinning_ends_while_others_go_on_moving_pages() {
+    let (node, inode) = file();
+    node.fallocate(FILE, 0, 0, BYTES).expect("fallocate");
+    assert!(moves(&node), "a file that is not bound");
+    MEANWHILE.set(Some(Rc::new({
+        let (node, inode) = (node.clone(), inode.clone());
+        move || {
+            assert!(inode.left.get() < 10, "it goes on for ever");
+            assert!(!moves(&node), "a page moves to where it must leave");
+            // The binding's own migration.
+            UNMOVABLE.set(true);
+            assert!(moves(&node), "no page can leave");
+            UNMOVABLE.set(false);
+        }
+    })));
+    bind(&node, false, pinned()).expect("bind");
+    MEANWHILE.set(None);
+    assert_eq!(inode.left.get(), 1);
+    assert!(!moves(&node), "a pinned page moves");
+}
+
+#[test]
+fn pages_may_move_again_when_pinning_has_failed() {
+    let (node, inode) = file();
+    node.fallocate(FILE, 0, 0, BYTES).expect("fallocate");
+    inode.stuck.set(Some(EBUSY));
+    assert!(bind(&node, false, pinned()).is_err());
+    assert!(moves(&node), "it is as it was");
 }

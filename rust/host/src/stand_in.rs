@@ -53,7 +53,7 @@ pub(crate) mod prelude {
     errnos! { EINVAL EPERM EACCES EEXIST EOPNOTSUPP EBUSY ENOMEM }
 
     pub(crate) struct Gfp;
-    pub(crate) const GFP_KERNEL: Gfp = Gfp;
+    pub(crate) const GFP_KERNEL_ACCOUNT: Gfp = Gfp;
 
     pub(crate) trait PinInArc<T> {
         fn pin_init<E>(init: impl Init<T, E>, _: Gfp) -> Result<Arc<T>>
