@@ -940,13 +940,19 @@ fn migration_and_smm_are_refused() -> CaseResult {
     ensure!(format!("{error:#}").contains("private memory cannot be read"), "{error:#}");
     machine.kill()?;
 
-    let mut machine = Machine::launch(&lab, &config.with(["-machine", "smm=on"]))?;
-    let status = machine.wait()?;
-    let said = machine.said();
-    println!("{said}");
-    ensure!(!status.success(), "QEMU ends with {status}");
-    // Then it says which of its parts that was.
-    ensure!(said.lines().next().is_some_and(|line| line.contains("no SMM")), "QEMU says: {said}");
+    let cases = [
+        (["-machine", "smm=on"], "no SMM"),
+        (["-incoming", "defer"], "private memory cannot be migrated to this VM"),
+    ];
+    for (arguments, why) in cases {
+        let mut machine = Machine::launch(&lab, &config.clone().with(arguments))?;
+        let status = machine.wait()?;
+        let said = machine.said();
+        println!("{said}");
+        ensure!(!status.success(), "QEMU ends with {status}");
+        // Then it says which of its parts that was.
+        ensure!(said.lines().next().is_some_and(|line| line.contains(why)), "QEMU says: {said}");
+    }
     Module::memfile()?.expect_unused()
 }
 
