@@ -24,7 +24,8 @@ DEFAULT = re.sub(r"^#.*\n", "", (ROOT / "patches/DEFAULT").read_text(), flags=re
 IN_SHELL = """#!/bin/bash -p
 . "$(dirname "$0")/lib.sh"
 name=$(flavour_name plain)
-printf '%s\\n' "$PATCHES" "$BUILD/$name" "$(module_folder "$name")/memfile.ko" "$PATCHED_TREE" "$MUTANTS" "$UPSTREAM/bin" "$KERNEL"
+printf '%s\\n' "$PATCHES" "$BUILD/$name" "$(module_folder "$name")/memfile.ko" "$PATCHED_TREE" "$MUTANTS" \\
+	"$BUILD/$(flavour_name upstream)/bin" "$KERNEL"
 """
 IN_PYTHON = """import sys
 sys.path.insert(0, "scripts")
