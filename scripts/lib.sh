@@ -5,6 +5,8 @@
 # names a path of the cache.
 
 set -euo pipefail
+# As everywhere: else what fails in $(...) only does so if it comes last.
+shopt -s inherit_errexit
 
 # clean_environment FILE ARGUMENT...: begins the script anew with what the file
 # names of the environment, unless there is nothing else. So a child gets no
@@ -158,14 +160,16 @@ kernel_make_vars() {
 
 # Identifies the toolchain in a stamp. libclang always reads the headers for Rust.
 toolchain_id() {
-	[ "${COMPILER[0]}" != LLVM= ] || { gcc --version | head -1; ld --version | head -1; }
+	[ "${COMPILER[0]}" != LLVM= ] || { gcc --version | sed -n 1p; ld --version | sed -n 1p; }
 	"$RUSTC" -V
-	"$(llvm_tool clang)" --version | head -1
+	"$(llvm_tool clang)" --version | sed -n 1p
 	"$BINDGEN" --version
 }
 
-# The rule for the names of build trees stands in memfile/paths.py.
+# The rule for the names of build trees stands in memfile/paths.py, that for a tree of links in
+# memfile/mirror.py.
 paths_py() { (cd "$ROOT/scripts" && exec python3 -EBm memfile.paths "$@"); }
+mirror_py() { (cd "$ROOT/scripts" && exec python3 -EBm memfile.mirror "$@"); }
 
 # flavour_name FLAVOUR [SRC]: the name of the build tree of a flavour, of the source SRC
 # (default: KERNEL_SRC, or else the base; empty: neither).

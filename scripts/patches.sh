@@ -21,7 +21,7 @@ copy_source() {
 touched_files() {
 	local p
 	while read -r p; do
-		sed -nE 's#^(--- a|\+\+\+ b)/([^\t]*).*#\2#p; s#^rename (from|to) ##p' "$PATCHES/$p"
+		sed -nE 's#^(--- a|\+\+\+ b)/([^\t]*).*#\2#p; s#^rename (from|to) ##p' "$PATCHES/$p" || return
 	done < <(series) | sort -u
 }
 
@@ -30,8 +30,7 @@ copy_files() {
 	local f
 	while read -r f; do
 		[ -f "$1/$f" ] || continue
-		mkdir -p "$2/$(dirname "$f")"
-		cp -p "$1/$f" "$2/$f"
+		mkdir -p "$2/$(dirname "$f")" && cp -p "$1/$f" "$2/$f" || return
 	done
 }
 
@@ -80,11 +79,11 @@ put_files() {
 	local f
 	while read -r f; do
 		if [ ! -f "$1/$f" ]; then
-			rm -f "$2/$f"
+			rm -f "$2/$f" || return
 		elif ! cmp -s "$1/$f" "$2/$f"; then
-			mkdir -p "$2/$(dirname "$f")"
-			cp "$1/$f" "$2/$f.memfile-new"
-			mv "$2/$f.memfile-new" "$2/$f"
+			# The name of the copy may be there, as a link.
+			mkdir -p "$2/$(dirname "$f")" && cp --remove-destination "$1/$f" "$2/$f.memfile-new" &&
+				mv "$2/$f.memfile-new" "$2/$f" || return
 		fi
 	done
 }
@@ -113,34 +112,44 @@ patched_tree() (
 	touched_files >"$PATCHED_TREE/.memfile-files"
 )
 
+# own_tree: prints the path of KERNEL_SRC, if that is a kernel.
+own_tree() {
+	local own file
+	own=$(realpath -e -- "$KERNEL_SRC" 2>/dev/null) || die "KERNEL_SRC=$KERNEL_SRC does not exist"
+	for file in Kbuild Makefile mm/shmem.c; do
+		[ -f "$own/$file" ] || die "KERNEL_SRC=$KERNEL_SRC is not a source tree of the kernel: it has no $file"
+	done
+	printf '%s\n' "$own"
+}
+
+# Where the result of what prints a path is tested, bash goes on after a failure: hence the exits.
+
 # users_tree: prints the path of KERNEL_SRC, and puts the patches on it.
 users_tree() (
-	own=$(realpath -- "$KERNEL_SRC") || die "KERNEL_SRC=$KERNEL_SRC does not exist"
+	own=$(own_tree) || exit 2
 	lock users-tree
-	"$ROOT/scripts/apply-patches" "$own" >&2
+	"$ROOT/scripts/apply-patches" "$own" >&2 || exit 2
 	printf '%s\n' "$own"
 )
 
 # unpatched_tree: prints the path of what KERNEL_SRC is without the patches: links to its files,
 # and copies of those that the patches touch. It is changed in place, because another build may
-# be reading it; .memfile-files lists the copies.
+# be reading it.
 unpatched_tree() (
-	own=$(realpath -- "$KERNEL_SRC") || die "KERNEL_SRC=$KERNEL_SRC does not exist"
-	to=$SRC/$(flavour_name unpatched)
+	own=$(own_tree) || exit 2
+	to=$SRC/$(flavour_name unpatched) || exit 2
 	lock users-tree
-	scratch=$(mktemp -d)
+	scratch=$(mktemp -d) || exit 2
 	trap 'rm -rf "$scratch"' EXIT
-	mkdir -p "$scratch/tree" "$to"
-	touched_files >"$scratch/list"
-	{ printf 'Kbuild\nMakefile\n'; cat "$scratch/list"; } | copy_files "$own" "$scratch/tree"
-	"$ROOT/scripts/apply-patches" --reverse "$scratch/tree" >/dev/null
-	touch "$to/.memfile-files"
-	comm -13 "$scratch/list" "$to/.memfile-files" | while read -r f; do rm -f "$to/$f"; done
-	find "$own" -mindepth 1 -maxdepth 1 ! -name .git ! -name .memfile-files ! -name 'build-*' -exec cp -asn -t "$to" -- {} +
-	find "$to" -xtype l -delete
-	while read -r f; do [ ! -L "$to/$f" ] || rm "$to/$f"; done <"$scratch/list"
-	put_files "$scratch/tree" "$to" <"$scratch/list"
-	cp "$scratch/list" "$to/.memfile-files"
+	mkdir -p "$scratch/tree" "$to" || exit 2
+	touched_files >"$scratch/list" || exit 2
+	{ printf 'Kbuild\nMakefile\nmm/shmem.c\n'; cat "$scratch/list"; } | copy_files "$own" "$scratch/tree" || exit 2
+	errors=$("$ROOT/scripts/apply-patches" --reverse "$scratch/tree" 2>&1) || {
+		errors=${errors//"$scratch/tree"/$own}
+		die "the patches cannot be taken off KERNEL_SRC=$KERNEL_SRC: ${errors#apply-patches: }"
+	}
+	mirror_py "$own" "$to" <"$scratch/list" || die "there is no tree without the patches of KERNEL_SRC=$KERNEL_SRC"
+	put_files "$scratch/tree" "$to" <"$scratch/list" || exit 2
 	printf '%s\n' "$to"
 )
 

@@ -9,8 +9,10 @@ what they were called with.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +21,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 from memfile import environment
+from memfile.mirror import Mirror
 from memfile.paths import ROOT
 from memfile.surroundings import CLANG, GCC, NEEDED, Surroundings
 
@@ -199,7 +202,9 @@ class TreeOfTheUser(Surroundings):
         (self.copy / "patches/7.3/series").write_text("0001-x.patch\n")
         (self.copy / "patches/7.3/0001-x.patch").write_text(self.PATCH)
         self.tree = self.folder / "tree"
-        for name, text in (("mm/shmem.c", self.LINES), ("Kbuild", ""), ("mm/other.c", "of the user\n"), (".git/x", "")):
+        for name, text in (
+            ("mm/shmem.c", self.LINES), ("Kbuild", ""), ("Makefile", ""), ("mm/other.c", "of the user\n"), (".git/x", ""),
+        ):
             (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
             (self.tree / name).write_text(text)
         self.settings["KERNEL_SRC"] = str(self.tree)
@@ -236,6 +241,142 @@ class TreeOfTheUser(Surroundings):
         (self.tree / "mm/shmem.c").write_text("zero\n" + self.PATCHED)
         self.assertEqual((self.build("base") / "mm/shmem.c").read_text(), "zero\n" + self.LINES)
         self.assertNotEqual((base / "mm/shmem.c").stat().st_mtime_ns, stamp)
+
+    def test_base_after_another_series(self) -> None:
+        """What it has touched is a link again."""
+        base = self.build("base")
+        path = self.copy / "patches/7.3/0001-x.patch"
+        path.write_text(self.PATCH.replace("mm/shmem.c", "mm/other.c"))
+        (self.tree / "mm/other.c").write_text(self.PATCHED)
+        self.assertEqual(self.build("base"), base)
+        self.assertEqual((base / "mm/shmem.c").readlink(), self.tree / "mm/shmem.c")
+        self.assertEqual((base / "mm/other.c").read_text(), self.LINES)
+        self.assertEqual((self.tree / "mm/other.c").read_text(), self.PATCHED)
+
+    def test_tree_where_the_patches_neither_go_on_nor_come_off_is_not_built(self) -> None:
+        (self.tree / "mm/shmem.c").write_text(self.LINES.replace("c\nd", "other"))
+        for flavour in ("plain", "base"):
+            run = self.run_it(self.copy / "scripts/build-kernel", flavour)
+            self.assert_refuses(run, "0001-x.patch does not fit mm/shmem.c", str(self.tree))
+            self.assertNotIn(tempfile.gettempdir() + "/tmp.", run.stderr)
+        self.assertIn("cannot be taken off KERNEL_SRC=", run.stderr)
+        self.assertEqual(self.calls("make"), [])
+
+    def test_folder_that_is_no_kernel_is_refused(self) -> None:
+        for name in ("Kbuild", "Makefile", "mm/shmem.c"):
+            (self.tree / name).rename(self.folder / "aside")
+            for command in (("build-kernel",), ("build-kernel", "base"), ("build-selftests", "--upstream")):
+                run = self.run_it(self.copy / "scripts" / command[0], *command[1:])
+                self.assert_refuses(run, f"KERNEL_SRC={self.tree} is not a source tree", f"no {name}")
+            (self.folder / "aside").rename(self.tree / name)
+        self.settings["KERNEL_SRC"] = str(self.folder / "nothing")
+        self.assert_refuses(self.run_it(self.copy / "scripts/build-kernel", "base"), "does not exist")
+        self.assertEqual(list(self.cache.glob("src/unpatched-*")), [])
+
+
+class Mirrors(unittest.TestCase):
+    """A tree of links is what the other tree is, and nothing is written through it."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.own, self.to = Path(folder.name).resolve() / "own", Path(folder.name).resolve() / "to"
+        self.touched = ["mm/a.c", "mm/added.c"]
+        for name in ("mm/a.c", "mm/b.c", "include/config/x.h", "lib/deep/x.c", "Makefile"):
+            self.write(name)
+
+    def write(self, name: str, text: str = "own") -> None:
+        (self.own / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.own / name).write_text(text)
+
+    def renew(self) -> None:
+        before = self.state(self.own)
+        Mirror(str(self.own), str(self.to), self.touched, str(self.own / "some/cache")).renew()
+        (self.to / "mm").mkdir(exist_ok=True)
+        for name in self.touched:
+            path = self.to / name
+            self.assertFalse(path.is_symlink())
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("copy")
+        self.assertEqual(self.state(self.own), before)
+
+    @staticmethod
+    def state(top: Path) -> dict[str, tuple[int, str]]:
+        return {str(path.relative_to(top)): (
+            path.lstat().st_mtime_ns, os.readlink(path) if path.is_symlink() else path.read_text() if path.is_file() else ""
+        ) for path in [top, *top.rglob("*")]}
+
+    def files(self) -> set[str]:
+        """What the mirror has beside the copies, each of which is a link to the same name."""
+        links = {path for path in self.to.rglob("*") if path.is_symlink()}
+        for path in links:
+            self.assertEqual(path.readlink(), self.own / path.relative_to(self.to))
+        found = {str(path.relative_to(self.to)) for path in self.to.rglob("*") if path in links or path.is_file()}
+        return found - set(self.touched)
+
+    def test_second_run_changes_nothing(self) -> None:
+        self.renew()
+        before = self.state(self.to)
+        self.assertEqual(self.files(), {"mm/b.c", "include/config/x.h", "lib/deep/x.c", "Makefile"})
+        self.renew()
+        self.assertEqual(self.state(self.to), before)
+
+    def test_folders_and_files_that_are_gone_do_not_stay(self) -> None:
+        self.renew()
+        shutil.rmtree(self.own / "include")
+        shutil.rmtree(self.own / "lib")
+        (self.own / "mm/b.c").unlink()
+        self.renew()
+        self.assertEqual({str(path.relative_to(self.to)) for path in self.to.rglob("*")},
+                         {"mm", "Makefile", *self.touched})
+
+    def test_file_becomes_a_folder_and_the_reverse(self) -> None:
+        self.renew()
+        shutil.rmtree(self.own / "lib")
+        self.write("lib")
+        (self.own / "Makefile").unlink()
+        self.write("Makefile/x")
+        self.renew()
+        self.assertEqual(self.files(), {"mm/b.c", "include/config/x.h", "lib", "Makefile/x"})
+
+    def test_link_to_a_folder_is_one_unless_a_touched_file_is_below_it(self) -> None:
+        (self.own / "mm").rename(self.own.parent / "elsewhere")
+        (self.own / "mm").symlink_to("../elsewhere")
+        (self.own / "arch").symlink_to("lib")
+        self.renew()
+        self.assertEqual(self.files(), {"mm/b.c", "include/config/x.h", "lib/deep/x.c", "arch", "Makefile"})
+        self.assertFalse((self.to / "mm").is_symlink())
+        self.assertEqual((self.own.parent / "elsewhere/a.c").read_text(), "own")
+        # Another series touches what was a link.
+        self.touched = ["lib/deep/x.c", "arch/deep/x.c"]
+        self.renew()
+        self.assertEqual(self.files(), {"mm", "include/config/x.h", "Makefile"})
+        self.assertEqual((self.own / "lib/deep/x.c").read_text(), "own")
+
+    def test_hard_links_and_what_an_interrupted_run_has_left(self) -> None:
+        (self.own / "mm/twin.c").hardlink_to(self.own / "mm/a.c")
+        self.write("mm/a.c.memfile-new")
+        self.renew()
+        self.assertEqual((self.own / "mm/twin.c").read_text(), "own")
+        self.assertEqual(self.files(), {"mm/b.c", "mm/twin.c", "include/config/x.h", "lib/deep/x.c", "Makefile"})
+        (self.to / "mm/b.c.memfile-new").symlink_to(self.own / "mm/b.c")
+        (self.to / "mm/b.c").unlink()
+        self.renew()
+        self.assertTrue((self.to / "mm/b.c").is_symlink())
+
+    def test_folder_that_cannot_be_written(self) -> None:
+        (self.own / "lib/deep").chmod(0o555)
+        self.addCleanup((self.own / "lib/deep").chmod, 0o755)
+        self.touched.append("lib/deep/new.c")
+        self.renew()
+        self.assertTrue((self.to / "lib/deep").stat().st_mode & 0o200)
+
+    def test_what_is_no_source_is_left_out(self) -> None:
+        for name in (".git/x", "build-x/y", ".memfile-files", "some/cache/z", "lib/build-x/y"):
+            self.write(name)
+        self.renew()
+        self.assertEqual(self.files(), {"mm/b.c", "include/config/x.h", "lib/deep/x.c", "lib/build-x/y", "Makefile"})
 
 
 class Configuration(Surroundings):
