@@ -198,16 +198,16 @@ series() {
 	sed 's/#.*//; s/[[:space:]]*$//; /^$/d' "$PATCHES/series"
 }
 
-# series_id: one hash over what the patches change, in their order; "none" if there are none. It
-# leaves out what stands before the first diff of each: another message builds nothing anew.
+# changes PATCH: what it changes, without its message: another message builds nothing anew. All of
+# it if git has not written it.
+changes() { if grep -q '^diff --git ' "$1"; then sed -n '/^diff --git /,$p' "$1"; else cat "$1"; fi; }
+
+# series_id: one hash over what the patches change, in their order; "none" if there are none.
 series_id() {
-	local p list=()
-	while read -r p; do list+=("$PATCHES/$p"); done < <(series)
-	if [ ${#list[@]} -gt 0 ]; then
-		sed -s -n '/^diff --git /,$p' "${list[@]}" | sha256sum | cut -d' ' -f1
-	else
-		printf 'none\n'
-	fi
+	local p list
+	list=$(series)
+	[ -n "$list" ] || { printf 'none\n'; return; }
+	while read -r p; do changes "$PATCHES/$p" || return; done <<<"$list" | sha256sum | cut -d' ' -f1
 }
 
 # lock NAME: held until the script ends; the next one waits.
@@ -233,8 +233,9 @@ logged() {
 	# shellcheck disable=SC2064 # the pid of now is meant
 	trap "kill $pid 2>/dev/null || true" INT TERM
 	while kill -0 "$pid" 2>/dev/null; do
-		# Wakes at once when the command ends.
-		timeout 30 tail --pid="$pid" -f /dev/null || true
+		# Wakes when the command ends, and at once for a trap, because it is not a command itself.
+		timeout 30 tail -s 0.2 --pid="$pid" -f /dev/null &
+		wait $! || true
 		kill -0 "$pid" 2>/dev/null || break
 		say "  $title: $((SECONDS - start)) s, $(wc -l <"$file") lines: $(tail -n 1 "$file" | cut -c1-80)"
 	done

@@ -10,9 +10,11 @@ what they were called with.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,7 +25,7 @@ sys.dont_write_bytecode = True
 from memfile import environment
 from memfile.mirror import Mirror
 from memfile.paths import ROOT
-from memfile.surroundings import CLANG, GCC, NEEDED, Surroundings
+from memfile.surroundings import CLANG, GCC, NEEDED, TOOL, Surroundings
 
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file() and os.access(path, os.X_OK))
 
@@ -272,6 +274,134 @@ class TreeOfTheUser(Surroundings):
         self.settings["KERNEL_SRC"] = str(self.folder / "nothing")
         self.assert_refuses(self.run_it(self.copy / "scripts/build-kernel", "base"), "does not exist")
         self.assertEqual(list(self.cache.glob("src/unpatched-*")), [])
+
+
+class Series(Surroundings):
+    """scripts/build-series builds after each patch, with the option and without it."""
+
+    # Compiles mm/a.c, if it is newer than the object, as an object that knows its source; "warn" and "fail" in the
+    # source do that. "hang" waits for a signal, and says who it is.
+    MAKE = """
+import signal, time
+out = pathlib.Path(next(word[2:] for word in sys.argv if word.startswith("O=")))
+tree = pathlib.Path(sys.argv[sys.argv.index("-C") + 1])
+if "vmlinux" in sys.argv:
+    text = (tree / "mm/a.c").read_text()
+    if (tree / "mm/other.c").exists():
+        text += (tree / "mm/other.c").read_text()
+    if not (out / "a.o").exists() or (out / "a.o").read_text() != text:
+        if "hang" in text:
+            pathlib.Path(f"{out}-hangs").write_text(str(os.getpid()))
+            time.sleep(600)
+        if "fail" in text and out.name[-1] == ("n" if "fail n" in text else "y"):
+            sys.exit(2)
+        if "warn" in text:
+            print("a.c:1: warning: x")
+        (out / "a.o").write_text(text)
+"""
+
+    def setUp(self) -> None:
+        super().setUp()
+        make = self.folder / "tools/make"
+        make.write_text(TOOL.format(python=sys.executable, record=str(self.record), code=self.MAKE))
+        self.copy = self.copy_of_checkout("copy")
+        self.patches = self.copy / "patches/7.3"
+        for path in self.patches.glob("*.patch"):
+            path.unlink()
+        version = self.run_it("bash", "-c", ". patches/7.3/BASE; echo $KERNEL").stdout.strip()
+        base = self.cache / f"src/base-{version}"
+        (base / "mm").mkdir(parents=True)
+        (base / "Makefile").touch()
+        for name in ("a", "b"):
+            (base / f"mm/{name}.c").write_text("0\n")
+        self.tree = self.cache / f"src/series-{version}"
+        self.series("1", "2")
+
+    def series(self, *texts: str, git: bool = True) -> None:
+        """Each patch makes mm/a.c the next text."""
+        names, was = [], "0"
+        for number, text in enumerate(texts):
+            names.append(f"000{number}-x.patch")
+            (self.patches / names[-1]).write_text(
+                "diff --git a/mm/a.c b/mm/a.c\n" * git + f"--- a/mm/a.c\n+++ b/mm/a.c\n@@ -1 +1 @@\n-{was}\n+{text}\n")
+            was = text
+        (self.patches / "series").write_text("".join(f"{name}\n" for name in names))
+
+    def build(self, code: int = 0) -> int:
+        """How many builds there were of both configurations together."""
+        before = len(self.built())
+        run = self.run_it(self.copy / "scripts/build-series")
+        self.assertEqual(run.returncode, code, run.stdout + run.stderr)
+        return len(self.built()) - before
+
+    def built(self) -> list[object]:
+        return [call for call in self.calls("make") if "vmlinux" in call["argv"]]
+
+    def test_what_was_built_is_known(self) -> None:
+        self.assertEqual(self.build(), 4)
+        self.assertEqual(self.build(), 0)
+        self.series("1", "3")
+        self.assertEqual(self.build(), 2)
+        self.series("1", "3", git=False)
+        self.assertEqual(self.build(), 4)
+        self.series("1", "4", git=False)
+        self.assertEqual(self.build(), 2)
+
+    def test_other_flags_and_another_source_build_all_anew(self) -> None:
+        self.build()
+        for path, line in (("scripts/build-series", "#"), ("patches/7.3/BASE", "SHA256=0"), ("configs/plain.config", "#"),
+                           ("scripts/lib.sh", "kernel_make_vars() { COMPILER=(x) KMAKE=(W=1); }")):
+            with (self.copy / path).open("a") as file:
+                file.write(f"\n{line}\n")
+            with self.subTest(path):
+                self.assertEqual((self.build(), self.build()), (4, 0))
+
+    def test_failure_of_either_build_is_one(self) -> None:
+        for text in ("fail n", "fail y"):
+            self.series("1", text, "3")
+            self.build(2)
+            self.assertEqual(self.build(2), 2)
+            self.assertEqual((self.tree / "mm/a.c").read_text(), f"{text}\n")
+
+    def test_warning_is_one_in_the_next_run_too(self) -> None:
+        for text in ("warn", "fail y and warn"):
+            self.series("1", text)
+            self.assertEqual((self.build(2), self.build(2)), (4 if text == "warn" else 2, 2))
+
+    def test_files_of_an_earlier_series_do_not_stay(self) -> None:
+        (self.patches / "series").write_text("0000-x.patch\n")
+        (self.patches / "0000-x.patch").write_text(
+            "diff --git a/mm/other.c b/mm/other.c\nnew file mode 100644\n--- /dev/null\n+++ b/mm/other.c\n@@ -0,0 +1 @@\n+1\n"
+            "diff --git a/mm/b.c b/mm/b.c\n--- a/mm/b.c\n+++ b/mm/b.c\n@@ -1 +1 @@\n-0\n+1\n")
+        self.build()
+        self.assertEqual((self.tree / "mm/b.c").read_text(), "1\n")
+        self.series("1")
+        self.build()
+        self.assertEqual((self.tree / "mm/b.c").read_text(), "0\n")
+        self.assertFalse((self.tree / "mm/other.c").exists())
+
+    def test_tree_of_the_time_without_a_list_is_made_anew(self) -> None:
+        self.build()
+        (self.tree / ".memfile-files").unlink()
+        (self.tree / "mm/other.c").write_text("1\n")
+        self.assertEqual(self.build(), 4)
+        self.assertFalse((self.tree / "mm/other.c").exists())
+
+    def test_interrupt_ends_both_builds(self) -> None:
+        self.series("hang")
+        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+            process = subprocess.Popen(
+                [self.copy / "scripts/build-series"], env=self.settings, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL)
+            hang = [self.tree / f"build-series-{name}-hangs" for name in "ny"]
+            while process.poll() is None and not all(path.exists() and path.read_text() for path in hang):
+                time.sleep(0.01)
+            makes = [int(path.read_text()) for path in hang]
+            process.send_signal(number)
+            self.assertEqual(process.wait(20), code)
+            for path, make in zip(hang, makes):
+                self.assertRaises(ProcessLookupError, os.kill, make, 0)
+                path.unlink()
 
 
 class Mirrors(unittest.TestCase):
