@@ -2,16 +2,22 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of what scripts/check makes of programs on two kernels: python3 scripts/test_comparison.py"""
 
+import contextlib
+import io
 import sys
+import tempfile
 import threading
 import unittest
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 # The checkout stays clean.
 sys.dont_write_bytecode = True
 
-from memfile.check.comparison import Comparison, upstream_wanted
+from memfile.check.comparison import Comparison, Upstream, may_choose, upstream_wanted
 from memfile.check.session import Watch
-from memfile.ktap import FAIL, PASS
+from memfile.ktap import FAIL, PASS, SKIP, Case
 from memfile.upstream.programs import Program
 from memfile.upstream.results import Result
 
@@ -38,6 +44,53 @@ class Choice(unittest.TestCase):
     def test_glob_that_says_more_chooses_among_all(self) -> None:
         self.assertEqual(self.wanted("upstream.slow"), ["slow"])
         self.assertEqual(self.wanted("upstream.s*", "upstream.q*"), ["quick", "slow"])
+
+
+    def test_glob_that_can_fit_no_program_is_told_from_one_that_can(self) -> None:
+        for test in ("*", "upstream.*", "up*", "?pstream.x", "[u]p*", "upstream.slow", "upstream.s*"):
+            self.assertTrue(may_choose(test), test)
+        for test in ("punch.*", "upstream", "up", "upstreams.*", "variant_*"):
+            self.assertFalse(may_choose(test), test)
+
+
+class TreeOfTheUser(unittest.TestCase):
+    """KERNEL_SRC has its own programs."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.kvm = self.folder / "tools/testing/selftests/kvm"
+        for patch in (mock.patch.dict("os.environ", {"KERNEL_SRC": str(self.folder)}),
+                      mock.patch("memfile.paths.UPSTREAM", self.folder / "build/bin")):
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def upstream(self, *tests: str) -> Upstream:
+        self.told: list[Case] = []
+        check = SimpleNamespace(args=SimpleNamespace(tests=list(tests), all=False), flavour="plain", slow=1,
+                                report=self.told.extend)
+        return Upstream(check)  # type: ignore[arg-type]
+
+    def test_other_tests_need_no_list_of_programs(self) -> None:
+        self.assertEqual(self.upstream("punch.*").tests(), [])
+        with contextlib.redirect_stderr(io.StringIO()) as said, self.assertRaises(SystemExit) as end:
+            self.upstream("upstream.*").tests()
+        self.assertEqual(end.exception.code, 2)
+        self.assertIn("Makefile.kvm cannot be read", said.getvalue())
+
+    def test_what_was_never_built_is_no_program_that_does_not_build(self) -> None:
+        self.kvm.mkdir(parents=True)
+        (self.kvm / "Makefile.kvm").write_text("TEST_GEN_PROGS_x86 += x86/own\n")
+        self.assertEqual(self.upstream("punch.*").jobs(), [])
+        with contextlib.redirect_stderr(io.StringIO()) as said, self.assertRaises(SystemExit) as end:
+            self.upstream("upstream.own").jobs()
+        self.assertEqual(end.exception.code, 2)
+        self.assertIn("are not built", said.getvalue())
+        (self.folder / "build").mkdir()
+        (self.folder / "build/.memfile-built").touch()
+        self.assertEqual(self.upstream("upstream.own").jobs(), [])
+        self.assertEqual([(case.name, case.status) for case in self.told], [("upstream.own", SKIP)])
 
 
 class Comparing(unittest.TestCase):

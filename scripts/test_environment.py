@@ -189,8 +189,8 @@ class Paths(Surroundings):
         self.assert_refuses(run, "KERNEL_SRC", "move it")
 
 
-class TreeOfTheUser(Surroundings):
-    """KERNEL_SRC gets the patches; its base is the same tree without them."""
+class WithTree(Surroundings):
+    """A tree of the user's, and a series of one patch."""
 
     LINES, PATCHED = "a\nb\nc\nd\ne\nf\ng\n", "a\nb\nc\nd\nnew\ne\nf\ng\n"
     PATCH = "diff --git a/mm/shmem.c b/mm/shmem.c\n--- a/mm/shmem.c\n+++ b/mm/shmem.c\n@@ -2,6 +2,7 @@\n b\n c\n d\n+new\n" \
@@ -210,6 +210,10 @@ class TreeOfTheUser(Surroundings):
             (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
             (self.tree / name).write_text(text)
         self.settings["KERNEL_SRC"] = str(self.tree)
+
+
+class TreeOfTheUser(WithTree):
+    """KERNEL_SRC gets the patches; its base is the same tree without them."""
 
     def build(self, flavour: str) -> Path:
         """The source that it was built of."""
@@ -274,6 +278,125 @@ class TreeOfTheUser(Surroundings):
         self.settings["KERNEL_SRC"] = str(self.folder / "nothing")
         self.assert_refuses(self.run_it(self.copy / "scripts/build-kernel", "base"), "does not exist")
         self.assertEqual(list(self.cache.glob("src/unpatched-*")), [])
+
+
+class SelftestsOfTheUser(WithTree):
+    """The selftests of KERNEL_SRC: one that does not build there is left out, and tried again."""
+
+    LIST = """limit = 60
+[folders]
+kvm = "x86/a_test x86/b_test"
+mm = "cow"
+[added]
+kvm = "x86/memfile_test"
+memfd = "inaccessible_test"
+[scripts]
+"mm/s.sh" = "mm/beside.sh"
+"""
+    # A source with "broken" in it does not build; a program is a copy of its source.
+    GCC = """
+if "--version" in sys.argv:
+    sys.exit("gcc" if print("gcc 14") else 0)
+source = next(pathlib.Path(word) for word in sys.argv if word.endswith(".c"))
+out = pathlib.Path(sys.argv[sys.argv.index("-o") + 1])
+if not source.exists() or "broken" in source.read_text():
+    sys.exit(1)
+out.write_text(source.read_text())
+out.chmod(0o755)
+"""
+    STRIP = """
+if sys.argv[1] == "-o":
+    shutil.copy(sys.argv[3], sys.argv[2])
+"""
+    MAKE = """
+folder = pathlib.Path(sys.argv[sys.argv.index("-C") + 1])
+top = next((word[7:] for word in sys.argv if word.startswith("OUTPUT=")), None)
+code = 0
+for word in sys.argv:
+    if top and word.startswith(top):
+        source = folder / (word[len(top) + 1:] + ".c")
+        if "broken" in source.read_text():
+            code = 2
+            continue
+        pathlib.Path(word).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(word).write_text(source.read_text())
+        pathlib.Path(word).chmod(0o755)
+sys.exit(code)
+"""
+    SELFTESTS = "tools/testing/selftests"
+
+    def setUp(self) -> None:
+        super().setUp()
+        for name, code in (("gcc", self.GCC), ("strip", self.STRIP), ("make", self.MAKE)):
+            path = self.folder / "tools" / name
+            path.write_text(TOOL.format(python=sys.executable, record=str(self.record), code=code))
+            path.chmod(0o755)
+        (self.copy / "scripts/upstream.toml").write_text(self.LIST)
+        for name in ("kvm/x86/a_test.c", "kvm/x86/b_test.c", "kvm/x86/memfile_test.c", "memfd/inaccessible_test.c",
+                     "mm/cow.c", "mm/s.sh", "mm/beside.sh"):
+            self.write(f"{self.SELFTESTS}/{name}")
+        self.write(f"{self.SELFTESTS}/kvm/Makefile.kvm", "TEST_GEN_PROGS_x86 = x86/a_test x86/b_test\n")
+
+    def write(self, name: str, text: str = "fine") -> None:
+        (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.tree / name).write_text(text)
+
+    def programs(self, code: int = 0) -> tuple[set[str], str]:
+        """What there is after a build, and what it said."""
+        self.record.unlink(missing_ok=True)
+        run = self.run_it(self.copy / "scripts/build-selftests", "--upstream")
+        self.assertEqual(run.returncode, code, run.stderr)
+        return {path.name for path in self.cache.glob("build/upstream-*/bin/*")}, run.stderr
+
+    def compiled(self) -> list[str]:
+        return [Path(call["argv"][call["argv"].index("-o") + 1]).name for call in self.calls("gcc") if "-o" in call["argv"]]
+
+    ALL = {"a_test", "b_test", "memfile_test", "inaccessible_test", "cow", "s.sh", "beside.sh"}
+
+    def test_second_build_does_nothing(self) -> None:
+        self.assertEqual(self.programs()[0], self.ALL)
+        self.assertEqual(self.programs()[0], self.ALL)
+        self.assertEqual((self.calls("make"), self.compiled()), ([], []))
+
+    def test_program_that_does_not_build_is_left_out_and_tried_again(self) -> None:
+        self.programs()
+        for name in ("mm/cow", "kvm/x86/a_test"):
+            self.write(f"{self.SELFTESTS}/{name}.c", "broken")
+            left = self.ALL - {Path(name).name}
+            for _ in range(2):
+                programs, said = self.programs()
+                self.assertEqual(programs, left)
+                self.assertRegex(said, r"\w+_test does not build" if "kvm" in name else "cow.* does not build")
+                self.assertTrue(self.calls("make"))
+            # Only what is broken.
+            self.assertLessEqual(set(self.compiled()), {"cow"})
+            self.write(f"{self.SELFTESTS}/{name}.c")
+            self.assertEqual(self.programs()[0], self.ALL)
+
+    def test_program_that_the_patches_add_must_build(self) -> None:
+        for name in ("memfd/inaccessible_test", "kvm/x86/memfile_test"):
+            self.write(f"{self.SELFTESTS}/{name}.c", "broken")
+            programs, said = self.programs(2)
+            self.assertNotIn(Path(name).name, programs)
+            self.assertEqual(list(self.cache.glob("build/upstream-*/.memfile-[kb]*[yt]")), [], said)
+            self.write(f"{self.SELFTESTS}/{name}.c")
+
+    def test_script_without_what_it_wants_is_left_out(self) -> None:
+        (self.tree / self.SELFTESTS / "mm/beside.sh").unlink()
+        self.assertEqual(self.programs()[0], self.ALL - {"s.sh", "beside.sh"})
+
+    def test_all_that_programs_are_made_of_builds_them_anew(self) -> None:
+        self.programs()
+        for name in ("include/linux/bits.h", "arch/x86/include/asm/x.h", "tools/arch/x86/lib/x86-opcode-map.txt",
+                     "arch/x86/entry/syscalls/syscall_64.tbl", "tools/scripts/Makefile.include", "mm/gup_test.h",
+                     "lib/rbtree.c", "tools/include/x.rs", f"{self.SELFTESTS}/kvm/settings"):
+            self.write(name)
+            with self.subTest(name):
+                self.programs()
+                self.assertEqual(self.compiled().count("cow"), 1)
+        self.write("mm/other.c", "another")
+        self.programs()
+        self.assertEqual(self.compiled(), [])
 
 
 class Series(Surroundings):

@@ -99,6 +99,29 @@ class TheList(unittest.TestCase):
             # Those that are gone are told, too.
             self.assertEqual(set(listed.runs), {"a_b", "c", "d", "e", "own", "added"})
 
+    def test_programs_of_a_user_are_all_of_a_line_and_have_names_of_their_own(self) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "kvm").mkdir()
+            makefile = folder / "kvm/Makefile.kvm"
+            makefile.write_text("TEST_GEN_PROGS_x86 += x86/a-b own \\\n  x86/more # and\nTEST_GEN_PROGS_x86 += own\n"
+                                "TEST_GEN_PROGS_x86 += $(TEST_GEN_PROGS_COMMON)\n")
+            self.assertEqual(fitted(self.read(""), folder).built, ["kvm/own", "kvm/x86/more"])
+            makefile.write_text("TEST_GEN_PROGS_x86 += own x86/own\n")
+            with self.assertRaisesRegex(BadList, "the name own"):
+                fitted(self.read(""), folder)
+
+    def test_script_needs_what_lies_beside_it(self) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for path in ("kvm/Makefile.kvm", "mm/e.sh"):
+                (folder / path).parent.mkdir()
+                (folder / path).touch()
+            listed = self.read('[scripts]\n"mm/e.sh" = "mm/g.sh"\n')
+            self.assertEqual(fitted(listed, folder).scripts, {})
+            (folder / "mm/g.sh").touch()
+            self.assertEqual(fitted(listed, folder).scripts, listed.scripts)
+
     def test_program_of_the_patches_is_built_of_the_patched_source(self) -> None:
         listed = self.read('[added]\nkvm = "x86/e"\nmm = "f"\n[sources]\n"mm/*" = "mm/x.c"\n')
         self.assertEqual(list(build_lines(listed)), [

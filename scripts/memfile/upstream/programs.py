@@ -118,8 +118,9 @@ def read_list(path: Path = LIST, base: str = paths.BASE) -> Programs:
 
 def of_kvm(folder: Path) -> list[str]:
     """KVM's programs for x86. Its Makefile names those of all architectures."""
-    makefile = (folder / "kvm/Makefile.kvm").read_text()
-    return re.findall(r"^TEST_GEN_PROGS(?:_EXTENDED)?_(?:COMMON|x86) \+?= (?!\$)(\S+)", makefile, re.M)
+    makefile = (folder / "kvm/Makefile.kvm").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^TEST_GEN_PROGS(?:_EXTENDED)?_(?:COMMON|x86)\s*\+?=([^#\n]*)", makefile, re.M)
+    return list(dict.fromkeys(name for line in lines for name in line.split() if not name.startswith("$")))
 
 
 def fitted(listed: Programs, folder: Path) -> Programs:
@@ -131,11 +132,13 @@ def fitted(listed: Programs, folder: Path) -> Programs:
         more = [f"kvm/{name}" for name in of_kvm(folder) if f"kvm/{name}" not in {*listed.built, *listed.added}]
     except OSError as error:
         raise BadList(f"{error.filename} cannot be read: {error.strerror}") from error
-    runs = {run_name(name): Program(run_name(name), run_name(name)) for name in more}
-    if taken := runs.keys() & listed.runs.keys():
+    names = [run_name(name) for name in more]
+    if taken := {name for name in names if name in listed.runs or names.count(name) > 1}:
         raise BadList(f"two programs have the name {min(taken)}")
+    runs = {name: Program(name, name) for name in names}
     there = [name for name in listed.built if (folder / name).with_suffix(".c").exists()]
-    scripts = {name: beside for name, beside in listed.scripts.items() if (folder / name).exists()}
+    scripts = {name: beside for name, beside in listed.scripts.items()
+               if all((folder / file).exists() for file in (name, *beside.split()))}
     return dataclasses.replace(listed, built=there + more, scripts=scripts, runs={**listed.runs, **runs})
 
 
