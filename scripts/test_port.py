@@ -4,6 +4,7 @@
 
 import contextlib
 import io
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -241,6 +242,25 @@ class Work(Trees):
         self.assertNotIn(self.patches[0].name, self.work(0))
         self.assertEqual(self.git(work, "log", "--format=%s", "base..HEAD").split(), ["two", "one"])
         self.assertIn("return hook(11);", (work / "mm/shmem.c").read_text())
+
+
+class Turns(Trees):
+    """The tree of scripts/apply-patches."""
+
+    def turn(self, how: str, code: int) -> str:
+        return self.main("--turn", how, "--into", str(self.folder / f"{how}-{code}"), code=code)
+
+    def test_what_does_not_come_off_is_named_and_not_what_does_not_go_on(self) -> None:
+        self.turn("on", 0)
+        shutil.copytree(self.folder / "on-0", self.new, dirs_exist_ok=True)
+        self.assertIn("hook(a)", (self.new / "mm/shmem.c").read_text())
+        self.assertEqual(self.turn("off", 0), "")
+        self.change(self.new, "mm/shmem.c", "hook(a);", "hook(a + 1);")
+        self.assertEqual(
+            self.turn("off", port.CONFLICTS),
+            f'{self.patches[1].name}, to be taken off: 1 conflict\n'
+            f'  mm/shmem.c:9: {port.BOTH}, after "int second(void)"\n')
+        self.assertIn(f"{self.patches[1].name}: 1 conflict\n  mm/shmem.c:9: {port.BESIDE}", self.turn("on", port.CONFLICTS))
 
 
 class Builds(Trees):
