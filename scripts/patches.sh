@@ -122,13 +122,36 @@ own_tree() {
 	printf '%s\n' "$own"
 }
 
+# refuse_other_series OWN RECORD: users_tree has recorded the series that it has put on the tree, and
+# what the files of the patches were then. Where one still is that, and the series is another now,
+# the old patches are in the way.
+refuse_other_series() {
+	local still
+	[ -f "$2" ] && [ "$(sed -n 1p "$2")" != "$(series_id)" ] || return 0
+	still=$(cd "$1" && sed 1d "$2" | { sha256sum -c 2>/dev/null || true; } | sed -n '/: OK$/p')
+	[ -n "$still" ] || return 0
+	! "$ROOT/scripts/apply-patches" --check "$1" 2>/dev/null | grep 'already applied$' >/dev/null || return 0
+	die "KERNEL_SRC=$KERNEL_SRC has the patches of another series: take them off with scripts/apply-patches --reverse $1 of the checkout or the BASE that has put them on"
+}
+
+# sums DIR: of the files that the series touches, where they are there.
+sums() { touched_files | (cd "$1" && while read -r f; do [ ! -f "$f" ] || sha256sum "$f" || exit; done) | sort; }
+
 # Where the result of what prints a path is tested, bash goes on after a failure: hence the exits.
 
 # users_tree: prints the path of KERNEL_SRC, and puts the patches on it.
 users_tree() (
 	own=$(own_tree) || exit 2
+	record=$SRC/$(flavour_name unpatched).patches || exit 2
 	lock users-tree
+	refuse_other_series "$own" "$record"
+	before=$(sums "$own") || exit 2
 	"$ROOT/scripts/apply-patches" "$own" >&2 || exit 2
+	after=$(sums "$own") || exit 2
+	if [ "$before" != "$after" ]; then
+		mkdir -p "$SRC"
+		{ series_id; comm -13 <(printf '%s\n' "$before") <(printf '%s\n' "$after"); } >"$record" || exit 2
+	fi
 	printf '%s\n' "$own"
 )
 
@@ -139,6 +162,7 @@ unpatched_tree() (
 	own=$(own_tree) || exit 2
 	to=$SRC/$(flavour_name unpatched) || exit 2
 	lock users-tree
+	refuse_other_series "$own" "$to.patches"
 	scratch=$(mktemp -d) || exit 2
 	trap 'rm -rf "$scratch"' EXIT
 	mkdir -p "$scratch/tree" "$to" || exit 2

@@ -259,6 +259,22 @@ class TreeOfTheUser(WithTree):
         self.assertEqual((base / "mm/other.c").read_text(), self.LINES)
         self.assertEqual((self.tree / "mm/other.c").read_text(), self.PATCHED)
 
+    def test_tree_that_has_another_series_is_refused_until_that_is_off(self) -> None:
+        self.build("plain")
+        patch = self.copy / "patches/7.3/0001-x.patch"
+        patch.write_text(self.PATCH.replace("+new", "+newer"))
+        for flavour in ("plain", "base"):
+            run = self.run_it(self.copy / "scripts/build-kernel", flavour)
+            self.assertEqual((run.returncode, run.stderr.count("\n")), (2, 1), run.stderr)
+            self.assertIn("has the patches of another series: take them off with", run.stderr)
+        self.assertEqual((self.tree / "mm/shmem.c").read_text(), self.PATCHED)
+        (self.tree / "mm/shmem.c").write_text(self.LINES)
+        self.build("plain")
+        self.assertIn("newer", (self.tree / "mm/shmem.c").read_text())
+        # A series that is on the tree is no other one, though its file is as it was.
+        patch.write_text(self.PATCH.replace("+new", "+newer") + "diff --git a/x b/x\n")
+        self.build("plain")
+
     def test_tree_where_the_patches_neither_go_on_nor_come_off_is_not_built(self) -> None:
         (self.tree / "mm/shmem.c").write_text(self.LINES.replace("c\nd", "other"))
         for flavour in ("plain", "base"):
