@@ -142,8 +142,8 @@ class Upstream:
         programs = self.tests()
         if programs and os.environ.get("KERNEL_SRC"):
             if not (paths.UPSTREAM.parent / ".memfile-built").exists():
-                print("check: the selftests of KERNEL_SRC are not built; `scripts/build-selftests --upstream` builds them",
-                      file=sys.stderr)
+                print("check: the selftests of KERNEL_SRC are not built: `scripts/build-selftests --upstream` "
+                      "builds them", file=sys.stderr)
                 sys.exit(EXIT_TOOL)
             absent = [program for program in programs if not (paths.UPSTREAM / program.file).exists()]
             programs = [program for program in programs if program not in absent]

@@ -178,6 +178,21 @@ impl Guest {
         self.tell(&["convert", &frame.to_string(), &pages.to_string(), &attributes.to_string()])
     }
 
+    /// The same, and do not wait: see [`Guest::end_to_convert`].
+    pub fn begin_to_convert(&mut self, frame: u64, pages: u64, attributes: u64) -> Result<()> {
+        self.request(&["convert", &frame.to_string(), &pages.to_string(), &attributes.to_string()])
+    }
+
+    /// Wait for KVM's answer: whether the pages were converted.
+    pub fn end_to_convert(&mut self) -> Result<bool> {
+        let text = self.lines.next(Instant::now() + self.limit)?;
+        match answer(&text) {
+            Some((n, Answer::Done(_))) if n == self.number => Ok(true),
+            Some((n, Answer::Refused(_))) if n == self.number => Ok(false),
+            _ => bail!("the guest says {text:?}"),
+        }
+    }
+
     /// Let both of its CPUs convert the pages of a locked area at once, there and back, in that many
     /// rounds; an odd number ends with shared pages, whose content is the number of the last round.
     pub fn convert_from_two_cpus(&mut self, name: &str, rounds: u64) -> Result<()> {

@@ -192,6 +192,26 @@ impl Stopped {
     pub fn let_go(self) {
         drop(self.0);
     }
+
+    /// Let the call fail with `errno`, and do nothing; then let it go on.
+    pub fn fail(self, errno: Errno) -> Result<()> {
+        let thread = self.0.0;
+        let mut call = registers(thread)?;
+        // There is no such call.
+        call.orig_rax = u64::MAX;
+        set_registers(thread, &call)?;
+        go_on(thread, 0)?;
+        loop {
+            match next_stop(thread)? {
+                Ok(AT_CALL) => break,
+                Ok(other) => go_on(thread, if other > 0xff { 0 } else { other })?,
+                Err(ended) => bail!("the thread has ended: {ended}"),
+            }
+        }
+        let mut result = registers(thread)?;
+        result.rax = i64::from(-errno.0) as u64;
+        set_registers(thread, &result)
+    }
 }
 
 impl Drop for Traced {

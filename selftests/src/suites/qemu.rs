@@ -57,6 +57,7 @@ pub static SUITE: Suite = suite!(
         qemu_killed_while_its_guest_reports_leaves_no_memory_behind: 300,
         private_memory_has_no_dirty_log_and_qemu_continues: 300,
         conversion_of_a_range_is_of_each_part_or_refused: 300,
+        conversion_whose_discard_fails_is_none: 300,
         conversion_that_overtakes_a_fault_stays: 600,
         conversions_of_one_page_follow_each_other: 600,
         guest_of_two_cpus_converts_from_both_at_once: 600,
@@ -426,6 +427,28 @@ fn conversion_of_a_range_is_of_each_part_or_refused() -> CaseResult {
     machine.guest().release_area("range")?;
     machine.shut_down()?;
     Module::memfile()?.expect_unused()
+}
+
+/// What would be left of the old side comes back with a later conversion, where zeros are promised: so
+/// the page stays what it was.
+fn conversion_whose_discard_fails_is_none() -> CaseResult {
+    with_guest(Kind::BOTH, |fixture| {
+        let machine = &mut fixture.machine;
+        machine.guest().hold("locked", "stays", PAGE, 86)?;
+        let frame = machine.guest().frames("stays")?[0];
+        let vcpu = *machine.vcpu_threads()?.first().context("no vCPU")?;
+        let stopped =
+            machine.stop_at_fallocate(vcpu, |m| m.guest().begin_to_convert(frame, 1, 0))?;
+        stopped.fail(Errno::ENOMEM)?;
+        ensure!(!machine.guest().end_to_convert()?, "the guest was told of a conversion");
+        machine.guest().verify("stays", 86)?;
+        // Now it works.
+        machine.guest().convert(frame, 1, 0)?;
+        machine.guest().verify_zeros("stays", 0, 1)?;
+        machine.guest().convert(frame, 1, KVM_MAP_GPA_RANGE_ENCRYPTED)?;
+        machine.guest().verify_zeros("stays", 0, 1)?;
+        machine.guest().release_area("stays")
+    })
 }
 
 /// How many memfiles of QEMU's have so many bytes allocated.
