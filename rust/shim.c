@@ -68,11 +68,6 @@ void memfile_wait_for_allocations(void)
 	synchronize_srcu(&memfile_allocations);
 }
 
-bool memfile_allocates_unmovable(void)
-{
-	return current->flags & PF_MEMALLOC_PIN;
-}
-
 void memfile_set_evictable(struct inode *inode, bool evictable)
 {
 	assign_bit(AS_UNEVICTABLE, &inode->i_mapping->flags, !evictable);
@@ -157,6 +152,11 @@ void memfile_hand_on(struct folio *folio)
 	if (!folio_test_dirty(folio))
 		folio_set_dirty(folio);
 	folio_unlock(folio);
+}
+
+bool memfile_folio_may_stay(struct folio *folio)
+{
+	return folio_is_longterm_pinnable(folio);
 }
 
 void memfile_put_folio(struct folio *folio)

@@ -23,13 +23,10 @@ void memfile_set_hiding(struct inode *inode, bool hiding);
 /*
  * Allocation: between the first two a page is allocated for a file and put into
  * its page cache.  The third waits until all that have begun are at their end.
- * The last says whether this task has declared that it takes no page from areas
- * for movable memory (memalloc_pin_save()).
  */
 int memfile_begin_allocation(void);
 void memfile_end_allocation(int index);
 void memfile_wait_for_allocations(void);
-bool memfile_allocates_unmovable(void);
 
 /* File: the caller holds a reference. */
 bool memfile_writable(struct file *file);
@@ -40,6 +37,7 @@ pgoff_t memfile_folio_index(struct folio *folio);
 unsigned int memfile_folio_order(struct folio *folio);
 struct page *memfile_folio_page(struct folio *folio, pgoff_t index);
 void memfile_hand_on(struct folio *folio);
+bool memfile_folio_may_stay(struct folio *folio);
 void memfile_put_folio(struct folio *folio);
 void memfile_put_page(struct page *page);
 

@@ -30,12 +30,6 @@ impl Allocation {
         // SAFETY: The caller may sleep.
         unsafe { bindings::memfile_wait_for_allocations() };
     }
-
-    /// Does this task take no page from areas for movable memory?
-    pub(crate) fn is_unmovable() -> bool {
-        // SAFETY: May be called in a task.
-        unsafe { bindings::memfile_allocates_unmovable() }
-    }
 }
 
 impl Drop for Allocation {

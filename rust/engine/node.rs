@@ -639,11 +639,15 @@ impl Node {
     }
 
     /// Does `work`, which migrates `pages`, as [`Self::invalidate`] does; [`None`] if the pages must
-    /// not move. Where they move to may be an area for movable memory. Sleeps.
-    pub(crate) fn migrate<R>(&self, pages: Range, work: impl FnOnce() -> R) -> Option<R> {
+    /// not move. Where they move to may be an area for movable memory, unless it `leaves` those. Sleeps.
+    pub(crate) fn migrate<R>(
+        &self,
+        pages: Range,
+        leaves: bool,
+        work: impl FnOnce() -> R,
+    ) -> Option<R> {
         Invalidation::with(self, |inv| {
             let mut state = self.state.lock();
-            let leaves = Allocation::is_unmovable();
             // While a binding waits for pages to leave, none goes there, or it would wait for ever.
             if state.flags.unmovable() || (state.leaving != 0 && !leaves) {
                 return None;

@@ -31,8 +31,6 @@ pub(crate) mod allocation {
     thread_local! {
         /// The number of waits for the allocations under way.
         pub(crate) static WAITS: Cell<u32> = const { Cell::new(0) };
-        /// This task takes no page from areas for movable memory.
-        pub(crate) static UNMOVABLE: Cell<bool> = const { Cell::new(false) };
     }
 
     /// An allocation under way. There are no pages here.
@@ -45,10 +43,6 @@ pub(crate) mod allocation {
 
         pub(crate) fn wait_for_all() {
             WAITS.set(WAITS.get() + 1);
-        }
-
-        pub(crate) fn is_unmovable() -> bool {
-            UNMOVABLE.get()
         }
     }
 

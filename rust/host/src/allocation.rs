@@ -3,7 +3,6 @@
 //! Allocations of a file whose pages may lie in areas for movable memory before it is bound, and
 //! the binding that pins it: it moves pages, and waits for others, where there can be any.
 
-use crate::abi::allocation::UNMOVABLE;
 use crate::abi::file::File;
 use crate::abi::inode::Inode;
 use crate::abi::notifier::{Consumer, Notifier, Ranges};
@@ -111,8 +110,9 @@ fn pinning_waits_for_an_allocation_under_way() {
     assert_eq!(inode.left.get(), 1);
 }
 
-fn moves(node: &Node) -> bool {
-    node.migrate(all(), || ()).is_some()
+/// A page moves: out of the areas for movable memory, if it `leaves`.
+fn moves(node: &Node, leaves: bool) -> bool {
+    node.migrate(all(), leaves, || ()).is_some()
 }
 
 fn all() -> Range {
@@ -124,22 +124,19 @@ fn all() -> Range {
 fn pinning_ends_while_others_go_on_moving_pages() {
     let (node, inode) = file();
     node.fallocate(FILE, 0, 0, BYTES).expect("fallocate");
-    assert!(moves(&node), "a file that is not bound");
+    assert!(moves(&node, false), "a file that is not bound");
     MEANWHILE.set(Some(Rc::new({
         let (node, inode) = (node.clone(), inode.clone());
         move || {
             assert!(inode.left.get() < 10, "it goes on for ever");
-            assert!(!moves(&node), "a page moves to where it must leave");
-            // The binding's own migration.
-            UNMOVABLE.set(true);
-            assert!(moves(&node), "no page can leave");
-            UNMOVABLE.set(false);
+            assert!(!moves(&node, false), "a page moves to where it must leave");
+            assert!(moves(&node, true), "no page can leave");
         }
     })));
     bind(&node, false, pinned()).expect("bind");
     MEANWHILE.set(None);
     assert_eq!(inode.left.get(), 1);
-    assert!(!moves(&node), "a pinned page moves");
+    assert!(!moves(&node, true), "a pinned page moves");
 }
 
 #[test]
@@ -148,5 +145,25 @@ fn pages_may_move_again_when_pinning_has_failed() {
     node.fallocate(FILE, 0, 0, BYTES).expect("fallocate");
     inode.stuck.set(Some(EBUSY));
     assert!(bind(&node, false, pinned()).is_err());
-    assert!(moves(&node), "it is as it was");
+    assert!(moves(&node, false), "it is as it was");
+}
+
+/// Whoever moves it, and for whatever reason: compaction on behalf of a task that pins may go there.
+#[test]
+fn page_that_was_moved_there_is_a_reason_to_look() {
+    for (leaves, looks) in [(true, 0), (false, 1)] {
+        let (node, inode) = file_that_is_pinned_from_the_start();
+        node.fallocate(FILE, 0, 0, BYTES).expect("fallocate");
+        assert!(moves(&node, leaves), "a file that is not bound");
+        bind(&node, false, pinned()).expect("bind");
+        assert_eq!(inode.left.get(), looks);
+    }
+}
+
+/// Its new pages are outside of areas for movable memory until a binding lets them in, as shmem's.
+fn file_that_is_pinned_from_the_start() -> (Arc<Node>, Inode) {
+    abi::reset();
+    let store = AnyStore::with_pages(PAGES);
+    let inode = store.inode();
+    (Node::new(store, false).expect("memory is there"), inode)
 }
