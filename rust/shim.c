@@ -154,11 +154,6 @@ void memfile_hand_on(struct folio *folio)
 	folio_unlock(folio);
 }
 
-bool memfile_folio_may_stay(struct folio *folio)
-{
-	return folio_is_longterm_pinnable(folio);
-}
-
 void memfile_put_folio(struct folio *folio)
 {
 	folio_put(folio);

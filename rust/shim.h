@@ -37,7 +37,6 @@ pgoff_t memfile_folio_index(struct folio *folio);
 unsigned int memfile_folio_order(struct folio *folio);
 struct page *memfile_folio_page(struct folio *folio, pgoff_t index);
 void memfile_hand_on(struct folio *folio);
-bool memfile_folio_may_stay(struct folio *folio);
 void memfile_put_folio(struct folio *folio);
 void memfile_put_page(struct page *page);
 

@@ -326,12 +326,6 @@ impl Migration {
         })
     }
 
-    /// Does it go where it may stay for good, which is no area for movable memory?
-    pub(crate) fn is_out_of_movable_areas(&self) -> bool {
-        // SAFETY: It is locked by the type invariant, so somebody holds a reference.
-        unsafe { bindings::memfile_folio_may_stay(self.dst.as_ptr()) }
-    }
-
     /// Moves the folio by the function that most file systems use. Sleeps.
     pub(crate) fn in_page_cache(&self) -> Result {
         // SAFETY: `migrate_folio()` wants what the type invariant says.

@@ -169,8 +169,6 @@ struct State {
     in_movable_areas: bool,
     /// How often new pages were allowed to lie there.
     allowances: u64,
-    /// How many bindings are moving pages out of there.
-    leaving: u32,
 }
 
 impl State {
@@ -363,7 +361,6 @@ impl Node {
                     untouched: true,
                     in_movable_areas: false,
                     allowances: 0,
-                    leaving: 0,
                 }, "memfile_node"),
                 ended <- new_condvar!("memfile_ended"),
             }),
@@ -492,7 +489,6 @@ impl Node {
                     Err(refusal) => {
                         if cleared {
                             // Another one came first: pages come from where they came from before.
-                            state.leaving -= 1;
                             state.place(&self.store);
                         }
                         return Err(refusal.into());
@@ -515,10 +511,7 @@ impl Node {
                 // those that no look-up finds yet: they were allocated there, or are on their way
                 // there. The lock is released for that and the state may change, so check again.
                 self.store.allocate_movable(false);
-                if !cleared {
-                    cleared = true;
-                    state.leaving += 1;
-                }
+                cleared = true;
                 let allowances = state.allowances;
                 let now = state.clock.tick();
                 while state.busy_before(now) {
@@ -529,7 +522,6 @@ impl Node {
                 let left = self.store.leave_movable_areas();
                 state = self.state.lock();
                 if let Err(err) = left {
-                    state.leaving -= 1;
                     state.place(&self.store);
                     return Err(err);
                 }
@@ -537,9 +529,6 @@ impl Node {
                     state.in_movable_areas = false;
                 }
             };
-            if cleared {
-                state.leaving -= 1;
-            }
             let changed = cleared || state.bound == 0 || state.flags != flags;
             state.bound += 1;
             state.untouched = false;
@@ -639,22 +628,14 @@ impl Node {
     }
 
     /// Does `work`, which migrates `pages`, as [`Self::invalidate`] does; [`None`] if the pages must
-    /// not move. Where they move to may be an area for movable memory, unless it `leaves` those. Sleeps.
-    pub(crate) fn migrate<R>(
-        &self,
-        pages: Range,
-        leaves: bool,
-        work: impl FnOnce() -> R,
-    ) -> Option<R> {
+    /// not move. Where they move to may be an area for movable memory. Sleeps.
+    pub(crate) fn migrate<R>(&self, pages: Range, work: impl FnOnce() -> R) -> Option<R> {
         Invalidation::with(self, |inv| {
             let mut state = self.state.lock();
-            // While a binding waits for pages to leave, none goes there, or it would wait for ever.
-            if state.flags.unmovable() || (state.leaving != 0 && !leaves) {
+            if state.flags.unmovable() {
                 return None;
             }
-            if !leaves {
-                state.allow_movable_areas();
-            }
+            state.allow_movable_areas();
             state.begin(inv, pages);
             drop(state);
             self.tell_start(inv, pages);

@@ -108,21 +108,16 @@ pub(crate) fn writeout_undone(node: &Node, _pages: Range) {
 
 /// Migrates `pages`, all of one folio, by the function of their store (rules 18 and 19). Sleeps.
 pub(crate) fn migrate(node: &Node, pages: Range, migration: &Migration) -> Result {
-    let leaves = migration.is_out_of_movable_areas();
-    announce_migration(node, pages, leaves, || node.store.migrate(migration))
+    announce_migration(node, pages, || node.store.migrate(migration))
 }
 
-/// Calls `migrate`, which moves `pages`, if they may move: out of areas for movable memory if it
-/// `leaves` them. No consumer has them mapped meanwhile.
+/// Calls `migrate`, which moves `pages`, if they may move. No consumer has them mapped meanwhile.
 pub(crate) fn announce_migration(
     node: &Node,
     pages: Range,
-    leaves: bool,
     migrate: impl FnOnce() -> Result,
 ) -> Result {
-    let result = node
-        .migrate(pages, leaves, migrate)
-        .ok_or_else(eopnotsupp)?;
+    let result = node.migrate(pages, migrate).ok_or_else(eopnotsupp)?;
     result
         .inspect(|()| {
             node.counters.count(Event::Migrate);

@@ -68,7 +68,7 @@ mod tests {
         for flags in [PINNED, UNMOVABLE] {
             file.bind(a.as_ref(), flags, 0, 16)?;
             let mut moved = false;
-            let result = announce_migration(file.node(), pages, false, || {
+            let result = announce_migration(file.node(), pages, || {
                 moved = true;
                 Ok(())
             });
@@ -81,7 +81,7 @@ mod tests {
             file.bind(a.as_ref(), flags, 0, 16)?;
             // The end comes even if the migration failed.
             for wanted in [Ok(()), Err(EAGAIN)] {
-                let result = announce_migration(file.node(), pages, false, || {
+                let result = announce_migration(file.node(), pages, || {
                     assert!(journal.take(&[('a', Start, 2, 3)]));
                     wanted
                 });

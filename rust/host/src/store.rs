@@ -15,14 +15,8 @@ thread_local! {
     /// The last call that reached the store.
     pub(crate) static FALLOCATED: Cell<Option<(i32, i64, i64)>> = const { Cell::new(None) };
 
-    /// Runs while that call is in progress, or one of `leave_movable_areas()`.
+    /// Runs while that call is in progress.
     pub(crate) static MEANWHILE: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
-}
-
-fn meanwhile() {
-    if let Some(work) = MEANWHILE.with_borrow(Option::clone) {
-        work();
-    }
 }
 
 /// The store of a file.
@@ -55,7 +49,9 @@ impl AnyStore {
 
     pub(crate) fn fallocate(&self, _file: File, mode: i32, offset: i64, len: i64) -> Result {
         FALLOCATED.set(Some((mode, offset, len)));
-        meanwhile();
+        if let Some(work) = MEANWHILE.with_borrow(Option::clone) {
+            work();
+        }
         Ok(())
     }
 
@@ -86,7 +82,6 @@ impl AnyStore {
         assert_eq!(movable, Some(false), "new pages take the place of the old");
         assert!(WAITS.take() > 0, "nobody has waited for allocations");
         self.0.left.set(self.0.left.get() + 1);
-        meanwhile();
         self.0.stuck.get().map_or(Ok(()), Err)
     }
 }
