@@ -25,6 +25,9 @@ touched_files() {
 	done < <(series) | sort -u
 }
 
+# touched_ever TREE: the same, and what earlier series have touched in the tree: its .memfile-files.
+touched_ever() { { touched_files; cat "$1/.memfile-files" 2>/dev/null || true; } | sort -u; }
+
 # copy_files FROM TO: those of the files named on stdin that FROM has.
 copy_files() {
 	local f
@@ -102,7 +105,7 @@ patched_tree() (
 	scratch=$(mktemp -d)
 	trap 'rm -rf "$scratch"' EXIT
 	union=$scratch/union
-	{ touched_files; cat "$PATCHED_TREE/.memfile-files" 2>/dev/null || true; } | sort -u >"$union"
+	touched_ever "$PATCHED_TREE" >"$union"
 	mkdir "$scratch/tree"
 	copy_files "$base" "$scratch/tree" <"$union"
 	apply_series "$scratch/tree" || die "$failure; ${PATCHES#"$ROOT"/} is not made for $base"

@@ -36,6 +36,18 @@ fn set_registers(pid: i32, registers: &libc::user_regs_struct) -> Result<()> {
         .context("write registers")
 }
 
+/// At the beginning of a system call: it does nothing.
+fn suppress(pid: i32) -> Result<()> {
+    // There is no such call.
+    set_registers(pid, &libc::user_regs_struct { orig_rax: u64::MAX, ..registers(pid)? })
+}
+
+/// At the end of a system call: it has failed.
+fn set_error(pid: i32, errno: Errno) -> Result<()> {
+    let rax = i64::from(-errno.0) as u64;
+    set_registers(pid, &libc::user_regs_struct { rax, ..registers(pid)? })
+}
+
 /// To be called in a new process before it executes a program: it then stops at its first
 /// instruction, until [`fail_fallocate`].
 pub fn wait_for_tracer() -> SysResult {
@@ -79,21 +91,16 @@ pub fn fail_fallocate(
         match stop {
             AT_CALL if !inside => {
                 inside = true;
-                let mut registers = registers(pid)?;
-                ours = registers.orig_rax == libc::SYS_fallocate as u64;
+                ours = registers(pid)?.orig_rax == libc::SYS_fallocate as u64;
                 fails = ours && tries < times;
                 if fails {
-                    // There is no such call.
-                    registers.orig_rax = u64::MAX;
-                    set_registers(pid, &registers)?;
+                    suppress(pid)?;
                 }
             }
             AT_CALL => {
                 inside = false;
                 if fails {
-                    let mut registers = registers(pid)?;
-                    registers.rax = i64::from(-errno.0) as u64;
-                    set_registers(pid, &registers)?;
+                    set_error(pid, errno)?;
                     (failed, tries) = (failed + 1, tries + 1);
                 } else if ours {
                     tries = 0;
@@ -196,10 +203,7 @@ impl Stopped {
     /// Let the call fail with `errno`, and do nothing; then let it go on.
     pub fn fail(self, errno: Errno) -> Result<()> {
         let thread = self.0.0;
-        let mut call = registers(thread)?;
-        // There is no such call.
-        call.orig_rax = u64::MAX;
-        set_registers(thread, &call)?;
+        suppress(thread)?;
         go_on(thread, 0)?;
         loop {
             match next_stop(thread)? {
@@ -208,9 +212,7 @@ impl Stopped {
                 Err(ended) => bail!("the thread has ended: {ended}"),
             }
         }
-        let mut result = registers(thread)?;
-        result.rax = i64::from(-errno.0) as u64;
-        set_registers(thread, &result)
+        set_error(thread, errno)
     }
 }
 

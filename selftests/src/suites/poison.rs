@@ -81,10 +81,11 @@ fn break_page(flags: u64) -> Result<Victim> {
     Ok(Victim { s, frame })
 }
 
-fn expect_rest(s: &mut Setup) -> Result<()> {
-    let gpa = s.slot.gpa;
-    s.vcpu.verify(gpa, BROKEN, GUEST)?;
-    s.vcpu.verify(gpa + BROKEN + PAGE, SIZE - BROKEN - PAGE, GUEST)
+/// The guest has all but the page that is `broken`.
+fn expect_rest(s: &mut Setup, broken: u64) -> Result<()> {
+    let (gpa, after) = (s.slot.gpa, broken + PAGE);
+    s.vcpu.verify(gpa, broken, GUEST)?;
+    s.vcpu.verify(gpa + after, s.slot.size - after, GUEST)
 }
 
 fn loses_one_page() -> CaseResult {
@@ -92,7 +93,7 @@ fn loses_one_page() -> CaseResult {
         let mut v = break_page(flags)?;
         let gpa = v.s.slot.gpa;
         v.s.vcpu.expect_lost(gpa + BROKEN)?;
-        expect_rest(&mut v.s)?;
+        expect_rest(&mut v.s, BROKEN)?;
         v.s.vcpu.fill(gpa, BROKEN, Pattern::Generation(5))?;
         v.s.vcpu.verify(gpa, BROKEN, Pattern::Generation(5))?;
         v.s.vcpu.expect_lost(gpa + BROKEN)?;
@@ -121,11 +122,11 @@ fn page_of_a_huge_page_that_cannot_be_split() -> CaseResult {
         let frame = break_unsplit(pfn)?;
         let gpa = s.slot.gpa;
         s.vcpu.expect_lost(gpa + BROKEN)?;
-        expect_rest(&mut s)?;
+        expect_rest(&mut s, BROKEN)?;
         ensure!(s.vm.stats()?.get("pages_2m")? == 1, "the broken page is in a mapping of 2 MiB");
         punch(&s.fd, BROKEN, PAGE).context("punch")?;
         s.vcpu.verify(gpa + BROKEN, PAGE, Pattern::ZERO)?;
-        expect_rest(&mut s)?;
+        expect_rest(&mut s, BROKEN)?;
         drop(s);
         drop(frame);
     }
@@ -205,7 +206,7 @@ fn poisoned_page_is_neither_moved_nor_swapped() -> CaseResult {
     ensure!(swap.used()? <= SIZE - PAGE, "{} bytes in swap", swap.used()?);
     ensure!(swap.used()? > 0, "nothing was swapped");
     v.s.vcpu.expect_lost(gpa + BROKEN)?;
-    expect_rest(&mut v.s)?;
+    expect_rest(&mut v.s, BROKEN)?;
     punch(&v.s.fd, 0, SIZE)?;
     swap.expect_used(0, "all punched")?;
     v.s.vcpu.verify(gpa, SIZE, Pattern::ZERO)
@@ -523,13 +524,11 @@ impl Stranded {
 
     /// The guest has lost the page, and no other.
     fn expect_lost(&mut self, when: &str) -> CaseResult {
-        let (vcpu, gpa) = (&mut self.s.vcpu, self.s.slot.gpa);
-        vcpu.expect_lost(gpa + SMALL_BROKEN).context(when.to_owned())?;
+        let lost = self.s.slot.gpa + SMALL_BROKEN;
+        self.s.vcpu.expect_lost(lost).context(when.to_owned())?;
         expect_untouched(&self.frame, &self.content, when)?;
-        let after = SMALL_BROKEN + PAGE;
-        vcpu.verify(gpa, SMALL_BROKEN, GUEST)?;
-        vcpu.verify(gpa + after, SMALL - after, GUEST)?;
-        vcpu.expect_lost(gpa + SMALL_BROKEN).context(when.to_owned())
+        expect_rest(&mut self.s, SMALL_BROKEN)?;
+        self.s.vcpu.expect_lost(lost).context(when.to_owned())
     }
 
     /// A hole gives the guest a fresh page.
@@ -655,10 +654,7 @@ fn error_in_a_page_that_is_isolated_is_told() -> CaseResult {
             continue;
         }
         s.vcpu.expect_lost(gpa + SMALL_BROKEN)?;
-        s.vcpu.verify(gpa, SMALL_BROKEN, GUEST)?;
-        let after = SMALL_BROKEN + PAGE;
-        s.vcpu.verify(gpa + after, SMALL - after, GUEST)?;
-        return Ok(());
+        return expect_rest(&mut s, SMALL_BROKEN);
     }
     bail!("no page was isolated while another one was written")
 }
@@ -676,7 +672,7 @@ fn block_with_a_broken_page_does_not_go_offline() -> CaseResult {
     expect_errno("offline", result, &[Errno::EBUSY])?;
     let gpa = v.s.slot.gpa;
     v.s.vcpu.expect_lost(gpa + BROKEN)?;
-    expect_rest(&mut v.s)?;
+    expect_rest(&mut v.s, BROKEN)?;
     punch(&v.s.fd, BROKEN, PAGE)?;
     v.s.vcpu.verify(gpa + BROKEN, PAGE, Pattern::ZERO)?;
     drop(v);

@@ -396,7 +396,7 @@ fn conversion_of_a_range_is_of_each_part_or_refused() -> CaseResult {
     machine.boot()?;
     let end = (dimm(&mut machine)? + SMALL) / PAGE;
     machine.guest().hold("locked", "range", PAGE, 83)?;
-    let frame = machine.guest().frames("range")?[0];
+    let frame = *machine.guest().frames("range")?.first().context("the area has no page")?;
     machine.guest().convert(frame, 1, 0)?;
     machine.guest().fill("range", 84)?;
     // The first part could be converted, and nothing lies behind the DIMM.
@@ -435,7 +435,7 @@ fn conversion_whose_discard_fails_is_none() -> CaseResult {
     with_guest(Kind::BOTH, |fixture| {
         let machine = &mut fixture.machine;
         machine.guest().hold("locked", "stays", PAGE, 86)?;
-        let frame = machine.guest().frames("stays")?[0];
+        let frame = *machine.guest().frames("stays")?.first().context("the area has no page")?;
         let vcpu = *machine.vcpu_threads()?.first().context("no vCPU")?;
         let stopped =
             machine.stop_at_fallocate(vcpu, |m| m.guest().begin_to_convert(frame, 1, 0))?;
@@ -968,15 +968,21 @@ fn migration_and_smm_are_refused() -> CaseResult {
         (["-incoming", "defer"], "private memory cannot be migrated to this VM"),
     ];
     for (arguments, why) in cases {
-        let mut machine = Machine::launch(&lab, &config.clone().with(arguments))?;
-        let status = machine.wait()?;
-        let said = machine.said();
-        println!("{said}");
-        ensure!(!status.success(), "QEMU ends with {status}");
-        // Then it says which of its parts that was.
-        ensure!(said.lines().next().is_some_and(|line| line.contains(why)), "QEMU says: {said}");
+        does_not_start(&lab, &config.clone().with(arguments), why)?;
     }
     Module::memfile()?.expect_unused()
+}
+
+/// QEMU ends before it runs a guest, and its first line says why. Then it says which of its parts that
+/// was.
+fn does_not_start(lab: &Lab, config: &Config, why: &str) -> CaseResult {
+    let mut machine = Machine::launch(lab, config)?;
+    let status = machine.wait()?;
+    let said = machine.said();
+    println!("{said}");
+    ensure!(!status.success(), "QEMU ends with {status}");
+    ensure!(said.lines().next().is_some_and(|line| line.contains(why)), "QEMU says: {said}");
+    Ok(())
 }
 
 fn settings_that_private_memory_cannot_follow_are_refused() -> CaseResult {
@@ -990,13 +996,7 @@ fn settings_that_private_memory_cannot_follow_are_refused() -> CaseResult {
         ("-object", format!("{OBJECT},hugetlb=on,hugetlbsize=6M"), "power of 2"),
     ] {
         let arguments = ["-object", "thread-context,id=tc", option, &value];
-        let mut machine = Machine::launch(&lab, &config.clone().with(arguments))?;
-        let (status, said) = (machine.wait()?, machine.said());
-        println!("{said}");
-        ensure!(
-            !status.success() && said.contains(why),
-            "{value}: QEMU ends with {status}: {said}"
-        );
+        does_not_start(&lab, &config.clone().with(arguments), why).context(value)?;
     }
     // Nor does a VM that exists.
     let mut machine = Machine::start(&lab, &config)?;
