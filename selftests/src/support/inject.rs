@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::pressure::{Setting, Settings};
 use crate::skip::skip;
@@ -14,6 +14,9 @@ use crate::sys::{Errno, SysResult, require_root};
 
 /// More tries than any call needs.
 const LIMIT: u32 = 2000;
+
+/// Rounds of tries in which something has to fail at last.
+const ROUNDS: u32 = 8;
 
 /// How many more bytes a call gets at each try: less than a single allocation.
 const STEP: u32 = 128;
@@ -139,6 +142,30 @@ impl Injector {
         }
         Ok(failed)
     }
+
+    /// [`Injector::sweep`], for a call that cannot do without memory.
+    pub fn sweep_that_fails<S, T: Debug>(
+        &self,
+        what: &str,
+        state: &mut S,
+        mut call: impl FnMut(&mut S) -> SysResult<T>,
+        mut check: impl FnMut(&mut S, SysResult<T>) -> Result<()>,
+    ) -> Result<()> {
+        until_one_fails(|| self.sweep(what, state, &mut call, &mut check)).map(drop)
+    }
+}
+
+/// Repeat `round`, a round of tries, until something fails in it; how much did. An allocation that
+/// only one of the tries makes, for a slab that is full or for the kernel's debugging, moves those
+/// behind it by one: so a round may pass the one over that a call cannot do without.
+pub fn until_one_fails(mut round: impl FnMut() -> Result<u32>) -> Result<u32> {
+    for _ in 0..ROUNDS {
+        let failed = round()?;
+        if failed > 0 {
+            return Ok(failed);
+        }
+    }
+    bail!("no allocation was needed in {ROUNDS} rounds")
 }
 
 fn write(mut file: &File, number: u32) -> Result<()> {
