@@ -11,6 +11,7 @@
 #include <linux/overflow.h>
 #include <linux/pagemap.h>
 #include <linux/percpu.h>
+#include <linux/sched/signal.h>
 #include <linux/seq_file.h>
 #include <linux/srcu.h>
 
@@ -66,6 +67,11 @@ void memfile_end_allocation(int index)
 void memfile_wait_for_allocations(void)
 {
 	synchronize_srcu(&memfile_allocations);
+}
+
+bool memfile_task_killed(void)
+{
+	return fatal_signal_pending(current);
 }
 
 void memfile_set_evictable(struct inode *inode, bool evictable)

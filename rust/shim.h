@@ -27,6 +27,7 @@ void memfile_set_hiding(struct inode *inode, bool hiding);
 int memfile_begin_allocation(void);
 void memfile_end_allocation(int index);
 void memfile_wait_for_allocations(void);
+bool memfile_task_killed(void);
 
 /* File: the caller holds a reference. */
 bool memfile_writable(struct file *file);

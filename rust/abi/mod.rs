@@ -19,7 +19,9 @@ pub(crate) mod invalidation;
 pub(crate) mod lock;
 pub(crate) mod notifier;
 pub(crate) mod percpu;
+pub(crate) mod registry;
 pub(crate) mod shmem;
+pub(crate) mod task;
 pub(crate) mod trace;
 mod uapi;
 

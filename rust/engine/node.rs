@@ -17,11 +17,11 @@
 //! The list of the stores of other modules (`abi::foreign`) has a mutex. Registration takes it
 //! under 1 when a file is of no store in the kernel, and takes nothing under it.
 //!
-//! The list of files for debugfs ([`stats::Files`]) has a mutex as well. The task that drops the
+//! The list of files for debugfs ([`stats::FILES`]) has a mutex as well. The task that drops the
 //! last reference to a node takes it, under a folio lock if that task swaps out. Its holder takes
 //! no other lock and allocates nothing.
 //!
-//! The first page that a consumer asks for makes counters for each CPU ([`stats::Entry::spread`]),
+//! The first page that a consumer asks for makes counters for each CPU ([`Counters::spread`]),
 //! which takes percpu's `pcpu_alloc_mutex`, under none of the above.
 //!
 //! Registration allocates and migrates under 1, where pages have to leave areas for movable memory.
@@ -76,7 +76,7 @@
 //! (KVM: `mmu_invalidate_seq` under `mmu_lock`) orders callbacks against its faults.
 
 use super::stats::{
-    self,
+    Counters,
     Event, //
 };
 use crate::abi::allocation::Allocation;
@@ -93,7 +93,11 @@ use crate::abi::notifier::{
     Seat,
     Tree, //
 };
-use crate::abi::trace;
+use crate::abi::registry::Entry;
+use crate::abi::{
+    task,
+    trace, //
+};
 use crate::policy::claim::Claim;
 use crate::policy::clock::{
     Clock,
@@ -134,7 +138,8 @@ pub(crate) struct Node {
     /// The store that owns its pages.
     pub(crate) store: AnyStore,
     /// Its counters.
-    pub(crate) counters: stats::Entry,
+    #[pin]
+    pub(crate) counters: Entry<Counters>,
     #[pin]
     state: SpinLock<State>,
     /// Registration, unregistration and [`Node::drain`] wait here for the end of an invalidation.
@@ -338,13 +343,13 @@ impl Node {
     /// A node for a new, empty file. If `one_vm` is set, only one VM may bind it.
     pub(crate) fn new(store: AnyStore, one_vm: bool) -> Result<Arc<Self>> {
         let inode = store.inode();
-        let counters = stats::Entry::new(inode.number())?;
+        let counters = Counters::new(inode.number());
         let flags = store.inherent_flags();
         let node = Arc::pin_init(
             pin_init!(Self {
                 inode,
                 store,
-                counters,
+                counters <- Entry::new(counters),
                 state <- new_spinlock!(State {
                     exclusive: Tree::new(),
                     bound: 0,
@@ -428,7 +433,8 @@ impl Node {
     }
 
     /// Binds `notifier` to the pages of `file` that it names (rules 6 to 8). Sleeps, and may
-    /// allocate and take folio locks.
+    /// allocate and take folio locks. `EINTR` if a fatal signal comes while it waits for what others
+    /// do to the file, which has no end of its own.
     pub(crate) fn bind(&self, file: File, flags: u64, notifier: Notifier) -> Result {
         if !notifier.has_ops() {
             return Err(EINVAL);
@@ -481,19 +487,27 @@ impl Node {
             if wish.kernel_inaccessible() && !self.store.can_hide() {
                 return Err(EINVAL);
             }
-            let mut cleared = false;
+            let (mut again, mut cleared) = (false, false);
             let flags = loop {
                 let has_pages = self.inode.has_pages();
-                let flags = match state.admit(notifier, pages, has_pages, wish) {
+                // What others do to the file can draw this out.
+                let admitted = if again && task::killed() {
+                    Err(EINTR)
+                } else {
+                    let admitted = state.admit(notifier, pages, has_pages, wish);
+                    admitted.map_err(Error::from)
+                };
+                let flags = match admitted {
                     Ok(flags) => flags,
-                    Err(refusal) => {
+                    Err(err) => {
                         if cleared {
-                            // Another one came first: pages come from where they came from before.
+                            // It is not to be: pages come from where they came from before.
                             state.place(&self.store);
                         }
-                        return Err(refusal.into());
+                        return Err(err);
                     }
                 };
+                again = true;
                 if state.flags.kernel_inaccessible()
                     && !flags.kernel_inaccessible()
                     && !state.allocating.is_empty()

@@ -15,19 +15,18 @@ use crate::abi::debugfs::Show;
 use crate::abi::folio::hidden_pages;
 use crate::abi::lock::module_mutex;
 use crate::abi::percpu::Counts;
-use core::ops::Deref;
-use kernel::prelude::*;
-use kernel::rbtree::{
-    RBTree,
-    RBTreeNode, //
+use crate::abi::registry::{
+    List,
+    Listed, //
 };
+use kernel::prelude::*;
 use kernel::seq_file::SeqFile;
 use kernel::seq_print;
 use kernel::sync::atomic::{
     Atomic,
     Relaxed, //
 };
-use kernel::sync::Arc;
+use kernel::sync::GlobalLock;
 
 macro_rules! events {
     ($($(#[$doc:meta])* $event:ident = $name:literal,)*) => {
@@ -45,95 +44,61 @@ macro_rules! events {
 /// The sums of files that are gone.
 static GONE: [Atomic<i64>; NAMES.len()] = [const { Atomic::new(0) }; NAMES.len()];
 
-/// Numbers the files.
-static SERIAL: Atomic<i64> = Atomic::new(0);
+module_mutex! {
+    /// The counters of the files that exist.
+    static FILES: List<Counters> = List::new();
+}
 
-/// The counters of one file, and its numbers.
-pub(crate) struct File {
-    serial: i64,
+/// The counters of one file.
+pub(crate) struct Counters {
     ino: u64,
     counts: Counts<{ NAMES.len() }>,
 }
 
-impl File {
+impl Counters {
+    /// For the file with inode number `ino`.
+    pub(crate) fn new(ino: u64) -> Self {
+        Self {
+            ino,
+            counts: Counts::new(),
+        }
+    }
+
+    /// Many CPUs may count from now on. Sleeps.
+    #[inline(always)] // It runs at each fault.
+    pub(crate) fn spread(&self) {
+        self.counts.spread();
+    }
+
+    /// One more. Any context.
+    pub(crate) fn count(&self, event: Event) {
+        self.counts.add(event as usize, 1);
+    }
+
+    /// One less: the event was undone. Any context.
+    pub(crate) fn uncount(&self, event: Event) {
+        self.counts.add(event as usize, -1);
+    }
+
     /// The value of each counter, in the order of [`NAMES`].
     fn values(&self) -> impl Iterator<Item = i64> + '_ {
         (0..NAMES.len()).map(|event| self.counts.sum(event))
     }
 }
 
-/// The files that exist, by age.
-pub(crate) struct Files(Option<RBTree<i64, Arc<File>>>);
+impl Listed for Counters {
+    type Lock = FILES;
 
-impl Files {
-    /// None.
-    const fn new() -> Self {
-        Self(None)
+    fn list() -> &'static GlobalLock<FILES> {
+        &FILES
     }
 
-    fn iter(&self) -> impl Iterator<Item = &File> {
-        self.0.iter().flat_map(RBTree::values).map(Deref::deref)
-    }
-}
-
-module_mutex! {
-    /// The files that exist.
-    static FILES: Files = Files::new();
-}
-
-/// A file's entry in [`Files`], removed when it is dropped. Dropping sleeps.
-pub(crate) struct Entry(Arc<File>);
-
-impl Entry {
-    /// For the file with inode number `ino`. Sleeps.
-    pub(crate) fn new(ino: u64) -> Result<Self> {
-        let file = File {
-            serial: SERIAL.fetch_add(1, Relaxed),
-            ino,
-            counts: Counts::new(),
-        };
-        let file = Arc::new(file, GFP_KERNEL_ACCOUNT)?;
-        // Not under the lock: allocation may reclaim, and eviction takes the lock.
-        let node = RBTreeNode::new(file.serial, file.clone(), GFP_KERNEL_ACCOUNT)?;
-        let mut files = FILES.lock();
-        files.0.get_or_insert_with(RBTree::new).insert(node);
-        Ok(Self(file))
-    }
-}
-
-impl Entry {
-    /// Many CPUs may count from now on. Sleeps.
-    #[inline(always)] // It runs at each fault.
-    pub(crate) fn spread(&self) {
-        self.0.counts.spread();
-    }
-
-    /// One more. Any context.
-    pub(crate) fn count(&self, event: Event) {
-        self.0.counts.add(event as usize, 1);
-    }
-
-    /// One less: the event was undone. Any context.
-    pub(crate) fn uncount(&self, event: Event) {
-        self.0.counts.add(event as usize, -1);
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        let mut files = FILES.lock();
-        let node = files
-            .0
-            .as_mut()
-            .and_then(|files| files.remove_node(&self.0.serial));
-        // Under the lock, so that a reader finds the counts in exactly one of the two places.
-        for (gone, value) in GONE.iter().zip(self.0.values()) {
+    fn leave(&self) {
+        for (gone, value) in GONE.iter().zip(self.values()) {
             if value != 0 {
                 gone.fetch_add(value, Relaxed);
             }
         }
-        drop(files);
-        drop(node);
     }
 }
 

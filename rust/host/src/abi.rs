@@ -23,6 +23,7 @@ impl From<Refusal> for Error {
 pub(crate) fn reset() {
     notifier::BODIES.take();
     invalidation::RECORDS.take();
+    task::KILLED.set(false);
 }
 
 pub(crate) mod allocation {
@@ -55,7 +56,7 @@ pub(crate) mod inode {
     use crate::kernel::prelude::*;
     use crate::policy::flags::Flags;
     use crate::policy::range::{Range, PAGE_SHIFT};
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
     use std::ops::Deref;
     use std::rc::Rc;
 
@@ -75,6 +76,8 @@ pub(crate) mod inode {
         pub(crate) stuck: Cell<Option<Error>>,
         /// How often that was called.
         pub(crate) left: Cell<u32>,
+        /// Runs while it is.
+        pub(crate) leaving: RefCell<Option<Rc<dyn Fn()>>>,
         /// The last argument of the store's `hide()`, and its answer.
         pub(crate) hidden: Cell<Option<Range>>,
         pub(crate) hide_error: Cell<Option<Error>>,
@@ -464,6 +467,41 @@ pub(crate) mod invalidation {
         pub(crate) fn any(&self, hold: impl Fn(Scope) -> bool) -> bool {
             self.0.iter().any(|inv| inv.scope().is_some_and(&hold))
         }
+    }
+}
+
+pub(crate) mod registry {
+    use pinned_init::PinInit;
+    use std::ops::Deref;
+
+    /// An entry of no list.
+    pub(crate) struct Entry<T>(T);
+
+    impl<T> Entry<T> {
+        pub(crate) fn new(value: T) -> impl PinInit<Self> {
+            Self(value)
+        }
+    }
+
+    impl<T> Deref for Entry<T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            &self.0
+        }
+    }
+}
+
+pub(crate) mod task {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// Somebody has killed the task.
+        pub(crate) static KILLED: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(crate) fn killed() -> bool {
+        KILLED.get()
     }
 }
 

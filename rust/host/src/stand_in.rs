@@ -50,7 +50,7 @@ pub(crate) mod prelude {
             $(pub(crate) const $name: Error = Error(stringify!($name));)*
         };
     }
-    errnos! { EINVAL EPERM EACCES EEXIST EOPNOTSUPP EBUSY ENOMEM }
+    errnos! { EINVAL EPERM EACCES EEXIST EOPNOTSUPP EBUSY ENOMEM EINTR }
 
     pub(crate) struct Gfp;
     pub(crate) const GFP_KERNEL_ACCOUNT: Gfp = Gfp;

@@ -82,6 +82,10 @@ impl AnyStore {
         assert_eq!(movable, Some(false), "new pages take the place of the old");
         assert!(WAITS.take() > 0, "nobody has waited for allocations");
         self.0.left.set(self.0.left.get() + 1);
+        let meanwhile = self.0.leaving.borrow().clone();
+        if let Some(work) = meanwhile {
+            work();
+        }
         self.0.stuck.get().map_or(Ok(()), Err)
     }
 }
