@@ -16,7 +16,10 @@ use crate::policy::range::{
 use crate::policy::Refusal;
 use core::cell::UnsafeCell;
 use core::num::NonZeroU64;
-use core::ptr::NonNull;
+use core::ptr::{
+    self,
+    NonNull, //
+};
 use kernel::container_of;
 use kernel::prelude::*;
 use kernel::rbtree::{
@@ -106,18 +109,18 @@ impl Notifier {
         unsafe { (*self.as_ptr()).file }
     }
 
-    /// Names the node, and the store with the largest order of its pages.
+    /// Names the node, the store that gives pages, if one does, and the largest order of its pages.
     pub(crate) fn attach(
         self,
         node: *mut bindings::memfile_node,
-        store: &'static bindings::memfile_backing_store,
+        store: Option<&'static bindings::memfile_backing_store>,
         max_order: u32,
     ) {
         let raw = self.as_ptr();
         // SAFETY: Valid by the type invariant; nobody else looks at it before it is registered.
         unsafe {
             (*raw).node = node;
-            (*raw).bs = store;
+            (*raw).bs = store.map_or(ptr::null(), ptr::from_ref);
             (*raw).max_order = max_order;
         }
     }
@@ -131,7 +134,7 @@ impl Notifier {
     pub(crate) fn release_file(self) {
         // SAFETY: Valid by the type invariant; the reference was taken by `hold_for()`.
         unsafe { bindings::fput((*self.as_ptr()).file) };
-        self.set_file(core::ptr::null_mut());
+        self.set_file(ptr::null_mut());
     }
 
     /// Tells the consumer to unmap `frames` and the frames of the context's other bindings, and to
@@ -191,7 +194,7 @@ impl Hits {
     /// Writes this to the record of `inv`.
     pub(crate) fn note(self, inv: Invalidation) {
         let raw = inv.as_ptr();
-        let first = self.first.map_or(core::ptr::null_mut(), Notifier::as_ptr);
+        let first = self.first.map_or(ptr::null_mut(), Notifier::as_ptr);
         // SAFETY: Valid by the type invariant of `Invalidation`; only its owner writes here, before
         // it calls a consumer.
         unsafe {

@@ -178,17 +178,18 @@ events! {
     PutPfn = "put_pfn",
     /// Invalidations, of any cause.
     Invalidate = "invalidate",
-    /// Among them: holes punched.
+    /// Calls of fallocate() that asked for a hole.
     Punch = "punch",
     /// Among them: folios that migrated.
     Migrate = "migrate",
-    /// Folios whose migration was refused or failed.
+    /// Tries to migrate a folio that failed; refusals of files whose pages must not move are not
+    /// counted.
     MigrateError = "migrate_error",
     /// Folios that went to swap, and that swap did not return.
     SwapOut = "swap_out",
     /// Folios that swap did not take: they came back at once.
     SwapOutUndone = "swap_out_undone",
-    /// Swap-outs refused because a consumer had used the folio.
+    /// Folios that a consumer had used when reclaim, the idle bitmap or DAMON looked.
     Young = "young",
     /// Folios with a memory error.
     Poison = "poison",

@@ -299,7 +299,9 @@ unsafe extern "C" fn register_notifier(
         let notifier = unsafe { Notifier::from_raw(notifier) }.ok_or(EINVAL)?;
         // SAFETY: The node lives as long as its inode.
         let node = unsafe { borrow_node(file.node_ptr()) };
-        let store = each_store!(node.store, store => BackingStore::of(store));
+        // An observer gets no pages.
+        let store = (!notifier.observer())
+            .then(|| each_store!(node.store, store => BackingStore::of(store)));
         notifier.attach(file.node_ptr(), store, node.store.max_order());
         node.bind(file, flags as u64, notifier)?;
         Ok(0)

@@ -32,7 +32,7 @@ use crate::{HUGE, PAGE, mem};
 
 pub use crate::knobs::{Setting, Settings, read, read_number, write};
 pub use area::{Area, Taken};
-pub use blocks::{Block, MovableZone, SmallMachine};
+pub use blocks::{Block, MovableZone, SmallMachine, expect_online};
 pub use cgroup::{Cgroup, ROOT as CGROUPS};
 pub use disk::Disk;
 pub use dump::{Dump, load_crash_kernel};

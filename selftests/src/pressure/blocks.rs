@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use super::{KPF_HWPOISON, page_flags_from, raw_write, read};
 use crate::PAGE;
 use crate::skip::skip;
-use crate::sys::{Alarm, Errno, SysResult, require_root};
+use crate::sys::{Alarm, Errno, SysResult, expect_errno, require_root};
 
 const ROOT: &str = "/sys/devices/system/memory";
 
@@ -118,6 +118,25 @@ impl Block {
     pub fn give_back(&self, how: &str) -> Result<()> {
         self.raw_set(how).with_context(|| format!("{how} {}", self.path.display()))
     }
+}
+
+/// No block with one of these pages goes offline. Returns how many the kernel has tried.
+pub fn expect_online(pages: &[u64]) -> Result<u32> {
+    let mut tried = 0;
+    for block in Block::online()? {
+        let mut holds = false;
+        for pfn in pages {
+            holds |= block.holds(*pfn)?;
+        }
+        if holds {
+            // EINVAL: the block has holes, or more than one zone.
+            let refused = [Errno::EBUSY, Errno::EINTR, Errno::EINVAL];
+            let result = block.raw_offline();
+            expect_errno("offline", result, &refused)?;
+            tried += u32::from(result != Err(Errno::EINVAL));
+        }
+    }
+    Ok(tried)
 }
 
 /// Blocks for movable pages only, from which all movable pages come first. They are ordinary memory

@@ -262,9 +262,18 @@ impl Isolation {
         ])?;
         work()?;
         let mut isolation = Isolation { seen: 0, vain: 0 };
+        // Those of ours that a thread has taken, and not yet tried to migrate. Others may fail as
+        // well.
+        let mut taken = BTreeMap::new();
         for event in trace.events()? {
-            isolation.seen += event.pfns().map_or(0, |range| pfns.range(range).count() as u64);
-            isolation.vain += event.number("nr_failed").unwrap_or(0);
+            let taken: &mut u64 = taken.entry(event.thread).or_default();
+            let ours = event.pfns().map_or(0, |range| pfns.range(range).count() as u64);
+            isolation.seen += ours;
+            *taken += ours;
+            if let Some(failed) = event.number("nr_failed") {
+                isolation.vain += if *taken > 0 { failed } else { 0 };
+                *taken = 0;
+            }
         }
         println!("{isolation:?}");
         Ok(isolation)

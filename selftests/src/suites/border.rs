@@ -11,7 +11,6 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -21,6 +20,7 @@ use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::{self, Cgroup, Counts, MovableZone, Setting, Swap};
 use crate::support::setup::{BOTH, GUEST, LAYOUTS, PINNED, SHARED, Setup, fill_view};
 use crate::support::stress::{Action, Bench, EVERYTHING, Length, Other, PAGES};
+use crate::support::wait::wait_until;
 use crate::sys::*;
 use crate::vm::{CONVERT_BY, ConvertBy, Private, Slot, Stats, Vcpu, Vm};
 use crate::{GIB, MIB, PAGE, suite};
@@ -211,8 +211,7 @@ fn host_converts_pages_beside_holes() -> CaseResult {
 
 /// VMs whose slots take turns in one file, a slot a page: how often each flushes for one hole over all.
 ///
-/// KVM flushes as well when another task wants its lock or the CPU while it is unmapping: sometimes
-/// there are two.
+/// KVM flushes as well each time that another task wants its lock or the CPU while it is unmapping.
 fn flushes_of_a_hole(vms: usize) -> CaseResult {
     const SLOTS: u64 = 64;
     let fd = memfile(SLOTS * PAGE)?;
@@ -239,7 +238,7 @@ fn flushes_of_a_hole(vms: usize) -> CaseResult {
         let counts: Vec<u64> =
             flushes()?.iter().zip(&before).map(|(now, then)| now - then).collect();
         println!("a hole over {SLOTS} slots: flushes {counts:?}");
-        ensure!(counts.iter().all(|count| (1..=2).contains(count)), "{counts:?} flushes");
+        ensure!(counts.iter().all(|count| (1..SLOTS).contains(count)), "{counts:?} flushes");
         least = least.min(counts.iter().copied().max().unwrap_or(0));
         for (n, slot) in slots.iter().enumerate() {
             vcpus[n % vms.len()].verify(slot.gpa, PAGE, Pattern::ZERO)?;
@@ -293,16 +292,6 @@ fn conversion_over_many_slots_flushes_once() -> CaseResult {
         }
     }
     ensure!(least == 1, "never one flush for all slots");
-    Ok(())
-}
-
-/// Wait for an asynchronous operation of the kernel.
-fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> CaseResult {
-    let limit = Instant::now() + Duration::from_secs(30);
-    while !done()? {
-        ensure!(Instant::now() < limit, "waited 30 s until {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use crate::module::Module;
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::base_pages;
 use crate::support::setup::{GUEST, Setup};
+use crate::support::wait::{sleeps_in, wait_until};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Vm};
@@ -485,8 +486,31 @@ fn with_hole_held_up<R>(
     })
 }
 
-/// Long enough for a call that does not wait to return.
-const MOMENT: Duration = Duration::from_millis(100);
+/// Do `call` in a thread while a hole is held up, let the hole go once the call waits in the core for
+/// it, and say what the call returned, and whether it did so too early.
+fn while_it_waits<R: Send>(
+    call: impl FnOnce() -> R + Send,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<(R, bool)> {
+    let caller = AtomicI32::new(0);
+    thread::scope(|scope| {
+        let calling = scope.spawn(|| {
+            caller.store(thread_id(), Ordering::SeqCst);
+            call()
+        });
+        let waits = || {
+            let thread = caller.load(Ordering::SeqCst);
+            // Rust's condition variable, by itself or as a part of the function that waits.
+            let waits = thread != 0 && sleeps_in(thread, &["memfile_main", "condvar"]);
+            Ok(waits || calling.is_finished())
+        };
+        wait_until("the call waits", waits)?;
+        let early = calling.is_finished();
+        go_on()?;
+        let result = calling.join().map_err(|_| anyhow!("the thread panicked"))?;
+        Ok((result, early))
+    })
+}
 
 /// Consumers unmap first (rule 14).
 fn pages_stay_until_the_callback_returns() -> CaseResult {
@@ -512,11 +536,15 @@ fn vcpu_is_held_off_until_the_hole_is_done() -> CaseResult {
     s.vcpu.fill(gpa, FILE, GUEST)?;
     // Mappers are called before observers.
     let slow = observer(&s.fd, ALL)?;
+    let stats = s.vcpu.stats()?;
+    let before = stats.get("pf_taken")?;
     let (fd, vcpu) = (&s.fd, &mut s.vcpu);
     with_hole_held_up(fd, &slow, 0..8, |go_on| {
         thread::scope(|scope| {
             let reader = scope.spawn(|| vcpu.verify(gpa, 8 * PAGE, Pattern::ZERO));
-            thread::sleep(MOMENT);
+            wait_until("the vCPU has faulted in vain", || {
+                Ok(stats.get("pf_taken")? >= before + 20 || reader.is_finished())
+            })?;
             let early = reader.is_finished();
             go_on()?;
             reader.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
@@ -532,20 +560,16 @@ fn unbinding_waits_for_the_callback_that_runs() -> CaseResult {
     for mode in [Mode::Observer, MAPPER] {
         let consumer = Consumer::bound(&fd, mode, ALL)?;
         with_hole_held_up(&fd, &consumer, 0..8, |go_on| {
-            thread::scope(|scope| {
-                let unbinder = scope.spawn(|| {
-                    consumer.unbind()?;
-                    consumer.callbacks()
-                });
-                thread::sleep(MOMENT);
-                let early = unbinder.is_finished();
-                go_on()?;
-                let callbacks = unbinder.join().map_err(|_| anyhow!("the thread panicked"))??;
-                ensure!(!early, "{mode:?}: unbound while its callback ran");
-                // The invalidation had ended when unbinding returned.
-                ensure!((callbacks.starts, callbacks.ends) == (1, 1), "{mode:?}: {callbacks:?}");
-                Ok(())
-            })
+            let unbind = || {
+                consumer.unbind()?;
+                consumer.callbacks()
+            };
+            let (callbacks, early) = while_it_waits(unbind, go_on)?;
+            let callbacks = callbacks?;
+            ensure!(!early, "{mode:?}: unbound while its callback ran");
+            // The invalidation had ended when unbinding returned.
+            ensure!((callbacks.starts, callbacks.ends) == (1, 1), "{mode:?}: {callbacks:?}");
+            Ok(())
         })?;
         consumer.expect_callbacks(&[(0, 8)])?;
     }
@@ -578,15 +602,11 @@ fn binding_waits_for_a_hole_in_its_pages_only() -> CaseResult {
         let late = Consumer::new()?;
         with_hole_held_up(&fd, &slow, 0..8, |go_on| {
             let beside = Consumer::bound(&fd, mode, Span::same(8, 8))?;
-            thread::scope(|scope| {
-                let binder = scope.spawn(|| late.bind(&fd, mode, Span::same(7, 1)));
-                thread::sleep(MOMENT);
-                let early = binder.is_finished();
-                go_on()?;
-                binder.join().map_err(|_| anyhow!("the thread panicked"))??;
-                ensure!(!early, "{mode:?}: bound while its page was being taken away");
-                beside.expect_callbacks(&[])
-            })
+            let bind = || late.bind(&fd, mode, Span::same(7, 1));
+            let (bound, early) = while_it_waits(bind, go_on)?;
+            bound?;
+            ensure!(!early, "{mode:?}: bound while its page was being taken away");
+            beside.expect_callbacks(&[])
         })?;
         // It got no callback for the hole that began before it, and both for the next one.
         late.expect_callbacks(&[]).with_context(|| format!("{mode:?} after the first hole"))?;
@@ -622,7 +642,10 @@ fn no_callback_comes_after_unbinding() -> CaseResult {
                     scope.spawn(move || -> Result<u64> {
                         let consumer = Consumer::new()?;
                         let mut callbacks = 0;
-                        for _ in 0..150 {
+                        for n in 0.. {
+                            if n >= 150 && callbacks > 0 {
+                                break;
+                            }
                             // One third of the file for each thread's mapper, any range for
                             // observers.
                             let third = PAGES / 3;

@@ -14,7 +14,7 @@ use crate::consumer::{Consumer, Mode, Span};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pattern::Pattern;
-use crate::pressure::{self, Block, Cgroup, Counts, Failing, Memory, Swap, word};
+use crate::pressure::{self, Cgroup, Counts, Failing, Memory, Swap, expect_online, word};
 use crate::support::directmap::{
     Flushes, Hidden, Reader, Splits, direct_map, memory, pfns, populate_hidden,
 };
@@ -887,25 +887,6 @@ fn broken_page_does_not_come_back_with_others() -> CaseResult {
 }
 
 /// To migrate or offline memory, the kernel would have to read the pages.
-/// No block with one of these pages goes offline. Returns how many the kernel has tried.
-fn expect_online(pages: &[u64]) -> Result<u32> {
-    let mut tried = 0;
-    for block in Block::online()? {
-        let mut holds = false;
-        for pfn in pages {
-            holds |= block.holds(*pfn)?;
-        }
-        if holds {
-            // EINVAL: the block has holes, or more than one zone.
-            let refused = [Errno::EBUSY, Errno::EINTR, Errno::EINVAL];
-            let result = block.raw_offline();
-            expect_errno("offline", result, &refused)?;
-            tried += u32::from(result != Err(Errno::EINVAL));
-        }
-    }
-    Ok(tried)
-}
-
 fn page_does_not_move_when_its_block_is_wanted() -> CaseResult {
     let memory = memory()?;
     let mut tried = 0;

@@ -5,19 +5,23 @@
 //! force a private access to a shared gfn, only an access to a private gfn without private backing.
 //! The other mismatch happens only when a conversion overtakes a fault.
 
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::guest::Command;
 use crate::ktap::CaseResult;
-use crate::pattern::Pattern;
+use crate::qemu::Hold;
 use crate::support::backend::Backend;
-use crate::support::setup::{GUEST, SHARED, SLOT, Setup, fill_view};
-use crate::sys::{Errno, Mapping};
+use crate::support::setup::{GUEST, SHARED, SLOT, Setup, fill_view_part};
+use crate::support::wait::wait_until;
+use crate::sys::{Errno, Mapping, run_on_cpu, thread_id, time_factor};
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
-use crate::vm::{CONVERT_BY, Exit, Vcpu, Vm, small_pages};
-use crate::{GIB, MIB, PAGE, conformance};
+use crate::vm::{CONVERT_BY, ConvertBy, Exit, Vcpu, Vm, small_pages};
+use crate::{GIB, HUGE, MIB, PAGE, conformance};
 
 conformance!(
     "exits",
@@ -213,43 +217,74 @@ fn private_access_to_no_slot_where_there_was_emulated_io(_: &'static Backend) ->
     Ok(())
 }
 
-/// Conversions run against accesses. Nearly always the fault waits; when it does not, the exit must
-/// be well-formed, and the next KVM_RUN must work.
+/// A fault takes the kind of an access from the attribute, then memory for page tables, then looks at
+/// the attribute again. It is held where it takes that memory, until the page has been converted: the
+/// exit names the page and the kind that the access had, and the next KVM_RUN works.
 fn conversion_that_overtakes_a_fault_names_the_page(on: &'static Backend) -> CaseResult {
+    /// Each of these pages needs a page table of its own. KVM takes memory for 40 at once.
+    const FAR: u64 = 64 * GIB;
+    const TABLES: u64 = 128;
     let mut s = Setup::new(on, 64 * PAGE)?;
-    fill_view(&s.slot, Pattern::ZERO);
-    let (gpa, size) = (s.slot.gpa, s.slot.size);
-    s.vcpu.post(Command::Watch, &[gpa, gpa + size, PAGE, 1])?;
-    let stopper = s.vcpu.stopper();
-    let vm = &s.vm;
-    let vcpu = &mut s.vcpu;
-    thread::scope(|scope| {
-        let runner = scope.spawn(move || -> Result<u64> {
-            let mut seen = 0;
-            loop {
-                match vcpu.run()? {
-                    Exit::Done => return Ok(seen),
-                    Exit::MemoryFault { errno: Errno::EFAULT, gpa: at, size: PAGE, flags }
-                        if (gpa..gpa + size).contains(&at)
-                            && at % PAGE == 0
-                            && flags & !KVM_MEMORY_EXIT_FLAG_PRIVATE == 0 =>
-                    {
-                        seen += 1;
+    let page = s.slot.gpa + 5 * PAGE;
+    s.vcpu.fill(page, PAGE, GUEST)?;
+    fill_view_part(&s.slot, 5 * PAGE, PAGE, SHARED);
+    let _far = s.vm.add_shared(SLOT + 1, FAR, small_pages(TABLES * HUGE)?)?;
+    let limit = Duration::from_secs(60) * time_factor();
+    let mut fars = (0..TABLES).map(|n| FAR + n * HUGE);
+    for private in [true, false] {
+        let word = |private: bool| if private { GUEST } else { SHARED }.word(page);
+        let (vm, vcpu, fars) = (&s.vm, &mut s.vcpu, &mut fars);
+        let (runner, accessed) = (&AtomicI32::new(0), &AtomicU64::new(0));
+        let exit = thread::scope(|scope| -> Result<Exit> {
+            // Starts when the tracepoint is watched, and faults until it is held.
+            let (start, wait) = mpsc::channel();
+            let running = scope.spawn(move || -> Result<Exit> {
+                run_on_cpu(0)?;
+                runner.store(thread_id(), Ordering::SeqCst);
+                wait.recv()?;
+                for far in fars {
+                    accessed.store(far, Ordering::SeqCst);
+                    vcpu.load(far)?;
+                    // So that the next access faults.
+                    vm.convert(ConvertBy::Attributes, page, PAGE, !private)?;
+                    vm.convert(ConvertBy::Attributes, page, PAGE, private)?;
+                    accessed.store(page, Ordering::SeqCst);
+                    let exit = vcpu.start(Command::Load, &[page])?;
+                    if exit != Exit::Done {
+                        return Ok(exit);
                     }
-                    other => bail!("not a well-formed exit: {other:x?}"),
+                    ensure!(vcpu.result(0) == word(private), "the guest reads the other side");
                 }
-            }
-        });
-        let mut result = Ok(());
-        for round in 0..400 {
-            if result.is_err() || runner.is_finished() {
-                break;
-            }
-            result = vm.convert(crate::vm::ConvertBy::Attributes, gpa, size, round % 2 == 1);
-        }
-        stopper.stop();
-        let seen = runner.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
-        println!("{seen} exits seen, each well-formed");
-        result
-    })
+                bail!("no fault of the page was overtaken")
+            });
+            let overtake = move || -> CaseResult {
+                wait_until("the thread is there", || Ok(runner.load(Ordering::SeqCst) != 0))?;
+                let thread = runner.load(Ordering::SeqCst);
+                let taker = "__kvm_mmu_topup_memory_cache";
+                let filter = format!("common_pid == {thread} && call_site.function == {taker}");
+                let hold = Hold::at("kmem:kmem_cache_alloc", &filter, 0, vec![thread_id()])?;
+                start.send(())?;
+                loop {
+                    hold.wait(limit)?;
+                    if accessed.load(Ordering::SeqCst) == page {
+                        break;
+                    }
+                    hold.let_go();
+                }
+                vm.convert(ConvertBy::Attributes, page, PAGE, !private)?;
+                hold.end()
+            };
+            let overtaken = overtake();
+            let exit = running.join().map_err(|_| anyhow!("the vCPU thread panicked"))?;
+            overtaken?;
+            exit
+        })?;
+        let flags = if private { KVM_MEMORY_EXIT_FLAG_PRIVATE } else { 0 };
+        let wanted = Exit::MemoryFault { errno: Errno::EFAULT, gpa: page, size: PAGE, flags };
+        ensure!(exit == wanted, "{exit:x?}, wanted {wanted:x?}");
+        let exit = s.vcpu.run()?;
+        ensure!(exit == Exit::Done, "the next KVM_RUN: {exit:x?}");
+        ensure!(s.vcpu.result(0) == word(!private), "the guest reads the side that it had before");
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@
 //! enough: see [`Injector::sweep`].
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -186,27 +186,27 @@ fn fallocate_that_fails(on: &Backend, flags: u64) -> CaseResult {
     let mapped = stats.get("pages_4k")?;
     let usage = Usage::now(on)?;
     let invalidated = counter("invalidate")?;
-    let failed = injector.sweep(
-        "fallocate",
-        &mut s,
-        |s| allocate(&s.fd, 0, size),
-        |s, result| {
-            usage.expect_unchanged(on)?;
-            if result.is_ok() {
-                expect_allocated(&s.fd, size, "after success")?;
-                punch(&s.fd, 0, 20 * PAGE)?;
-                punch(&s.fd, 28 * PAGE, size - 28 * PAGE)?;
-            } else {
-                ensure!(counter("invalidate")? == invalidated, "consumers were told");
-                ensure!(stats.get("pages_4k")? == mapped, "the guest lost mappings");
-            }
-            expect_allocated(&s.fd, len, "in the end")?;
-            hidden.expect(if flags == HIDDEN { len / PAGE } else { 0 }, "in the end")?;
-            s.vcpu.verify(live, len, GUEST)
-        },
-    )?;
-    ensure!(u64::from(failed) >= (size - len) / PAGE, "only {failed} calls failed");
-    Ok(())
+    let call = |s: &mut Setup| allocate(&s.fd, 0, size);
+    let check = |s: &mut Setup, result: SysResult<()>| {
+        usage.expect_unchanged(on)?;
+        if result.is_ok() {
+            expect_allocated(&s.fd, size, "after success")?;
+            punch(&s.fd, 0, 20 * PAGE)?;
+            punch(&s.fd, 28 * PAGE, size - 28 * PAGE)?;
+        } else {
+            ensure!(counter("invalidate")? == invalidated, "consumers were told");
+            ensure!(stats.get("pages_4k")? == mapped, "the guest lost mappings");
+        }
+        expect_allocated(&s.fd, len, "in the end")?;
+        hidden.expect(if flags == HIDDEN { len / PAGE } else { 0 }, "in the end")?;
+        s.vcpu.verify(live, len, GUEST)
+    };
+    // Each page that is missing is the one that fails.
+    until_one_fails(|| {
+        let failed = injector.sweep("fallocate", &mut s, call, check)?;
+        Ok(if u64::from(failed) >= (size - len) / PAGE { failed } else { 0 })
+    })
+    .map(drop)
 }
 
 /// A page that the guest touches before the undo reaches it stays.
@@ -219,24 +219,34 @@ fn fallocate_that_fails_spares_what_the_guest_touches_meanwhile(
     let mut rng = Rng::new(seed());
     let mut s = Setup::new(on, size)?;
     let (fd, vcpu, gpa) = (&s.fd, &mut s.vcpu, s.slot.gpa);
-    let stop = AtomicBool::new(false);
+    // Calls that failed, and those of them during which the guest got pages.
+    let (stop, failed, met) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    // The two take turns on one CPU, in shorter turns than emulated CPUs do.
+    stay_on_this_cpu()?;
     thread::scope(|scope| {
-        let allocator = scope.spawn(|| -> Result<u32> {
+        let allocator = scope.spawn(|| -> Result<()> {
             let injector = Injector::new()?;
-            let mut failed = 0;
             while !stop.load(Ordering::Relaxed) {
                 let n = 1 + rng.below(2 * size / PAGE) as u32;
                 let call = || allocate(fd, 0, size);
+                let before = counter("get_pfn")?;
                 match injector.call(Shortage::Once, n, call, SysResult::is_err)?.0 {
                     Ok(()) => {}
-                    Err(Errno::ENOMEM) => failed += 1,
+                    Err(Errno::ENOMEM) => {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        let touched = counter("get_pfn")? > before;
+                        met.fetch_add(u32::from(touched), Ordering::Relaxed);
+                    }
                     Err(errno) => return Err(errno).context("fallocate"),
                 }
             }
-            Ok(failed)
+            Ok(())
         });
         let mut touch = || -> Result<()> {
-            for round in 0..12 {
+            for round in 0.. {
+                if round >= 12 && met.load(Ordering::Relaxed) > 0 || allocator.is_finished() {
+                    break;
+                }
                 vcpu.fill_pages(gpa, size, Pattern::Generation(round))?;
                 vcpu.verify_pages(gpa, size, Pattern::Generation(round))
                     .with_context(|| format!("round {round}"))?;
@@ -246,11 +256,9 @@ fn fallocate_that_fails_spares_what_the_guest_touches_meanwhile(
         };
         let result = touch();
         stop.store(true, Ordering::Relaxed);
-        let failed = allocator.join().map_err(|_| anyhow!("the allocator panicked"))??;
-        println!("fallocate failed {failed} times");
-        result?;
-        ensure!(failed > 0, "fallocate never failed");
-        Ok(())
+        allocator.join().map_err(|_| anyhow!("the allocator panicked"))??;
+        println!("fallocate failed {failed:?} times, beside the guest {met:?} times");
+        result
     })
 }
 

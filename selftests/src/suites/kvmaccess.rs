@@ -650,27 +650,29 @@ fn clock_is_read_whole_while_kvm_writes_it() -> CaseResult {
     // KVM writes it only when its own vCPU is entered, so that one reads what has been written.
     set_clock(&mut s.vcpu, gpa)?;
     expect_clock(&mut s.vcpu, gpa, "first")?;
-    let (mut written, mut seen) = (BTreeMap::new(), Vec::new());
-    beside(
-        |_| {
-            seen.push(read(&mut second)?);
-            Ok(())
-        },
-        || {
-            set_clock(&mut s.vcpu, gpa)?;
-            written.extend([read(&mut s.vcpu)?]);
-            Ok(written.len() >= 2000)
-        },
-    )?;
-    let mut versions = BTreeSet::new();
-    for (version, content) in seen {
-        if let Some(wanted) = written.get(&version) {
-            ensure!(content == *wanted, "version {version}: {content:x?}, wanted {wanted:x?}");
-            versions.insert(version);
+    let (mut written, mut versions) = (BTreeMap::new(), BTreeSet::new());
+    // How often the vCPUs change places depends on the machine.
+    while versions.len() < 20 {
+        let (mut seen, enough) = (Vec::new(), written.len() + 2000);
+        beside(
+            |_| {
+                seen.push(read(&mut second)?);
+                Ok(())
+            },
+            || {
+                set_clock(&mut s.vcpu, gpa)?;
+                written.extend([read(&mut s.vcpu)?]);
+                Ok(written.len() >= enough)
+            },
+        )?;
+        for (version, content) in seen {
+            if let Some(wanted) = written.get(&version) {
+                ensure!(content == *wanted, "version {version}: {content:x?}, wanted {wanted:x?}");
+                versions.insert(version);
+            }
         }
+        println!("{} of {} versions were read", versions.len(), written.len());
     }
-    println!("{} of {} versions were read", versions.len(), written.len());
-    ensure!(versions.len() >= 20, "the other vCPU has hardly seen any");
     Ok(())
 }
 

@@ -2,12 +2,10 @@
 //! A guest that is a hypervisor itself. KVM shadows the page tables of its guest, and looks into them
 //! again when they change: it could not if they were private.
 
-use std::fs::read_to_string;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -20,6 +18,7 @@ use crate::support::setup::{
     GUEST, LAYOUTS, Layout, PINNED, PORT, SHARED, SLOT, Setup, fill_view_part,
 };
 use crate::support::uffd::Userfault;
+use crate::support::wait::{sleeps_in, wait_until};
 use crate::sys::*;
 use crate::vm::{CONVERT_BY, Exit, Private, small_pages};
 use crate::{MIB, PAGE, suite};
@@ -292,16 +291,6 @@ fn nested_guest_runs_while_other_pages_go() -> CaseResult {
     })
 }
 
-/// Wait until the kernel is where the test wants it to be.
-fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> CaseResult {
-    let limit = Instant::now() + Duration::from_secs(30) * time_factor();
-    while !done()? {
-        ensure!(Instant::now() < limit, "waited too long until {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
-
 /// A slot that is being deleted has no rmaps if the first shadow root is allocated meanwhile; a hole in
 /// its file must not follow them.
 ///
@@ -328,8 +317,7 @@ fn hole_beside_the_first_shadow_root_and_a_deletion() -> CaseResult {
                 vm.raw_delete(SLOT)
             });
             wait_until("the deletion waits for KVM", || {
-                let place = format!("/proc/self/task/{}/wchan", deleter.load(Ordering::Relaxed));
-                Ok(read_to_string(place).is_ok_and(|name| name.contains("synchronize_srcu")))
+                Ok(sleeps_in(deleter.load(Ordering::Relaxed), &["synchronize_srcu"]))
             })?;
             let exit = nested::run(vm, &mut s.vcpu)?;
             ensure!(exit == EXIT_HLT, "the nested guest exits with {exit:#x}");

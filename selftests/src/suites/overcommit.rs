@@ -4,7 +4,7 @@
 
 use std::thread;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
@@ -15,7 +15,7 @@ use crate::pressure::{
 use crate::support::setup::{BOTH, GUEST, PINNED, Setup};
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
-use crate::vm::Exit;
+use crate::vm::{Exit, sequence};
 use crate::{HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
@@ -113,18 +113,30 @@ fn two_guests_larger_than_the_machine_run_if_reclaimable() -> CaseResult {
     before.expect_back(4 * MIB).context("after the guests")
 }
 
-/// How a process ended that ran guests of its own.
-fn run_in_child(body: impl FnOnce() -> CaseResult) -> Result<i32> {
+/// Let the guest write one word into each page, if it gets the memory.
+fn fills(s: &mut Setup) -> Result<bool> {
+    let (gpa, size) = (s.slot.gpa, s.slot.size);
+    match s.vcpu.start(Command::Fill, &sequence(gpa, size, PAGE, GUEST))? {
+        Exit::Done => Ok(true),
+        Exit::MemoryFault { errno: Errno::ENOMEM, .. } | Exit::Error(Errno::ENOMEM) => Ok(false),
+        exit => bail!("the guest exits with {exit:x?}"),
+    }
+}
+
+/// How a process ended that ran guests of its own: with 0 if they got their memory, with 1 if not.
+fn run_in_child(body: impl FnOnce() -> Result<bool>) -> Result<i32> {
     // SAFETY: The child has one thread, and leaves by _exit().
     let pid = check(unsafe { libc::fork() }).context("fork")? as libc::pid_t;
     if pid == 0 {
         // The OOM killer must kill this process, and no other.
         let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
-        let code = match body() {
-            Ok(()) => 0,
+        // Its program must not be what is reclaimed instead, again and again.
+        let result = lock_own_memory().and_then(|()| body());
+        let code = match result {
+            Ok(fits) => i32::from(!fits),
             Err(e) => {
                 println!("the guest: {e:#}");
-                1
+                2
             }
         };
         // SAFETY: Ends the child at once.
@@ -154,7 +166,7 @@ fn pinned_guest_larger_than_its_limit_is_killed_alone() -> CaseResult {
     cgroup.set("memory.max", size / 2)?;
     let status = run_in_child(|| {
         cgroup.join()?;
-        sweep(&mut Setup::with_flags(PINNED, size)?, GUEST)
+        fills(&mut Setup::with_flags(PINNED, size)?)
     })?;
     expect_refused(status)?;
     let seen = bystander.vcpu.verify_pages(bystander.slot.gpa, MIB, GUEST);
@@ -176,11 +188,13 @@ fn pinned_guests_larger_than_the_machine_are_killed_alone() -> CaseResult {
         let mut guests = Vec::new();
         for _ in 0..2 {
             let mut s = Setup::with_flags(PINNED, size)?;
-            s.vcpu.fill_pages(s.slot.gpa, s.slot.size, GUEST)?;
+            if !fills(&mut s)? {
+                return Ok(false);
+            }
             println!("a guest of {} MiB has all its memory", size >> 20);
             guests.push(s);
         }
-        Ok(())
+        Ok(true)
     })?;
     expect_refused(status)?;
     let seen = bystander.vcpu.verify_pages(bystander.slot.gpa, MIB, GUEST);

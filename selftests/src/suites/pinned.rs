@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::{CaseResult, Suite, skip};
 use crate::pressure::{
-    self, Block, Cgroup, Counts, Frame, Isolation, MovableZone, Swap, Trace, frames, moved,
+    self, Cgroup, Counts, Frame, Isolation, MovableZone, Swap, Trace, expect_online, frames, moved,
 };
 use crate::support::setup::{BOTH, GUEST, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::sys::*;
@@ -116,16 +116,22 @@ fn pages_come_from_unmovable_memory() -> CaseResult {
 }
 
 fn block_with_a_pinned_page_does_not_go_offline() -> CaseResult {
-    let (mut s, before) = guest(PINNED)?;
-    let pfn = before.values().next().context("no frame")?.pfn;
-    for block in Block::online()? {
-        if block.holds(pfn)? {
-            let result = block.raw_offline();
-            expect_errno("offline", result, &[Errno::EBUSY, Errno::EINTR, Errno::EINVAL])?;
-        }
+    // Until one lies where the kernel tries.
+    let (mut tried, mut guests) = (0, Vec::new());
+    while tried == 0 && guests.len() < 12 {
+        let mut s = Setup::filled(PINNED, 32 * MIB)?;
+        let before = frames(&s.vcpu, &s.slot, &s.fd)?;
+        let pages: Vec<u64> = before.values().map(|frame| frame.pfn).collect();
+        tried += expect_online(&pages)?;
+        expect_same_frames(&s, &before, "after the attempts")?;
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+        guests.push(s);
     }
-    expect_same_frames(&s, &before, "after the attempt")?;
-    s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
+    println!("{tried} blocks were tried, {} guests", guests.len());
+    if tried == 0 {
+        return skip("no block with their pages can go offline here");
+    }
+    Ok(())
 }
 
 /// A guest with each eighth page left, all of them older than the binding with these flags, and

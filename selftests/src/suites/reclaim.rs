@@ -190,6 +190,7 @@ fn unreadable_page_is_eio_until_it_is_punched() -> CaseResult {
         let exit = s.vcpu.run()?;
         ensure!(exit == wanted, "{exit:x?}");
     }
+    expect_errno("a pre-fault", s.vcpu.raw_pre_fault(gpa, PAGE).0, &[Errno::EIO])?;
     punch(&s.fd, 0, PAGE).context("punch")?;
     let exit = s.vcpu.run()?;
     ensure!(exit == Exit::Done && s.vcpu.result(0) == 0, "{exit:x?}");

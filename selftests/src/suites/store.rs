@@ -350,6 +350,7 @@ fn error_that_no_consumer_knows_is_eio() -> CaseResult {
             matches!(exit, Exit::MemoryFault { errno, gpa: at, .. } if (errno, at) == (wanted, gpa)),
             "{errno}: {exit:x?}"
         );
+        expect_errno("a pre-fault", s.vcpu.raw_pre_fault(gpa, PAGE).0, &[wanted])?;
         store::fail(&s.fd, 0)?;
         let exit = s.vcpu.run()?;
         ensure!(exit == Exit::Done && s.vcpu.result(0) == 0, "{errno}, then: {exit:x?}");

@@ -13,6 +13,7 @@ pub mod stress;
 pub mod uffd;
 pub mod uring;
 pub mod vmm;
+pub mod wait;
 
 /// The knob that some controls of the runner leave changed, and its value.
 pub const KNOB_PATH: &str = "/proc/sys/vm/swappiness";

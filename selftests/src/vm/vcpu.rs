@@ -113,6 +113,13 @@ impl Stopper {
 impl Vm {
     /// vCPU number `id`, below [`guest::MAX_VCPUS`].
     pub fn vcpu(&self, id: u64) -> Result<Vcpu> {
+        let mut vcpu = self.vcpu_that_has_not_run(id)?;
+        vcpu.restart()?;
+        Ok(vcpu)
+    }
+
+    /// The same before its first KVM_RUN. [`Vcpu::restart`] has it take commands.
+    pub fn vcpu_that_has_not_run(&self, id: u64) -> Result<Vcpu> {
         Vcpu::new(self, id)
     }
 }
@@ -127,9 +134,7 @@ impl Vcpu {
         let amd = vendor == Some(u32::from_le_bytes(*b"Auth"));
         let system = vm.system.clone();
         let mailbox = guest::mailbox(id);
-        let mut vcpu = Vcpu { fd, system, mailbox, amd, id, program: guest::CODE, busy: false };
-        vcpu.restart()?;
-        Ok(vcpu)
+        Ok(Vcpu { fd, system, mailbox, amd, id, program: guest::CODE, busy: false })
     }
 
     /// The guest touches a private page with a memory error: the exit has its address and
