@@ -17,7 +17,6 @@ bool memfile_has_pages(struct inode *inode);
 void memfile_set_gfp_movable(struct inode *inode, bool movable);
 void memfile_set_migratable(struct inode *inode, bool migratable);
 void memfile_set_evictable(struct inode *inode, bool evictable);
-/* Inode of shmem. */
 void memfile_set_hiding(struct inode *inode, bool hiding);
 
 /*

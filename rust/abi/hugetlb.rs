@@ -51,7 +51,8 @@ impl HugetlbInode {
     /// The folio with page `index` of `file`, which is one of this inode; taken from the pool and
     /// zeroed if there is none. Sleeps.
     ///
-    /// Errors: `ENOSPC` if the pool is empty or the cgroup may have no more, `ENOMEM`.
+    /// Errors: `EINVAL` past the end, `ENOSPC` if the pool is empty or the cgroup may have no more,
+    /// `ENOMEM`.
     pub(crate) fn folio(self, file: File, index: u64) -> Result<Locked> {
         file.expect_inode(self.0)?;
         // The pool does not know the size of the file.

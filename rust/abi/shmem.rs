@@ -47,8 +47,8 @@ impl ShmemInode {
     /// page that is poisoned, and refuses an index past the end. Sleeps, but does not wait for a
     /// read from swap.
     ///
-    /// Errors: `EINVAL` past the end, `ENOMEM`, `EIO` if swap lost it, `EHWPOISON` if a memory error
-    /// hit it in the swap cache.
+    /// Errors: `EINVAL` past the end, `ENOMEM`, `ENOSPC` at the commit limit, `EIO` if swap lost it,
+    /// `EHWPOISON` if a memory error hit it in the swap cache.
     #[inline(always)]
     pub(crate) fn folio(self, index: u64) -> Result<Found<Locked>> {
         let mut folio: *mut bindings::folio = core::ptr::null_mut();

@@ -129,7 +129,8 @@ impl<T: Consumer> Mapper<T> {
     ///
     /// Errors: `EINVAL` if `file` is no memfile, `span` is empty or reaches past its end, or
     /// `flags` are weaker than those of the file; `EACCES` if it is not open for writing; `EEXIST`
-    /// if another mapper has any of the pages.
+    /// if another mapper has any of the pages; `EPERM` if the file is for one VM; `ENOMEM`; `EBUSY` if
+    /// somebody else holds a page that has to move; `EINTR` if a fatal signal has come.
     pub(crate) fn new<'a>(
         file: &'a LocalFile,
         span: Span,

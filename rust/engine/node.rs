@@ -24,8 +24,7 @@
 //! The first page that a consumer asks for makes counters for each CPU ([`Counters::spread`]),
 //! which takes percpu's `pcpu_alloc_mutex`, under none of the above.
 //!
-//! Registration allocates and migrates under 1, where pages have to leave areas for movable memory.
-//! So a task that holds a folio lock, or is in reclaim, must not take `slots_lock` or
+//! Registration allocates under 1, and migrates or hides pages there, which takes folio locks. So a task that holds a folio lock, or is in reclaim, must not take `slots_lock` or
 //! `slots_arch_lock`.
 //!
 //! Callbacks run without [`Node::state`]. They may sleep, but swap-out calls them inside of reclaim
@@ -35,7 +34,9 @@
 //! # Waits
 //!
 //! [`Node::bind`], [`Node::unbind`] and [`Node::drain`] wait for running invalidations that are
-//! older than themselves, and hold `slots_lock` at most. An invalidation ends without waiting for
+//! older than themselves, and hold `slots_lock` at most, [`Node::bind`] `slots_arch_lock` as well. A
+//! binding that gives up `KERNEL_INACCESSIBLE` waits until no fallocate() of the file runs, the younger
+//! included; these wait for no binding. An invalidation ends without waiting for
 //! any of them: between its start and its end lies truncation under the inode lock, the
 //! copying of one folio, or its move to the swap cache. These wait for folio locks only, and in
 //! hugetlbfs for fault mutexes, whose holders do not wait for `slots_lock`; but the holder of a
