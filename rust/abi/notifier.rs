@@ -109,18 +109,18 @@ impl Notifier {
         unsafe { (*self.as_ptr()).file }
     }
 
-    /// Names the node, the store that gives pages, if one does, and the largest order of its pages.
+    /// Names the node, and the store with the largest order of its pages.
     pub(crate) fn attach(
         self,
         node: *mut bindings::memfile_node,
-        store: Option<&'static bindings::memfile_backing_store>,
+        store: &'static bindings::memfile_backing_store,
         max_order: u32,
     ) {
         let raw = self.as_ptr();
         // SAFETY: Valid by the type invariant; nobody else looks at it before it is registered.
         unsafe {
             (*raw).node = node;
-            (*raw).bs = store.map_or(ptr::null(), ptr::from_ref);
+            (*raw).bs = store;
             (*raw).max_order = max_order;
         }
     }

@@ -24,8 +24,8 @@
 //! The first page that a consumer asks for makes counters for each CPU ([`Counters::spread`]),
 //! which takes percpu's `pcpu_alloc_mutex`, under none of the above.
 //!
-//! Registration allocates under 1, and migrates or hides pages there, which takes folio locks. So a task that holds a folio lock, or is in reclaim, must not take `slots_lock` or
-//! `slots_arch_lock`.
+//! Registration allocates under 1, and migrates or hides pages there, which takes folio locks. So a
+//! task that holds a folio lock, or is in reclaim, must not take `slots_lock` or `slots_arch_lock`.
 //!
 //! Callbacks run without [`Node::state`]. They may sleep, but swap-out calls them inside of reclaim
 //! with a folio lock held, so they may neither allocate nor take a sleeping lock whose holder
@@ -34,14 +34,15 @@
 //! # Waits
 //!
 //! [`Node::bind`], [`Node::unbind`] and [`Node::drain`] wait for running invalidations that are
-//! older than themselves, and hold `slots_lock` at most, [`Node::bind`] `slots_arch_lock` as well. A
-//! binding that gives up `KERNEL_INACCESSIBLE` waits until no fallocate() of the file runs, the younger
-//! included; these wait for no binding. An invalidation ends without waiting for
-//! any of them: between its start and its end lies truncation under the inode lock, the
-//! copying of one folio, or its move to the swap cache. These wait for folio locks only, and in
-//! hugetlbfs for fault mutexes, whose holders do not wait for `slots_lock`; but the holder of a
-//! fault mutex may be in reclaim for a huge page, of another file even. `store.h` requires the same
-//! of other stores.
+//! older than themselves, and hold `slots_lock` at most, [`Node::bind`] `slots_arch_lock` as well. An
+//! invalidation ends without waiting for any of them: between its start and its end lies truncation
+//! under the inode lock, the copying of one folio, or its move to the swap cache. These wait for
+//! folio locks only, and in hugetlbfs for fault mutexes, whose holders do not wait for `slots_lock`;
+//! but the holder of a fault mutex may be in reclaim for a huge page, of another file even. `store.h`
+//! requires the same of other stores.
+//!
+//! A binding that gives up `KERNEL_INACCESSIBLE` waits until no fallocate() of the file runs, the
+//! younger included. These wait for no binding.
 //!
 //! Before pages have to leave areas for movable memory, [`Node::bind`] also waits for allocations
 //! that began earlier: for each fallocate() of the file, and for the pages that consumers of any

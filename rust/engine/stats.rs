@@ -180,7 +180,7 @@ events! {
     Invalidate = "invalidate",
     /// Calls of fallocate() that asked for a hole.
     Punch = "punch",
-    /// Among them: folios that migrated.
+    /// Among the invalidations: folios that migrated.
     Migrate = "migrate",
     /// Tries to migrate a folio that failed; refusals of files whose pages must not move are not
     /// counted.

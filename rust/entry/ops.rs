@@ -132,6 +132,13 @@ pub(super) unsafe fn borrow_node<'a>(node: *mut bindings::memfile_node) -> ArcBo
     unsafe { ArcBorrow::from_raw(node.cast_const().cast()) }
 }
 
+/// What an observer gets pages from: none. It has no page to give back, and asks for none in advance.
+static NO_PAGES: bindings::memfile_backing_store = bindings::memfile_backing_store {
+    get_pfn: Some(get_no_pfn),
+    put_pfn: Some(put_pfn),
+    prefault: Some(prefault_nothing),
+};
+
 fn node_into_raw(node: Arc<Node>) -> *mut bindings::memfile_node {
     Arc::into_raw(node).cast_mut().cast()
 }
@@ -299,9 +306,11 @@ unsafe extern "C" fn register_notifier(
         let notifier = unsafe { Notifier::from_raw(notifier) }.ok_or(EINVAL)?;
         // SAFETY: The node lives as long as its inode.
         let node = unsafe { borrow_node(file.node_ptr()) };
-        // An observer gets no pages.
-        let store = (!notifier.observer())
-            .then(|| each_store!(node.store, store => BackingStore::of(store)));
+        let store = if notifier.observer() {
+            &NO_PAGES
+        } else {
+            each_store!(node.store, store => BackingStore::of(store))
+        };
         notifier.attach(file.node_ptr(), store, node.store.max_order());
         node.bind(file, flags as u64, notifier)?;
         Ok(0)
@@ -516,6 +525,17 @@ unsafe extern "C" fn get_pfn<S: Store>(
         trace::get_pfn(&node.inode, index, pfn);
         Ok(0)
     })
+}
+
+extern "C" fn get_no_pfn(
+    _notifier: *mut bindings::memfile_notifier,
+    _frame: u64,
+    _pfn: *mut bindings::memfile_pfn,
+) -> c_int {
+    EINVAL.to_errno()
+}
+
+extern "C" fn prefault_nothing(_notifier: *mut bindings::memfile_notifier, _start: u64, _end: u64) {
 }
 
 /// # Safety

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Memory blocks: taking memory away from the kernel while it runs.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -122,13 +123,11 @@ impl Block {
 
 /// No block with one of these pages goes offline. Returns how many the kernel has tried.
 pub fn expect_online(pages: &[u64]) -> Result<u32> {
+    let size = Block::size()?;
+    let numbers: BTreeSet<u64> = pages.iter().map(|pfn| pfn * PAGE / size).collect();
     let mut tried = 0;
     for block in Block::online()? {
-        let mut holds = false;
-        for pfn in pages {
-            holds |= block.holds(*pfn)?;
-        }
-        if holds {
+        if numbers.contains(&block.number) {
             // EINVAL: the block has holes, or more than one zone.
             let refused = [Errno::EBUSY, Errno::EINTR, Errno::EINVAL];
             let result = block.raw_offline();

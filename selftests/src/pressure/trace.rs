@@ -262,17 +262,20 @@ impl Isolation {
         ])?;
         work()?;
         let mut isolation = Isolation { seen: 0, vain: 0 };
-        // Those of ours that a thread has taken, and not yet tried to migrate. Others may fail as
-        // well.
-        let mut taken = BTreeMap::new();
+        // The threads whose compaction has taken pages near ours, and not yet tried to migrate them.
+        // What fails at other times is not ours.
+        let mut near = BTreeSet::new();
         for event in trace.events()? {
-            let taken: &mut u64 = taken.entry(event.thread).or_default();
             let ours = event.pfns().map_or(0, |range| pfns.range(range).count() as u64);
             isolation.seen += ours;
-            *taken += ours;
+            if ours > 0 && event.number("nr_taken") != Some(0) {
+                near.insert(event.thread);
+            }
             if let Some(failed) = event.number("nr_failed") {
-                isolation.vain += if *taken > 0 { failed } else { 0 };
-                *taken = 0;
+                let compaction = event.field("reason") == Some("compaction");
+                if near.remove(&event.thread) || !compaction {
+                    isolation.vain += failed;
+                }
             }
         }
         println!("{isolation:?}");

@@ -504,10 +504,11 @@ fn while_it_waits<R: Send>(
             let waits = thread != 0 && sleeps_in(thread, &["memfile_main", "condvar"]);
             Ok(waits || calling.is_finished())
         };
-        wait_until("the call waits", waits)?;
+        let waited = wait_until("the call waits", waits);
         let early = calling.is_finished();
         go_on()?;
         let result = calling.join().map_err(|_| anyhow!("the thread panicked"))?;
+        waited?;
         Ok((result, early))
     })
 }
@@ -542,12 +543,13 @@ fn vcpu_is_held_off_until_the_hole_is_done() -> CaseResult {
     with_hole_held_up(fd, &slow, 0..8, |go_on| {
         thread::scope(|scope| {
             let reader = scope.spawn(|| vcpu.verify(gpa, 8 * PAGE, Pattern::ZERO));
-            wait_until("the vCPU has faulted in vain", || {
+            let faulted = wait_until("the vCPU has faulted in vain", || {
                 Ok(stats.get("pf_taken")? >= before + 20 || reader.is_finished())
-            })?;
+            });
             let early = reader.is_finished();
             go_on()?;
             reader.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
+            faulted?;
             ensure!(!early, "the guest read a page of the hole while it was being punched");
             Ok(())
         })

@@ -229,7 +229,7 @@ fn conversion_that_overtakes_a_fault_names_the_page(on: &'static Backend) -> Cas
     s.vcpu.fill(page, PAGE, GUEST)?;
     fill_view_part(&s.slot, 5 * PAGE, PAGE, SHARED);
     let _far = s.vm.add_shared(SLOT + 1, FAR, small_pages(TABLES * HUGE)?)?;
-    let limit = Duration::from_secs(60) * time_factor();
+    let limit = Duration::from_secs(30) * time_factor();
     let mut fars = (0..TABLES).map(|n| FAR + n * HUGE);
     for private in [true, false] {
         let word = |private: bool| if private { GUEST } else { SHARED }.word(page);
@@ -275,9 +275,8 @@ fn conversion_that_overtakes_a_fault_names_the_page(on: &'static Backend) -> Cas
                 hold.end()
             };
             let overtaken = overtake();
-            let exit = running.join().map_err(|_| anyhow!("the vCPU thread panicked"))?;
-            overtaken?;
-            exit
+            let exit = running.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;
+            overtaken.map(|()| exit)
         })?;
         let flags = if private { KVM_MEMORY_EXIT_FLAG_PRIVATE } else { 0 };
         let wanted = Exit::MemoryFault { errno: Errno::EFAULT, gpa: page, size: PAGE, flags };
