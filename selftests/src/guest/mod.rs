@@ -84,6 +84,8 @@ pub enum Command {
     Touch = 14,
     Vmrun = 15,
     Clock = 16,
+    Segment = 17,
+    CallFar = 18,
 }
 
 /// The bytes between two symbols of program.s.

@@ -53,6 +53,10 @@ memfile_guest_start:
         je      .Lvmrun
         cmp     rax, 16
         je      .Lclock
+        cmp     rax, 17
+        je      .Lsegment
+        cmp     rax, 18
+        je      .Lcallfar
         ud2                             # unknown command
 
 # KVM emulates the instruction behind this if its parameter force_emulation_prefix is set.
@@ -320,6 +324,31 @@ memfile_guest_start:
         mov     [r15 + 0x88], rbx
         mov     [r15 + 0x90], rcx
         mov     [r15 + 0x98], rdx
+        jmp     .Lnext
+
+# Take a table of 32 descriptors: address in rdi.
+        .macro  take_descriptors
+        sub     rsp, 16
+        mov     word ptr [rsp], 32 * 8 - 1
+        mov     [rsp + 2], rdi
+        lgdt    [rsp]
+        add     rsp, 16
+        .endm
+
+# Let KVM look up the descriptor of a data segment: table, selector.
+.Lsegment:
+        take_descriptors
+        emulated
+        mov     ds, esi
+        jmp     .Lnext
+
+# Let KVM do a far call, which pushes twice: table, stack, address of the offset and the selector.
+.Lcallfar:
+        mov     rax, [r15 + 0x18]
+        take_descriptors
+        mov     rsp, rsi
+        emulated
+        .byte   0xff, 0x18              # call fword ptr [rax]
         jmp     .Lnext
         .globl memfile_guest_end
 memfile_guest_end:

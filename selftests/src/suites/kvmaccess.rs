@@ -32,6 +32,7 @@ pub static SUITE: Suite = suite!(
         each_access_goes_where_the_attribute_says,
         access_allocates_what_it_needs,
         access_to_a_poisoned_page_ends_kvm_run_with_its_errno,
+        descriptor_that_kvm_cannot_read_ends_kvm_run,
         locked_instruction_is_atomic: 120,
         locked_instruction_is_atomic_while_pages_move_and_are_swapped: 240,
         locked_instruction_is_atomic_while_its_page_is_punched: 120,
@@ -61,6 +62,7 @@ pub static SUITE: Suite = suite!(
         private_code_is_not_decoded_without_it,
         page_tables_are_not_walked_without_it,
         locked_instruction_is_refused_without_it,
+        instruction_that_is_given_up_leaves_no_mmio_behind,
         clock_stays_away_without_it,
         steal_time_stays_away_without_it,
         hyperv_assist_page_is_refused_without_it,
@@ -77,6 +79,10 @@ const MOST: u64 = PAGE;
 
 const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
 const MSR_KVM_STEAL_TIME: u32 = 0x4b56_4d03;
+
+/// Descriptors of all memory.
+const CODE_SEGMENT: u64 = 0x00af_9b00_0000_ffff;
+const DATA_SEGMENT: u64 = 0x00cf_9300_0000_ffff;
 
 /// Let KVM emulate the instructions that the guest program marks.
 fn emulation() -> Result<Setting> {
@@ -349,6 +355,35 @@ fn access_to_a_poisoned_page_ends_kvm_run_with_its_errno() -> CaseResult {
     ensure!(read == fault, "KVM reads: {read:x?}");
     ensure!(write == fault, "KVM writes: {write:x?}");
     ensure!(!matches!(gone, Exit::MemoryFault { .. } | Exit::Error(_)), "no slot: {gone:x?}");
+    Ok(())
+}
+
+/// The emulator must not begin again for ever, as it does where a descriptor is in MMIO.
+fn descriptor_that_kvm_cannot_read_ends_kvm_run() -> CaseResult {
+    const SELECTOR: u64 = 3 * 8;
+    let _emulation = emulation()?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let gpa = s.slot.gpa;
+    s.vcpu.fill(gpa, PAGE, Pattern::ZERO)?;
+    s.vcpu.store(gpa + SELECTOR, DATA_SEGMENT)?;
+    let exit = s.vcpu.start(Command::Segment, &[gpa, SELECTOR])?;
+    ensure!(exit == Exit::Done, "it can be read: {exit:x?}");
+    let frames = pressure::frames(&s.vcpu, &s.slot, &s.fd)?;
+    let frame = frames.get(&0).context("the page is not traced")?.pfn;
+    pressure::poison(frame)?;
+    let exit = s.vcpu.start(Command::Segment, &[gpa, SELECTOR]);
+    drop(s);
+    pressure::unpoison(frame)?;
+    let flags = u64::from(kvm_bindings::KVM_MEMORY_EXIT_FLAG_PRIVATE);
+    let wanted = Exit::MemoryFault { errno: Errno::EHWPOISON, gpa, size: PAGE, flags };
+    let exit = exit?;
+    ensure!(exit == wanted, "it is lost: {exit:x?}");
+
+    let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
+    s.vcpu.fill(gpa, PAGE, Pattern::ZERO)?;
+    s.vcpu.store(gpa + SELECTOR, DATA_SEGMENT)?;
+    let exit = s.vcpu.start(Command::Segment, &[gpa, SELECTOR])?;
+    ensure!(exit == INTERNAL_ERROR, "KVM may not read it: {exit:x?}");
     Ok(())
 }
 
@@ -1149,6 +1184,27 @@ fn locked_instruction_is_refused_without_it() -> CaseResult {
         exit => bail!("{exit:x?}"),
     }
     s.vm.vcpu(1)?.verify(s.slot.gpa, PAGE, GUEST)?;
+    check_view(&s.slot, 0, SIZE, SHARED)
+}
+
+/// It pushes once to MMIO, and then to private memory. The kernel warns at the next KVM_RUN if the MMIO
+/// of the first push is still to be done.
+fn instruction_that_is_given_up_leaves_no_mmio_behind() -> CaseResult {
+    const SELECTOR: u64 = 8;
+    const POINTER: u64 = guest::SCRATCH + PAGE;
+    let _emulation = emulation()?;
+    let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
+    let system = s.vm.system();
+    system.store(guest::SCRATCH + SELECTOR, CODE_SEGMENT);
+    system.store(POINTER, SELECTOR << 32 | guest::CODE);
+    // Two pushes of four bytes each, the first just behind the end of the memory.
+    let stack = s.slot.gpa + SIZE + 4;
+    let exit = s.vcpu.start(Command::CallFar, &[guest::SCRATCH, stack, POINTER])?;
+    ensure!(exit == INTERNAL_ERROR, "{exit:x?}");
+    for _ in 0..2 {
+        let exit = s.vcpu.run()?;
+        ensure!(exit == INTERNAL_ERROR, "once more: {exit:x?}");
+    }
     check_view(&s.slot, 0, SIZE, SHARED)
 }
 
