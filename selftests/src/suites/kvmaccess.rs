@@ -1201,10 +1201,9 @@ fn instruction_that_is_given_up_leaves_no_mmio_behind() -> CaseResult {
     let stack = s.slot.gpa + SIZE + 4;
     let exit = s.vcpu.start(Command::CallFar, &[guest::SCRATCH, stack, POINTER])?;
     ensure!(exit == INTERNAL_ERROR, "{exit:x?}");
-    for _ in 0..2 {
-        let exit = s.vcpu.run()?;
-        ensure!(exit == INTERNAL_ERROR, "once more: {exit:x?}");
-    }
+    // KVM has queued a #UD as well, and the guest is not prepared for that.
+    let exit = s.vcpu.run()?;
+    ensure!(exit == Exit::Shutdown, "then: {exit:x?}");
     check_view(&s.slot, 0, SIZE, SHARED)
 }
 
