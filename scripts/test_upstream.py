@@ -262,6 +262,13 @@ class Verdicts(unittest.TestCase):
         self.assertEqual(self.kind(result("skipped 1 pages", "ok 1 a", "failed"), run(2), run(3)), "differs")
         self.assertEqual(self.kind(run(1, "not ok 1 a"), run(2, "not ok 1 a"), run(3)), "wavers")
 
+    def test_width_of_a_number_is_as_little_a_result_as_the_number(self) -> None:
+        one, other = result("mremap time:       97636ns", "ok 1 a"), result("mremap time:     2479157ns", "ok 1 a")
+        self.assertEqual(self.kind(one, other), "same")
+        one, other = result("#  999.1 MiB/s, 0 failed"), result("# 2199.191 MiB/s, 0 failed")
+        self.assertEqual(self.kind(one, other), "same")
+        self.assertEqual(self.kind(one, result("# 2199.191 MiB/s, 1 failed")), "differs")
+
     def test_expected_difference_is_just_that(self) -> None:
         one, other = result("flags 0x20: allowed"), result("flags 0x20: EINVAL")
         self.assertEqual(self.kind(one, other, meant="flags"), "expected")

@@ -60,6 +60,8 @@ def normal(line: str) -> str:
     line = ESCAPES.sub("", line).rstrip()
     for pattern, word in VARIES:
         line = pattern.sub(word, line)
+    # In a column a longer number leaves less blanks.
+    line = re.sub(r"[ \t]+", " ", line)
     # Numbers are a part of the result only in a line that tells one.
     return line if TELLS.search(line) else NUMBER.sub("N", line)
 
