@@ -16,10 +16,7 @@ use crate::policy::range::{
 use crate::policy::Refusal;
 use core::cell::UnsafeCell;
 use core::num::NonZeroU64;
-use core::ptr::{
-    self,
-    NonNull, //
-};
+use core::ptr::NonNull;
 use kernel::container_of;
 use kernel::prelude::*;
 use kernel::rbtree::{
@@ -134,7 +131,7 @@ impl Notifier {
     pub(crate) fn release_file(self) {
         // SAFETY: Valid by the type invariant; the reference was taken by `hold_for()`.
         unsafe { bindings::fput((*self.as_ptr()).file) };
-        self.set_file(ptr::null_mut());
+        self.set_file(core::ptr::null_mut());
     }
 
     /// Tells the consumer to unmap `frames` and the frames of the context's other bindings, and to
@@ -194,7 +191,7 @@ impl Hits {
     /// Writes this to the record of `inv`.
     pub(crate) fn note(self, inv: Invalidation) {
         let raw = inv.as_ptr();
-        let first = self.first.map_or(ptr::null_mut(), Notifier::as_ptr);
+        let first = self.first.map_or(core::ptr::null_mut(), Notifier::as_ptr);
         // SAFETY: Valid by the type invariant of `Invalidation`; only its owner writes here, before
         // it calls a consumer.
         unsafe {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Holds a thread of another process in the midst of the kernel, where it passes a tracepoint.
+//! Holds a thread, of any process, in the midst of the kernel, where it passes a tracepoint.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;

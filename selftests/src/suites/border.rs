@@ -211,7 +211,8 @@ fn host_converts_pages_beside_holes() -> CaseResult {
 
 /// VMs whose slots take turns in one file, a slot a page: how often each flushes for one hole over all.
 ///
-/// KVM flushes as well each time that another task wants its lock or the CPU while it is unmapping.
+/// KVM flushes as well when another task wants its lock or the CPU while it is unmapping: sometimes
+/// there are two.
 fn flushes_of_a_hole(vms: usize) -> CaseResult {
     const SLOTS: u64 = 64;
     let fd = memfile(SLOTS * PAGE)?;
@@ -238,7 +239,7 @@ fn flushes_of_a_hole(vms: usize) -> CaseResult {
         let counts: Vec<u64> =
             flushes()?.iter().zip(&before).map(|(now, then)| now - then).collect();
         println!("a hole over {SLOTS} slots: flushes {counts:?}");
-        ensure!(counts.iter().all(|count| (1..SLOTS).contains(count)), "{counts:?} flushes");
+        ensure!(counts.iter().all(|count| (1..=2).contains(count)), "{counts:?} flushes");
         least = least.min(counts.iter().copied().max().unwrap_or(0));
         for (n, slot) in slots.iter().enumerate() {
             vcpus[n % vms.len()].verify(slot.gpa, PAGE, Pattern::ZERO)?;

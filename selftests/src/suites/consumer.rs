@@ -17,7 +17,7 @@ use crate::module::Module;
 use crate::pattern::{Pattern, Rng, seed};
 use crate::pressure::base_pages;
 use crate::support::setup::{GUEST, Setup};
-use crate::support::wait::{sleeps_in, wait_until};
+use crate::support::wait::{sleeps_in, wait_for_vain_faults, wait_until};
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{Private, Vm};
@@ -543,9 +543,7 @@ fn vcpu_is_held_off_until_the_hole_is_done() -> CaseResult {
     with_hole_held_up(fd, &slow, 0..8, |go_on| {
         thread::scope(|scope| {
             let reader = scope.spawn(|| vcpu.verify(gpa, 8 * PAGE, Pattern::ZERO));
-            let faulted = wait_until("the vCPU has faulted in vain", || {
-                Ok(stats.get("pf_taken")? >= before + 20 || reader.is_finished())
-            });
+            let faulted = wait_for_vain_faults(&stats, before, || reader.is_finished());
             let early = reader.is_finished();
             go_on()?;
             reader.join().map_err(|_| anyhow!("the vCPU thread panicked"))??;

@@ -27,6 +27,7 @@ use crate::support::setup::{
     BOTH, GUEST, HIDDEN, Layout, MOVABLE, PINNED, RECLAIMABLE, SHARED, SLOT, vm_with_flags,
 };
 use crate::support::storm::in_a_storm;
+use crate::support::wait::wait_for_vain_faults;
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{CONVERT_BY, Exit, Private, Vcpu, region, small_pages};
@@ -706,11 +707,10 @@ fn faults_are_held_off_in_the_whole_page(page: u64) -> CaseResult {
         let hole = scope.spawn(move || punch(fd, 0, PAGE));
         observer.wait_until_called()?;
         let access = scope.spawn(move || vcpu.load(far));
-        while stats.get("pf_taken")? < before + 20 && !access.is_finished() {
-            thread::yield_now();
-        }
+        let faulted = wait_for_vain_faults(&stats, before, || access.is_finished());
         let early = access.is_finished();
         observer.block(false)?;
+        faulted?;
         let joined = |_| anyhow!("the thread panicked");
         hole.join().map_err(joined)?.context("punch")?;
         let got = access.join().map_err(joined)??;

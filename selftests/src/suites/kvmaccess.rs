@@ -325,6 +325,12 @@ fn access_allocates_what_it_needs() -> CaseResult {
     expect_allocated(&s.fd, PAGE, "KVM has read a page")
 }
 
+/// The exit where KVM needs the page at `gpa`, which has a memory error.
+fn lost(gpa: u64) -> Exit {
+    let flags = u64::from(kvm_bindings::KVM_MEMORY_EXIT_FLAG_PRIVATE);
+    Exit::MemoryFault { errno: Errno::EHWPOISON, gpa, size: PAGE, flags }
+}
+
 fn access_to_a_poisoned_page_ends_kvm_run_with_its_errno() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
@@ -350,8 +356,7 @@ fn access_to_a_poisoned_page_ends_kvm_run_with_its_errno() -> CaseResult {
     drop(s);
     pressure::unpoison(frame)?;
     let [read, write, gone] = exits?;
-    let flags = u64::from(kvm_bindings::KVM_MEMORY_EXIT_FLAG_PRIVATE);
-    let fault = Exit::MemoryFault { errno: Errno::EHWPOISON, gpa: gpa + PAGE, size: PAGE, flags };
+    let fault = lost(gpa + PAGE);
     ensure!(read == fault, "KVM reads: {read:x?}");
     ensure!(write == fault, "KVM writes: {write:x?}");
     ensure!(!matches!(gone, Exit::MemoryFault { .. } | Exit::Error(_)), "no slot: {gone:x?}");
@@ -374,10 +379,8 @@ fn descriptor_that_kvm_cannot_read_ends_kvm_run() -> CaseResult {
     let exit = s.vcpu.start(Command::Segment, &[gpa, SELECTOR]);
     drop(s);
     pressure::unpoison(frame)?;
-    let flags = u64::from(kvm_bindings::KVM_MEMORY_EXIT_FLAG_PRIVATE);
-    let wanted = Exit::MemoryFault { errno: Errno::EHWPOISON, gpa, size: PAGE, flags };
     let exit = exit?;
-    ensure!(exit == wanted, "it is lost: {exit:x?}");
+    ensure!(exit == lost(gpa), "it is lost: {exit:x?}");
 
     let mut s = Setup::used_by_kvm(PINNED, false, SIZE)?;
     s.vcpu.fill(gpa, PAGE, Pattern::ZERO)?;

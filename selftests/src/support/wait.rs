@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 
 use crate::ktap::CaseResult;
 use crate::sys::time_factor;
+use crate::vm::Stats;
 
 /// Wait until `done` says so; an error after the time limit.
 pub fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> CaseResult {
@@ -18,6 +19,14 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> CaseRes
         thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// Wait until a vCPU has faulted often enough since its count of faults was `before` to show that it
+/// faults in vain, or has `ended`.
+pub fn wait_for_vain_faults(stats: &Stats, before: u64, ended: impl Fn() -> bool) -> CaseResult {
+    wait_until("the vCPU has faulted in vain", || {
+        Ok(stats.get("pf_taken")? >= before + 20 || ended())
+    })
 }
 
 /// Whether a thread of this process sleeps in a function of the kernel whose name has one of these
