@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kvm_bindings::kvm_userspace_memory_region2;
 
 use crate::guest::Command;
 use crate::ktap::{CaseResult, skip};
@@ -14,7 +15,7 @@ use crate::support::backend::Backend;
 use crate::support::setup::{GUEST, Layout, SHARED, Setup, fill_view};
 use crate::sys::*;
 use crate::uapi::*;
-use crate::vm::{CONVERT_BY, ConvertBy, Exit, Vm, VmType, region};
+use crate::vm::{CONVERT_BY, ConvertBy, Exit, Vm, VmType, region, small_pages_aligned};
 use crate::{GIB, HUGE, MIB, PAGE, conformance};
 
 conformance!(
@@ -35,6 +36,7 @@ conformance!(
         large_range_costs_hardly_any_memory,
         range_from_the_first_gfn_on_converts,
         any_range_converts_and_no_other_page,
+        dirty_log_ends_over_private_gfns_of_a_plain_slot,
     ],
     memfile: [page_of_a_huge_private_one_converts_alone],
     huge: all,
@@ -237,6 +239,27 @@ fn page_of_a_huge_private_one_converts_alone(on: &'static Backend) -> CaseResult
 
 fn page_of_a_huge_shared_one_converts_alone(on: &'static Backend) -> CaseResult {
     CONVERT_BY.into_iter().try_for_each(|by| convert_page_of_a_huge_one(on, by, false))
+}
+
+/// The page tables of a converted range stay, so KVM asks how large a page could be in their place.
+fn dirty_log_ends_over_private_gfns_of_a_plain_slot(on: &'static Backend) -> CaseResult {
+    let vm = on.vm()?;
+    let view = small_pages_aligned(2 * HUGE, HUGE)?;
+    let plain = region(1, 4 * GIB, &view, None);
+    let logged = kvm_userspace_memory_region2 { flags: KVM_MEM_LOG_DIRTY_PAGES, ..plain };
+    let (gpa, size) = (plain.guest_phys_addr, plain.memory_size);
+    vm.raw_set_region(&logged).context("a slot with a dirty log")?;
+    let mut vcpu = vm.vcpu(0)?;
+    for &by in vm.conversions() {
+        vcpu.fill_pages(gpa, size, SHARED)?;
+        vm.convert(by, gpa, HUGE, true)?;
+        vm.raw_set_region(&plain).context("the log ends")?;
+        vcpu.verify_pages(gpa + HUGE, HUGE, SHARED)?;
+        vm.convert(by, gpa, HUGE, false)?;
+        vcpu.verify_pages(gpa, size, SHARED)?;
+        vm.raw_set_region(&logged).context("the log begins again")?;
+    }
+    Ok(())
 }
 
 /// More than any machine has memory to convert, and more than ends if all of it is visited.

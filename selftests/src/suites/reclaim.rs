@@ -12,7 +12,6 @@ use crate::pattern::Pattern;
 use crate::pressure::{self, Accounts, Cgroup, Counts, Disk, Failing, Setting, Swap, Trace};
 use crate::support::setup::{BOTH, GUEST, RECLAIMABLE, SLOT, Setup};
 use crate::sys::*;
-use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::Exit;
 use crate::{MIB, PAGE, suite};
 
@@ -41,6 +40,7 @@ pub static SUITE: Suite = suite!(
         pages_come_back_from_a_disk_with_readahead: 120,
         guest_larger_than_its_limit_runs_on_a_disk: 120,
         unreadable_page_is_eio_until_it_is_punched,
+        unreadable_page_is_counted_once,
     ]
 );
 
@@ -176,25 +176,44 @@ fn unreadable_page_is_eio_until_it_is_punched() -> CaseResult {
     host.swap_out(&s, SIZE)?;
     host.cgroup.forget(SIZE)?;
     host.swap.disk().fail(PAGE, true)?;
-    let exit = s.vcpu.start(Command::Load, &[gpa + 8])?;
-    let wanted = Exit::MemoryFault {
-        errno: Errno::EIO,
-        gpa,
-        size: PAGE,
-        flags: KVM_MEMORY_EXIT_FLAG_PRIVATE,
-    };
-    ensure!(exit == wanted, "{exit:x?}");
+    s.vcpu.expect_no_page(gpa, Errno::EIO)?;
     // A lost page stays lost, even if the disk works again.
     host.swap.disk().fail(PAGE, false)?;
-    for _ in 0..2 {
-        let exit = s.vcpu.run()?;
-        ensure!(exit == wanted, "{exit:x?}");
-    }
+    s.vcpu.expect_no_page(gpa, Errno::EIO)?;
     expect_errno("a pre-fault", s.vcpu.raw_pre_fault(gpa, PAGE).0, &[Errno::EIO])?;
     punch(&s.fd, 0, PAGE).context("punch")?;
-    let exit = s.vcpu.run()?;
-    ensure!(exit == Exit::Done && s.vcpu.result(0) == 0, "{exit:x?}");
     s.vcpu.verify(gpa, PAGE, Pattern::ZERO)
+}
+
+/// What has been lost is not in swap: so swapoff finds the pages that are.
+fn unreadable_page_is_counted_once() -> CaseResult {
+    let (mut host, _readahead, _zram) = Host::with_disk()?;
+    // Or all that is read with it is lost as well.
+    let _alone = Setting::set("/proc/sys/vm/page-cluster", "0")?;
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let mut s = Setup::filled(BOTH, SIZE)?;
+        let (gpa, last) = (s.slot.gpa, s.slot.gpa + SIZE - PAGE);
+        host.swap_out(&s, SIZE)?;
+        host.cgroup.forget(SIZE)?;
+        host.swap.disk().fail(PAGE, true)?;
+        s.vcpu.expect_no_page(gpa, Errno::EIO)?;
+        host.swap.disk().fail(PAGE, false)?;
+        // A large folio is lost as a whole.
+        let left = allocated(&s.fd)?;
+        ensure!(left < SIZE, "a lost page is still counted");
+        let lost = SIZE - left;
+        punch(&s.fd, 0, lost).context("punch")?;
+        expect_allocated(&s.fd, left, "what was lost is punched")?;
+        s.vcpu.verify(gpa + lost, left - PAGE, GUEST)?;
+        host.swap.off().context("swapoff while the last page is in swap")?;
+        s.vcpu.verify(last, PAGE, GUEST)?;
+        s.vcpu.verify(gpa, lost, Pattern::ZERO)?;
+        expect_allocated(&s.fd, SIZE, "all is back")?;
+        drop(s);
+        host.swap = Swap::on_disk(Disk::new(64 * MIB, Duration::from_micros(50))?)?;
+    }
+    Ok(())
 }
 
 fn several_vcpus_share_what_comes_back() -> CaseResult {

@@ -140,13 +140,16 @@ impl Vcpu {
     /// The guest touches a private page with a memory error: the exit has its address and
     /// `EHWPOISON`.
     pub fn expect_lost(&mut self, gpa: u64) -> Result<()> {
+        self.expect_no_page(gpa, Errno::EHWPOISON)
+    }
+
+    /// The guest touches a private page that its file cannot give: the exit has its address and
+    /// the error.
+    pub fn expect_no_page(&mut self, gpa: u64, errno: Errno) -> Result<()> {
         let exit = self.start(Command::Load, &[gpa + 8])?;
-        let Exit::MemoryFault { errno, gpa: at, size, flags } = exit else {
-            bail!("the access ended with {exit:x?}");
-        };
-        ensure!(errno == Errno::EHWPOISON, "KVM_RUN failed with {errno}");
-        ensure!(at == gpa && size == PAGE, "the exit names [{at:#x}, +{size:#x})");
-        ensure!(flags == KVM_MEMORY_EXIT_FLAG_PRIVATE, "the exit has flags {flags:#x}");
+        let flags = KVM_MEMORY_EXIT_FLAG_PRIVATE;
+        let wanted = Exit::MemoryFault { errno, gpa, size: PAGE, flags };
+        ensure!(exit == wanted, "the access ended with {exit:x?}");
         // The next KVM_RUN gives the same result.
         ensure!(self.run()? == exit, "the second try ends otherwise");
         self.restart()
