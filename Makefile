@@ -109,5 +109,6 @@ distclean:	## also remove built kernels, sources and logs, not the downloads
 # The kernel's Rust comes first and keeps one core busy: cargo takes the other.
 .PHONY: all
 all: setup
-	@scripts/build-selftests & scripts/build-kernel $(KERNEL) || { rc=$$?; wait; exit $$rc; }; \
+	@scripts/build-selftests & trap "kill $$!" INT TERM; \
+	scripts/build-kernel $(KERNEL) || { rc=$$?; wait; exit $$rc; }; \
 	wait $$! && scripts/build-module $(KERNEL)

@@ -77,6 +77,11 @@ usage() {
 }
 
 have() { command -v "$1" >/dev/null 2>&1; }
+# need PROGRAM...: each of them is there.
+need() {
+	local program
+	for program in "$@"; do have "$program" || die "$program is missing; scripts/setup installs it"; done
+}
 
 # plain_path WHAT PATH REMEDY: refuses a path with what make, the shells that it
 # starts, or QEMU take apart.
@@ -160,6 +165,7 @@ kernel_make_vars() {
 
 # Identifies the toolchain in a stamp. libclang always reads the headers for Rust.
 toolchain_id() {
+	need make "$RUSTC" "$(llvm_tool clang)" "$BINDGEN"
 	[ "${COMPILER[0]}" != LLVM= ] || { gcc --version | sed -n 1p; ld --version | sed -n 1p; }
 	"$RUSTC" -V
 	"$(llvm_tool clang)" --version | sed -n 1p
@@ -210,37 +216,59 @@ series_id() {
 	while read -r p; do changes "$PATCHES/$p" || return; done <<<"$list" | sha256sum | cut -d' ' -f1
 }
 
-# lock NAME: held until the script ends; the next one waits.
+# locks: the folder of the locks. Its first user learns here that the cache is none.
+locks() {
+	mkdir -p "$CACHE/locks" 2>/dev/null || true
+	[ -w "$CACHE/locks" ] || die "the cache $CACHE cannot be written: name another with MEMFILE_CACHE"
+	printf '%s' "$CACHE/locks"
+}
+
+# take_turn: all that uses what is built waits for the runs of other checkouts: see memfile/turn.py.
+# The turn lasts until the script ends.
+take_turn() {
+	local fd folder
+	folder=$(locks)
+	exec {fd}<>"$folder/checkout"
+	(cd "$ROOT/scripts" && exec python3 -EBm memfile.turn "$fd" "$PROG") || exit
+}
+
+# lock NAME: held until the script ends; the next one waits. Its descriptor is $LOCK.
 lock() {
-	local fd
-	mkdir -p "$CACHE/locks"
-	exec {fd}>"$CACHE/locks/$1"
-	flock -n "$fd" || {
+	local folder
+	folder=$(locks)
+	exec {LOCK}>"$folder/$1"
+	flock -n "$LOCK" || {
 		note "waiting for another run that holds the lock \"$1\""
-		flock "$fd"
+		flock "$LOCK"
 	}
 }
 
 # logged FILE TITLE COMMAND...: runs it with its output in FILE and a line
-# about every 30 s; on failure shows the errors and the end of the file.
+# about every 30 s; on failure shows the errors and the end of the file. A signal ends
+# it with all that it has started, and this script.
 logged() {
-	local file=$1 title=$2 pid start rc=0
+	local file=$1 title=$2 pid start rc=0 stopped=0
 	shift 2
 	mkdir -p "$(dirname "$file")"
 	start=$SECONDS
+	# A group of processes of its own.
+	set -m
 	"$@" >"$file" 2>&1 </dev/null &
 	pid=$!
-	# shellcheck disable=SC2064 # the pid of now is meant
-	trap "kill $pid 2>/dev/null || true" INT TERM
+	set +m
+	trap 'stopped=130; kill -- "-$pid" 2>/dev/null || true' INT
+	trap 'stopped=143; kill -- "-$pid" 2>/dev/null || true' TERM
 	while kill -0 "$pid" 2>/dev/null; do
 		# Wakes when the command ends, and at once for a trap, because it is not a command itself.
 		timeout 30 tail -s 0.2 --pid="$pid" -f /dev/null &
 		wait $! || true
+		[ "$stopped" = 0 ] || break
 		kill -0 "$pid" 2>/dev/null || break
 		say "  $title: $((SECONDS - start)) s, $(wc -l <"$file") lines: $(tail -n 1 "$file" | cut -c1-80)"
 	done
 	wait "$pid" || rc=$?
 	trap - INT TERM
+	[ "$stopped" = 0 ] || exit "$stopped"
 	if [ "$rc" -ne 0 ]; then
 		grep -nE '(error|Error|undefined|\*\*\*)' "$file" | head -n 20 >&2 || true
 		tail -n 15 "$file" >&2

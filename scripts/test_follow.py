@@ -107,7 +107,7 @@ class Follow(test_port.Trees):
     def test_default_base_follows_nobody(self) -> None:
         with mock.patch.object(follow.paths, "OF_BASE", ""), mock.patch.object(sys, "argv", ["follow"]), \
                 mock.patch("sys.stderr"), self.assertRaises(SystemExit) as end:
-            follow.main()
+            follow.main([])
         self.assertEqual(end.exception.code, 2)
 
 

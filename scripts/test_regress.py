@@ -72,7 +72,7 @@ class Programs(unittest.TestCase):
 
     def test_kernel_in_a_folder_is_not_left_out_for_want_of_qemu(self) -> None:
         self.file("d/one"), self.file("d/a.flat", FLAT, 0o644)
-        with mock.patch.object(regress.paths, "QEMU", self.folder / "no"), self.assertRaises(regress.Unfit) as unfit:
+        with mock.patch.object(regress.paths, "QEMU", self.folder / "no"), self.assertRaises(regress.ToolError) as unfit:
             regress.find([self.folder / "d"])
         self.assertIn("a.flat wants QEMU", str(unfit.exception))
 
@@ -82,7 +82,7 @@ class Programs(unittest.TestCase):
         for path, words in (
             (self.folder / "no", "does not exist"), (empty, "no program"), (self.file("x", b"t"), "neither"),
         ):
-            with self.subTest(words), self.assertRaisesRegex(regress.Unfit, words):
+            with self.subTest(words), self.assertRaisesRegex(regress.ToolError, words):
                 regress.find([path])
 
     def test_programs_of_the_same_name_are_told_apart_by_their_folders(self) -> None:
@@ -131,7 +131,7 @@ class Programs(unittest.TestCase):
             self.assertEqual(end.exception.code, 2)
 
     def test_kernel_that_is_not_built_is_named(self) -> None:
-        with mock.patch.dict("os.environ", {"KERNEL_SRC": "/x"}), self.assertRaisesRegex(regress.Unfit, "build-kernel"):
+        with mock.patch.dict("os.environ", {"KERNEL_SRC": "/x"}), self.assertRaisesRegex(regress.ToolError, "build-kernel"):
             regress.main([str(self.file("a"))])
 
 

@@ -125,10 +125,15 @@ def module(tree: Path) -> Path:
     return BUILD / f"module-{module_name(tree)}/memfile.ko"
 
 
-def log_folder(what: str = "", with_process: bool = True) -> Path:
+def log_folder(what: str = "") -> Path:
     """A new name for the logs of a run."""
-    parts = [what, datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), str(os.getpid()) if with_process else ""]
+    parts = [what, datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), str(os.getpid())]
     return LOGS / "-".join(filter(None, parts))
+
+
+def read_text(path: Path) -> str:
+    """What is in the file; nothing if there is none."""
+    return path.read_text(errors="replace") if path.exists() else ""
 
 
 def describe_checkout() -> str:

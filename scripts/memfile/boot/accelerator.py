@@ -12,7 +12,8 @@ from pathlib import Path
 from memfile import paths
 from memfile.boot.initramfs import write_initramfs
 from memfile.boot.kernel import Kernel
-from memfile.boot.machine import Machine, qemu_line, read_text
+from memfile.boot.machine import Machine, qemu_line
+from memfile.paths import read_text
 
 KVM_GET_API_VERSION = 0xAE00
 

@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 from memfile import paths
-from memfile.boot.kernel import Kernel, ToolError
+from memfile.boot.kernel import Kernel
+from memfile.program import ToolError
 
 # Runs as the guest's process 1. Tells the host by /dev/status how far it came.
 INIT = r"""#!/bin/busybox sh

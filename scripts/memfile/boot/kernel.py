@@ -11,10 +11,6 @@ from pathlib import Path
 from memfile import paths
 
 
-class ToolError(Exception):
-    """Something is missing or wrong on the host; says what in one sentence."""
-
-
 @dataclasses.dataclass
 class Kernel:
     """A build tree made by scripts/build-kernel, and its module."""

@@ -14,10 +14,8 @@ import time
 from pathlib import Path
 
 from memfile.boot.kernel import Kernel
-
-EXIT_TOOL = 2
-EXIT_TIMEOUT = 124
-EXIT_DIED = 255
+from memfile.paths import read_text
+from memfile.program import EXIT_DIED, EXIT_TIMEOUT, EXIT_TOOL
 
 
 def qemu_line(
@@ -153,10 +151,6 @@ class Machine:
         if "init" in status:
             return result(EXIT_DIED, "the VM died while the command ran")
         return result(EXIT_DIED, "the guest never reached its init")
-
-
-def read_text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
 
 
 def console_tail(log: Path, lines: int = 50) -> str:

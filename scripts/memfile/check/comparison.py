@@ -8,16 +8,16 @@ import fnmatch
 import functools
 import os
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from memfile import paths
 from memfile.check.kernel_log import SPLAT
-from memfile.check.outcome import EXIT_TOOL
-from memfile.check.session import Check, Job, read_text
+from memfile.check.session import Check, Job
 from memfile.ktap import SKIP, Case
+from memfile.paths import read_text
+from memfile.program import fail
 from memfile.upstream import guest
 from memfile.upstream.guest import BEGIN, MACHINE, run_all
 from memfile.upstream.programs import LIST, BadList, Expected, Program, fitted, read_list
@@ -131,8 +131,7 @@ class Upstream:
             if source:
                 listed = fitted(listed, Path(source) / "tools/testing/selftests")
         except BadList as error:
-            print(f"check: {LIST.name}: {error}", file=sys.stderr)
-            sys.exit(EXIT_TOOL)
+            fail(f"{LIST.name}: {error}")
         runs = listed.runs.values()
         chosen = [program for program in runs if upstream_wanted(program, chosen_names, self.check.args.all)]
         return [dataclasses.replace(program, limit=program.limit * self.check.slow) for program in chosen]
@@ -142,9 +141,7 @@ class Upstream:
         programs = self.tests()
         if programs and os.environ.get("KERNEL_SRC"):
             if not (paths.UPSTREAM.parent / ".memfile-built").exists():
-                print("check: the selftests of KERNEL_SRC are not built: `scripts/build-selftests --upstream` "
-                      "builds them", file=sys.stderr)
-                sys.exit(EXIT_TOOL)
+                fail("the selftests of KERNEL_SRC are not built: `scripts/build-selftests --upstream` builds them")
             absent = [program for program in programs if not (paths.UPSTREAM / program.file).exists()]
             programs = [program for program in programs if program not in absent]
             self.check.report([Case(f"upstream.{program.name}", SKIP, ABSENT) for program in absent])

@@ -10,9 +10,10 @@ import re
 import shlex
 import time
 
+from memfile import program
 from memfile.check.kernel_log import watched_case
 from memfile.check.outcome import exit_code_case
-from memfile.check.session import Check, Job, read_text
+from memfile.check.session import Check, Job
 from memfile.check.suites import (
     OF_KERNEL,
     OWN_MACHINE,
@@ -29,6 +30,8 @@ from memfile.check.suites import (
     variant_tests,
 )
 from memfile.ktap import FAIL, Case, Parser, parse
+from memfile.paths import read_text
+from memfile.program import EXIT_DIED, EXIT_TIMEOUT
 
 # A machine that has stopped: the end of the name of the second one, and how many seconds it says
 # nothing before it counts as such.
@@ -178,7 +181,8 @@ def guest_boot(
     # testing.rst. The remaining cases then run in another one, once, and the output says so.
     stops = "--emulator" in options and not name.endswith(AGAIN)
     result = check.boot(name, command, machine, timeout, on_line, SILENCE if stops else 0)
-    if stops and not result.get("finished") and not check.splats(name):
+    stopped = result["code"] in (EXIT_TIMEOUT, EXIT_DIED) or result["code"] in program.EXIT_STOPPED
+    if stops and stopped and not result.get("finished") and not check.splats(name):
         done = {case.name for case in seen}
         left = [test for test in guest_cases(tests) if f"{prefix}{test}" not in done]
         print(f"--- {name}: the machine has stopped; {len(left)} cases run in a second one")

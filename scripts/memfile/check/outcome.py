@@ -6,8 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 from memfile.ktap import FAIL, PASS, SKIP, Case
-
-EXIT_FAILED, EXIT_TOOL, EXIT_SPLAT, EXIT_TIMEOUT, EXIT_DIED = 1, 2, 3, 124, 255
+from memfile.program import EXIT_FAILED, EXIT_SPLAT
 
 
 @dataclasses.dataclass

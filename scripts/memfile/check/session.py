@@ -13,11 +13,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from memfile import paths
+from memfile import paths, program
+from memfile.boot.machine import console_tail
 from memfile.check.kernel_log import CASE_MARK, CRASH, SPLAT, without_races_of_others
-from memfile.check.outcome import EXIT_DIED, EXIT_TIMEOUT, EXIT_TOOL, Outcome
+from memfile.check.outcome import Outcome
 from memfile.ktap import FAIL, PASS, SKIP, Case
-from memfile.paths import SCRIPTS
+from memfile.paths import SCRIPTS, read_text
+from memfile.program import EXIT_DIED, EXIT_TIMEOUT, EXIT_TOOL
 
 # A part of the run that keeps a core busy.
 Job = Callable[[], None]
@@ -76,10 +78,11 @@ class Check:
     def build(self, *command: str, kdir: str = "") -> None:
         # A KDIR of the user's would give the module to another kernel.
         env = {**os.environ, "KDIR": kdir}
+        program.refuse_if_ending()
         run = subprocess.run([str(SCRIPTS / command[0]), *command[1:]], env=env, check=False)
+        program.refuse_if_stopped(run.returncode)
         if run.returncode:
-            print(f"check: {' '.join(command)} failed", file=sys.stderr)
-            sys.exit(EXIT_TOOL)
+            program.fail(f"{' '.join(command)} failed")
 
     def boot(
         self, name: str, command: str, options: list[str], timeout: int,
@@ -89,30 +92,39 @@ class Check:
 
         A machine that says nothing for `silence` seconds is ended.
         """
+        program.refuse_if_ending()
         log = self.log / name
-        line = [str(SCRIPTS / "boot"), "--log", str(log), "--timeout", str(timeout * self.slow)]
+        line = [str(SCRIPTS / "boot"), "--die-with-parent", "--log", str(log)]
+        line += ["--timeout", str(timeout * self.slow)]
         line += [*options, "--", "sh", "-c", command]
         log.mkdir(parents=True, exist_ok=True)
         errors = log / "boot.log"
         with errors.open("w") as stderr:
-            process = subprocess.Popen(
+            silent = threading.Event()
+            with subprocess.Popen(
                 line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True,
                 errors="replace",
-            )
-            assert process.stdout is not None
-            watch = Watch(silence * self.slow, process.terminate)
-            for text in process.stdout:
-                watch.again()
-                if on_line:
-                    on_line(text)
-            watch.end()
-            code = process.wait()
+            ) as process:
+                def end() -> None:
+                    silent.set()
+                    process.terminate()
+
+                assert process.stdout is not None
+                watch = Watch(silence * self.slow, end)
+                for text in process.stdout:
+                    watch.again()
+                    if on_line:
+                        on_line(text)
+                watch.end()
+            code = process.returncode
         if self.args.verbose:
             with self._print_lock:
                 print(read_text(log / "serial.log") + read_text(log / "out.log") + read_text(errors))
         if (log / "result.json").exists():
             result: dict[str, object] = json.loads((log / "result.json").read_text())
             return result
+        if not silent.is_set():
+            program.refuse_if_stopped(code)
         return {"code": code, "reason": read_text(errors).strip() or "scripts/boot failed"}
 
     def judge_boot(self, name: str, result: dict[str, object]) -> None:
@@ -122,7 +134,7 @@ class Check:
             lost = code if code in (EXIT_TIMEOUT, EXIT_DIED) else EXIT_TOOL
             self.outcome.lost.append((lost, f"{name}: {result['reason']}"))
             print(f"--- {name}: {result['reason']}; the last console lines:")
-            print("\n".join(read_text(self.log / name / "serial.log").splitlines()[-50:]))
+            print(console_tail(self.log / name))
             print("---")
         self.outcome.splats += [f"{name}: {text}" for text in self.splats(name)]
 
@@ -140,7 +152,3 @@ class Check:
             elif SPLAT.search(line):
                 found.append(line.strip() + case)
         return found
-
-
-def read_text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""

@@ -8,11 +8,10 @@ import fnmatch
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 
 from memfile import paths
-from memfile.check.outcome import EXIT_TOOL
+from memfile.program import fail
 
 # A machine whose guests are a real QEMU's, emulated by a QEMU of the same source: Debian 12's loses
 # the timers of such guests now and then, and so does any that emulates several CPUs in turn.
@@ -173,8 +172,7 @@ SECONDS = {
 def guest_cases(tests: list[str]) -> list[str]:
     """The cases that memfile-tests runs for these patterns; it can list them on the host, too."""
     if not paths.TESTS.exists():
-        print(f"check: no test program at {paths.TESTS}; scripts/build-selftests builds it", file=sys.stderr)
-        sys.exit(EXIT_TOOL)
+        fail(f"no test program at {paths.TESTS}; scripts/build-selftests builds it")
     run = subprocess.run([paths.TESTS, "--list", *tests], capture_output=True, text=True, check=False)
     return run.stdout.split()
 

@@ -7,15 +7,15 @@ import dataclasses
 import fnmatch
 import json
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from memfile import paths
 from memfile.ktap import Case
 from memfile.paths import ROOT, SCRIPTS
+from memfile.program import fail
 
 REASONS = SCRIPTS / "differences.toml"
 RECORD = ROOT / "Documentation/differences.json"
@@ -28,11 +28,6 @@ Seen = dict[str, dict[str, Does]]
 NOTHING = "-"
 
 SKIPPED = "skipped"
-
-
-def fail(message: str) -> NoReturn:
-    print(f"differences: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

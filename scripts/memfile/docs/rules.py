@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memfile import paths
-from memfile.docs.tests import fail
 from memfile.docs.text import LITERAL, relative
 from memfile.paths import ROOT
+from memfile.program import fail
 
 # Build products, and files that are not the project's text.
 NOT_SEARCHED = {".git", "target", "Cargo.lock"}

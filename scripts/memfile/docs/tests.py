@@ -7,23 +7,17 @@ import argparse
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from memfile.check.controls import CONTROLS
 from memfile.docs.text import CARGO, Named
 from memfile.paths import ROOT
+from memfile.program import fail
 from memfile.upstream.programs import read_list
 
 KUNIT_SUITE = re.compile(r"kunit_tests\((\w+)\)")
 TEST_FUNCTION = re.compile(r"#\[test\]\s*(?:#\[[^]]*\]\s*)*fn (\w+)\(")
-
-
-def fail(message: str) -> NoReturn:
-    print(f"check-docs: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def listed_cases(program: Path) -> set[str]:

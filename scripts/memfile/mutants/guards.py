@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from memfile import paths
 from memfile.docs.tests import kunit_cases, listed_cases
 from memfile.docs.text import Row, defect_rows
-from memfile.mutants.sources import DEBUG, Mutant, all_mutated, fail, in_module
+from memfile.mutants.sources import DEBUG, Mutant, all_mutated, in_module
 from memfile.paths import ROOT
+from memfile.program import fail
 
 
 def problems(mutants: list[Mutant]) -> list[str]:

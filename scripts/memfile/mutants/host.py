@@ -7,8 +7,9 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from memfile.mutants.sources import OF_HOST, WORD, Edit, Mutant, fail
+from memfile.mutants.sources import OF_HOST, WORD, Edit, Mutant
 from memfile.paths import ROOT
+from memfile.program import fail
 
 
 def read_host(path: Path, mutants: list[Mutant]) -> dict[str, Edit]:

@@ -15,12 +15,13 @@ from pathlib import Path
 from memfile import paths
 from memfile.check.guest import PLUG, UNPLUG
 from memfile.check.outcome import Outcome
-from memfile.check.session import Check, read_text
+from memfile.check.session import Check
 from memfile.check.suites import OWN_MACHINE, WITHOUT_PORTS, own_machine
 from memfile.ktap import FAIL, PASS, SKIP, Case
 from memfile.mutants.guards import known_tests, rows_in_words
 from memfile.mutants.results import KILLED, SAID, Phase, judge, phases
 from memfile.mutants.sources import DEBUG, MUTANTS, Mutant, number
+from memfile.paths import read_text
 
 # Functions for the guest's shell. A line of a KUnit test gets a mark, because the kernel prints it.
 PRELUDE = """

@@ -7,9 +7,9 @@ import dataclasses
 import re
 
 from memfile.check.kernel_log import SPLAT
-from memfile.check.outcome import EXIT_DIED, EXIT_TIMEOUT
 from memfile.ktap import FAIL, PASS, Case, parse
 from memfile.mutants.sources import Mutant
+from memfile.program import EXIT_DIED, EXIT_TIMEOUT
 
 KILLED = 128 + 9
 SAID = re.compile(r"(?:@@|.*mutants:) (\S+) (disabled|enabled|end)(?: (\d+))?\s*$")

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 import tomllib
 import zlib
 from pathlib import Path
-from typing import NoReturn
 
 from memfile import paths
 from memfile.paths import MUTANTS as OUT
 from memfile.paths import ROOT
+from memfile.program import fail
 
 PATCHED_TREE = paths.patched_tree()
 
@@ -102,11 +101,6 @@ def number(name: str) -> int:
 def in_module(file: str) -> bool:
     """Of the checkout, or of the patched kernel?"""
     return (ROOT / file).is_file()
-
-
-def fail(message: str) -> NoReturn:
-    print(f"mutants: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def read_list(path: Path) -> list[Mutant]:
