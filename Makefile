@@ -103,7 +103,7 @@ patches:	## write the patches of the base anew from its work tree (scripts/work-
 clean:		## remove what kbuild or cargo left in the checkout
 	@scripts/clean
 
-distclean:	## also remove built kernels, sources and logs, not the downloads
+distclean:	## also remove built kernels, sources and logs, not downloads, tools and work trees
 	@scripts/clean --all
 
 # The kernel's Rust comes first and keeps one core busy: cargo takes the other.

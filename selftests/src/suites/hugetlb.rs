@@ -218,7 +218,9 @@ fn sealed_from_the_beginning(page: u64) -> CaseResult {
     drop(memfile_unsized()?);
     let fd = file(page, 1)?;
     ensure!(get_seals(&fd)? & F_SEAL_SEAL != 0, "seals read {:#x}", get_seals(&fd)?);
-    expect_errno("add a seal", add_seals(&fd, F_SEAL_WRITE), &[Errno::EPERM])?;
+    for seal in [F_SEAL_WRITE, F_SEAL_AUTO_ALLOCATE] {
+        expect_errno("add a seal", add_seals(&fd, seal), &[Errno::EPERM])?;
+    }
     let sealable = memfd_create(memfile_huge_flags(page) | MFD_ALLOW_SEALING);
     expect_errno("with sealing", sealable, &[Errno::EINVAL])
 }

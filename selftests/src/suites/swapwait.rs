@@ -14,6 +14,7 @@ use crate::ktap::{CaseResult, Suite};
 use crate::pattern::Pattern;
 use crate::pressure::{self, Cgroup, Counts, Disk, KPF_WRITEBACK, Setting, Swap, frames};
 use crate::support::setup::{BOTH, GUEST, PORT, SLOT, Setup};
+use crate::support::wait::wait_until;
 use crate::sys::*;
 use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::{Exit, Vm, small_pages};
@@ -25,6 +26,7 @@ pub static SUITE: Suite = suite!(
         signal_ends_kvm_run_while_the_page_is_read: 120,
         signal_ends_kvm_run_while_the_page_is_written: 120,
         signal_ends_pre_fault_while_the_page_is_read: 120,
+        pre_fault_ends_though_the_root_is_obsolete_by_then: 120,
         signal_ends_another_consumers_wait: 120,
         slot_is_deleted_while_a_vcpu_waits: 120,
         slot_is_made_while_a_vcpu_waits: 120,
@@ -205,6 +207,31 @@ fn signal_ends_pre_fault_while_the_page_is_read() -> CaseResult {
         let (result, left) = s.vcpu.raw_pre_fault(gpa, SIZE);
         ensure!(result == Ok(()) && left == 0, "{result:?}, {left:#x} bytes are left");
         ensure!(s.resident()? == SIZE / PAGE, "{} pages are in memory", s.resident()?);
+        s.vcpu.verify(gpa, SIZE, GUEST)?;
+        Ok(in_time)
+    })
+}
+
+/// KVM builds its page tables anew while the vCPU waits.
+fn pre_fault_ends_though_the_root_is_obsolete_by_then() -> CaseResult {
+    let (host, mut s) = (Host::new(SLOW)?, Setup::filled(BOTH, SIZE)?);
+    let gpa = s.slot.gpa;
+    in_time(|| {
+        host.swap_out(&s)?;
+        let vcpu = &s.vcpu;
+        let ((result, left), in_time) = meanwhile(
+            || vcpu.raw_pre_fault_once(gpa, SIZE),
+            || Ok(host.reads()? > 0),
+            |vcpu| {
+                drop(Setting::set("/sys/module/kvm/parameters/nx_huge_pages", "Y")?);
+                let in_time = host.reads()? > 0;
+                let ended = wait_until("the pre-fault ends", || Ok((vcpu.ended)()));
+                // Or it never does.
+                vcpu.interrupt()?;
+                ended.map(|()| in_time)
+            },
+        )?;
+        ensure!(result == Ok(()) && left < SIZE, "{result:?}, {left:#x} bytes are left");
         s.vcpu.verify(gpa, SIZE, GUEST)?;
         Ok(in_time)
     })
