@@ -359,6 +359,13 @@ pub fn pidfd_open(pid: libc::pid_t) -> SysResult<OwnedFd> {
     check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map(owned)
 }
 
+/// A descriptor of another process, for this one as well.
+pub fn pidfd_getfd(pid: libc::pid_t, fd: u32) -> SysResult<OwnedFd> {
+    let process = pidfd_open(pid)?;
+    // SAFETY: Takes no pointer.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) }).map(owned)
+}
+
 /// An ioctl whose argument is a number.
 pub fn ioctl_val(fd: impl AsFd, request: u64, value: u64) -> SysResult {
     // SAFETY: The request takes a number, so the kernel dereferences nothing of ours.

@@ -82,6 +82,8 @@ pub enum Layout {
     Dimm { low: u64 },
     /// The same with virtio-mem, and that many bytes at first.
     Device { low: u64, requested: u64 },
+    /// A NUMA node that follows one of that many bytes of ordinary memory.
+    Node { low: u64 },
 }
 
 impl Layout {
@@ -91,6 +93,7 @@ impl Layout {
             Layout::All => "all memory",
             Layout::Dimm { .. } => "a DIMM",
             Layout::Device { .. } => "virtio-mem",
+            Layout::Node { .. } => "a NUMA node",
         }
     }
 }
@@ -156,6 +159,7 @@ impl Memory {
                 let most = (low + self.size).next_multiple_of(crate::GIB) / MIB + 1024;
                 add("-m", format!("{}M,slots=2,maxmem={most}M", low / MIB));
             }
+            Layout::Node { low } => add("-m", format!("{}M", (low + self.size) / MIB)),
         }
         match self.layout {
             Layout::All => {}
@@ -165,6 +169,11 @@ impl Memory {
                     format!("virtio-mem-pci,id=memory,memdev=ram,requested-size={requested}");
                 add("-device", device);
             }
+            Layout::Node { low } => {
+                add("-object", format!("memory-backend-ram,id=low,size={low}"));
+                add("-numa", "node,memdev=low".into());
+                add("-numa", "node,memdev=ram".into());
+            }
         }
         line
     }
@@ -172,7 +181,7 @@ impl Memory {
     /// Arguments of the guest's kernel.
     pub(super) fn kernel_arguments(&self) -> &'static str {
         match (self.layout, self.kind.is_private()) {
-            (Layout::All, _) => "",
+            (Layout::All | Layout::Node { .. }, _) => "",
             // Devices can access ordinary memory only.
             (_, true) => " memhp_default_state=online_movable swiotlb=2048,force",
             (_, false) => " memhp_default_state=online_movable",

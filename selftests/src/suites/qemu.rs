@@ -28,7 +28,7 @@ use crate::sys::{self, Errno, lock_own_memory};
 use crate::uapi::{
     F_SEAL_AUTO_ALLOCATE, KVM_MAP_GPA_RANGE_ENCRYPTED, KVM_MEMORY_EXIT_FLAG_PRIVATE,
 };
-use crate::vm::{Exit, Vm, region, small_pages};
+use crate::vm::{Exit, Private, Vm, region, small_pages};
 use crate::{GIB, HUGE, MIB, PAGE, mem, suite};
 
 pub static SUITE: Suite = suite!(
@@ -39,6 +39,7 @@ pub static SUITE: Suite = suite!(
         guest_boots_and_keeps_its_data_on_movable_memory: 300,
         guest_boots_and_keeps_its_data_on_reclaimable_memory: 300,
         guest_boots_and_keeps_its_data_on_guest_memfd: 300,
+        guest_memfd_has_no_dirty_log_and_qemu_continues: 300,
         guest_boots_and_keeps_its_data_on_pinned_memory: 300,
         pinned_memory_stays_under_compaction_and_reclaim: 300,
         balloon_gives_back_what_the_guest_has_freed: 300,
@@ -61,10 +62,13 @@ pub static SUITE: Suite = suite!(
         conversion_that_overtakes_a_fault_stays: 600,
         conversions_of_one_page_follow_each_other: 600,
         guest_of_two_cpus_converts_from_both_at_once: 600,
+        dump_of_the_guest_is_refused: 300,
+        dimm_that_kvm_refuses_is_an_error_and_the_guest_continues: 300,
         seal_on_the_shared_side_finds_stray_accesses: 300,
         guest_that_does_not_come_up_says_why_and_ends_with_125: 120,
         command_in_a_guest_gives_its_exit_code: 300,
-        migration_and_smm_are_refused: 120,
+        migration_snapshots_and_smm_are_refused: 120,
+        dimm_may_have_any_size: 120,
         settings_that_private_memory_cannot_follow_are_refused: 120,
         reset_is_a_shutdown_whatever_the_user_sets: 120,
         prealloc_is_complete_whatever_signals_come: 120,
@@ -74,12 +78,16 @@ pub static SUITE: Suite = suite!(
         prealloc_without_memory_refuses_to_start_and_leaves_nothing: 120,
         qemu_killed_while_it_starts_leaves_no_memory_behind: 120,
         guest_boots_on_huge_pages_and_the_pool_gets_them_back: 300,
+        guest_without_a_huge_page_stops_until_there_is_one: 300,
+        balloon_says_that_it_frees_no_huge_page: 300,
         guest_boots_with_all_its_memory_in_huge_pages: 600,
         prealloc_of_huge_pages_takes_exactly_those_of_the_guest: 300,
         poison_ends_one_process_of_the_guest_and_no_other: 300,
         guest_boots_and_keeps_its_data_on_memory_allocated_ahead: 300,
         every_page_of_the_file_was_asked_for: 300,
         guest_boots_with_all_its_memory_private: 600,
+        guest_boots_with_a_private_node_below_4_gib: 300,
+        firmware_that_the_user_names_gets_the_kernel_when_it_asks: 600,
         whole_guest_is_swapped_out_with_its_kernel_and_page_tables: 300,
         stock_kernel_boots_with_all_its_memory_private: 600,
         stock_kernel_boots_and_virtio_mem_gives_memory_back: 600,
@@ -458,8 +466,8 @@ fn memfiles_of(machine: &Machine, bytes: u64) -> Result<usize> {
 }
 
 /// KVM keeps no log of what is written to private memory. QEMU, told to read one, had none to read.
-fn private_memory_has_no_dirty_log_and_qemu_continues() -> CaseResult {
-    with_guest(Kind::BOTH, |fixture| {
+fn has_no_dirty_log_and_qemu_continues(kind: Kind) -> CaseResult {
+    with_guest(kind, |fixture| {
         let machine = &mut fixture.machine;
         machine.execute("calc-dirty-rate", json!({ "calc-time": 1, "mode": "dirty-bitmap" }))?;
         while machine.execute("query-dirty-rate", json!({}))?["status"] != "measured" {
@@ -469,6 +477,70 @@ fn private_memory_has_no_dirty_log_and_qemu_continues() -> CaseResult {
         machine.guest().verify("log", 85)?;
         machine.guest().release_area("log")
     })
+}
+
+fn guest_memfd_has_no_dirty_log_and_qemu_continues() -> CaseResult {
+    has_no_dirty_log_and_qemu_continues(Kind::GuestMemfd)
+}
+
+fn private_memory_has_no_dirty_log_and_qemu_continues() -> CaseResult {
+    has_no_dirty_log_and_qemu_continues(Kind::BOTH)
+}
+
+/// A command that QEMU refuses, for this reason.
+fn expect_refusal(
+    machine: &mut Machine,
+    name: &str,
+    arguments: serde_json::Value,
+    why: &str,
+) -> CaseResult {
+    let Err(error) = machine.execute(name, arguments) else { bail!("QEMU does {name}") };
+    let error = format!("{error:#}");
+    println!("{error}");
+    ensure!(error.contains(why), "{error}");
+    Ok(())
+}
+
+/// It would have the shared side, zeros that are allocated in order to be read.
+fn dump_of_the_guest_is_refused() -> CaseResult {
+    with_guest(Kind::BOTH, |fixture| {
+        let machine = &mut fixture.machine;
+        let shared = machine.shared()?;
+        let dump = json!({ "paging": false, "protocol": "file:/dev/null" });
+        expect_refusal(machine, "dump-guest-memory", dump, "private memory cannot be read")?;
+        ensure!(machine.shared()? == shared, "{} bytes are shared", machine.shared()?);
+        machine.guest().read("/proc/uptime").map(drop)
+    })
+}
+
+/// The file of the DIMM belongs to another VM when QEMU plugs it.
+fn dimm_that_kvm_refuses_is_an_error_and_the_guest_continues() -> CaseResult {
+    const MORE: u64 = 64 * MIB;
+    with_guest(Kind::BOTH, |fixture| {
+        let machine = &mut fixture.machine;
+        machine.guest().hold("memory", "keep", 8 * MIB, 87)?;
+        let backend =
+            json!({ "qom-type": "memory-backend-memfd-private", "id": "more", "size": MORE });
+        let device = json!({ "driver": "pc-dimm", "id": "second", "memdev": "more" });
+        machine.execute("object-add", backend.clone())?;
+        let memfds = memfds(machine.pid())?;
+        let more = memfds.iter().find(|m| m.memfile.is_some() && m.size == MORE);
+        let fd = more.context("QEMU has no such memfile")?.fd;
+        let file = sys::pidfd_getfd(machine.pid() as i32, fd).context("pidfd_getfd")?;
+        let vm = Vm::protected()?;
+        let slot = vm.add_private(1, GIB, MORE, Private::Memfile, &file, 0)?;
+        expect_refusal(machine, "device_add", device.clone(), "KVM does not bind")?;
+        machine.guest().verify("keep", 87)?;
+        machine.execute("object-del", json!({ "id": "more" }))?;
+        drop((vm.delete(slot)?, vm, file));
+        // It gets one of its own.
+        machine.execute("object-add", backend)?;
+        machine.execute("device_add", device)?;
+        machine.guest().verify("keep", 87)?;
+        machine.guest().release_area("keep")
+    })?;
+    // Other cases have one DIMM.
+    give_up(&mut *slot()?)
 }
 
 /// An access goes where the attribute says, so KVM tells QEMU of none. It would if the side that the
@@ -951,24 +1023,41 @@ fn command_in_a_guest_gives_its_exit_code() -> CaseResult {
     Module::memfile()?.expect_unused()
 }
 
-fn migration_and_smm_are_refused() -> CaseResult {
+fn migration_snapshots_and_smm_are_refused() -> CaseResult {
+    const UNREADABLE: &str = "private memory cannot be read";
+    const NOT_LOADED: &str = "private memory cannot be loaded";
     give_up(&mut *slot()?)?;
     let lab = lab()?;
     let config = Config::new(Memory::dimm(Kind::BOTH, SMALL));
     let mut machine = Machine::start(&lab, &config)?;
-    let Err(error) = machine.execute("migrate", json!({ "uri": "exec:cat >/dev/null" })) else {
-        bail!("QEMU migrates private memory");
-    };
-    println!("{error:#}");
-    ensure!(format!("{error:#}").contains("private memory cannot be read"), "{error:#}");
+    let migrate = json!({ "uri": "exec:cat >/dev/null" });
+    expect_refusal(&mut machine, "migrate", migrate, UNREADABLE)?;
+    for (command, why) in [("savevm x", UNREADABLE), ("loadvm x", NOT_LOADED)] {
+        let monitor = json!({ "command-line": command });
+        let said = machine.execute("human-monitor-command", monitor)?;
+        ensure!(said.as_str().is_some_and(|said| said.contains(why)), "{command}: {said}");
+    }
     machine.kill()?;
 
     let cases = [
+        (["-loadvm", "x"], NOT_LOADED),
         (["-machine", "smm=on"], "no SMM"),
         (["-incoming", "defer"], "private memory cannot be migrated to this VM"),
     ];
     for (arguments, why) in cases {
         does_not_start(&lab, &config.clone().with(arguments), why)?;
+    }
+    Module::memfile()?.expect_unused()
+}
+
+/// The size of a memory device is a multiple of its alignment: no larger one is asked for.
+fn dimm_may_have_any_size() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    for size in [384 * MIB, 640 * MIB] {
+        let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::BOTH, size)))?;
+        dimm(&mut machine)?;
+        machine.kill()?;
     }
     Module::memfile()?.expect_unused()
 }
@@ -1198,6 +1287,48 @@ fn expect_of_the_pool(machine: &Machine, pool: &Pool) -> Result<u64> {
     Ok(allocated / pool.page)
 }
 
+/// As for a disk that is full: the user makes room, and continues the guest.
+fn guest_without_a_huge_page_stops_until_there_is_one() -> CaseResult {
+    const WRITTEN: u64 = 96 * MIB;
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let (pool, _few) = pool_of(WRITTEN / HUGE / 2)?;
+    let mut machine = Machine::start(&lab, &Config::new(Memory::dimm(Kind::Huge, SMALL)))?;
+    machine.boot()?;
+    machine.guest().begin_to_fork("memory", WRITTEN, 33, 0)?;
+    machine.event("STOP")?;
+    let status = machine.execute("query-status", json!({}))?;
+    ensure!(status["status"] == "io-error", "{status}");
+    ensure!(machine.said().contains("no private memory"), "QEMU says: {}", machine.said());
+    let _enough = pool.fill(SMALL / HUGE)?;
+    machine.execute("cont", json!({}))?;
+    machine.guest().end_to_fork()?;
+    machine.guest().check_processes()?;
+    machine.guest().join()?;
+    machine.shut_down()?;
+    pool.expect_used(0, "after the guest")
+}
+
+/// A request of the balloon's is smaller than a huge page. Reports of free pages are not.
+fn balloon_says_that_it_frees_no_huge_page() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let (pool, _filled) = pool_of(SMALL / HUGE)?;
+    let config = Config::new(Memory::dimm(Kind::Huge, SMALL)).with_balloon(false);
+    let mut machine = Machine::start(&lab, &config)?;
+    machine.boot()?;
+    let all = machine.execute("query-balloon", json!({}))?;
+    let all = all["actual"].as_u64().context("query-balloon")?;
+    let before = expect_of_the_pool(&machine, &pool)?;
+    machine.balloon(all - 64 * MIB)?;
+    let after = expect_of_the_pool(&machine, &pool)?;
+    ensure!(after >= before, "{before} huge pages before, {after} after: it frees some");
+    let said = machine.said();
+    ensure!(said.contains("consider free-page-reporting=on"), "QEMU says: {said}");
+    machine.balloon(all)?;
+    machine.shut_down()
+}
+
 fn guest_boots_with_all_its_memory_in_huge_pages() -> CaseResult {
     give_up(&mut *slot()?)?;
     let lab = lab()?;
@@ -1363,6 +1494,49 @@ fn guest_boots_with_all_its_memory_private() -> CaseResult {
     // Kernel and initramfs did not come by port, a KiB or less at a time.
     ensure!(exits < loaded / 1024, "{exits} accesses to ports for {loaded} bytes");
     Ok(())
+}
+
+/// The end of low memory, where firmware puts its tables and a boot loader the initramfs, is private.
+fn guest_boots_with_a_private_node_below_4_gib() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let layout = Layout::Node { low: 128 * MIB };
+    let memory = |kind| Memory { kind, layout, size: SMALL, prealloc: false };
+    let mut machine = Machine::start(&lab, &Config::new(memory(Kind::BOTH)))?;
+    machine.boot()?;
+    fill(&mut machine, 88)?;
+    verify(&mut machine, 88)?;
+    release(&mut machine)?;
+    machine.shut_down()?;
+    // KVM does not reach a guest_memfd.
+    let mut machine = Machine::start(&lab, &Config::new(memory(Kind::GuestMemfd)))?;
+    let Err(error) = machine.boot() else { bail!("a guest starts that KVM cannot read") };
+    let error = format!("{error:#}");
+    ensure!(error.contains("a guest cannot start in private memory"), "{error}");
+    Module::memfile()?.expect_unused()
+}
+
+/// Only our own knows that a kernel is there already.
+fn firmware_that_the_user_names_gets_the_kernel_when_it_asks() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    let lab = lab()?;
+    let config = Config { append: "quiet".into(), ..Config::new(all(Kind::BOTH, SMALL)) };
+    // The same, under a name that QEMU does not know.
+    let named =
+        lab.qemu.with_file_name("qemu-bundle/usr/share/qemu/bios-256k.bin").display().to_string();
+    for (arguments, ahead) in [(vec![], true), (vec!["-bios".to_owned(), named], false)] {
+        let mut machine = Machine::start(&lab, &config.clone().with(arguments))?;
+        let (shared, loaded) = (machine.shared()?, machine.loaded()?);
+        println!("{} of {} KiB are loaded ahead", shared >> 10, loaded >> 10);
+        ensure!((shared > loaded / 2) == ahead, "{shared} of {loaded} bytes are loaded ahead");
+        if !ahead {
+            machine.boot()?;
+            let exits = kvm_figure(machine.pid(), "io_exits")?;
+            ensure!(exits > loaded / PAGE, "{exits} accesses to ports for {loaded} bytes");
+        }
+        machine.kill()?;
+    }
+    Module::memfile()?.expect_unused()
 }
 
 /// The same lab whose guests may read KVM's clock. See [`crate::qemu::CPU`].
