@@ -428,6 +428,12 @@ impl Machine {
         qmp.event(name, Instant::now() + limit(REQUEST))
     }
 
+    /// How many bytes the guest has of its memory, without those in the balloon.
+    pub fn actual_memory(&mut self) -> Result<u64> {
+        let answer = self.execute("query-balloon", json!({}))?;
+        answer["actual"].as_u64().context("query-balloon")
+    }
+
     /// Set by the balloon how many bytes the guest keeps of its memory, and wait for that.
     pub fn balloon(&mut self, bytes: u64) -> Result<()> {
         self.execute("balloon", json!({ "value": bytes }))?;

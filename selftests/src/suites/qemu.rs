@@ -306,8 +306,7 @@ fn balloon_gives_back_what_the_guest_has_freed() -> CaseResult {
     const FREED: u64 = 96 * MIB;
     const BALLOON: u64 = 176 * MIB;
     with_guest(Kind::PINNED, |fixture| {
-        let all = fixture.machine.execute("query-balloon", json!({}))?;
-        let all = all["actual"].as_u64().context("query-balloon")?;
+        let all = fixture.machine.actual_memory()?;
         fixture.machine.guest().hold("memory", "keep", 8 * MIB, 5)?;
         fixture.machine.guest().hold("memory", "freed", FREED, 4)?;
         fixture.machine.guest().release_area("freed")?;
@@ -900,8 +899,7 @@ fn qemu_killed_while_its_balloon_grows_leaves_no_memory_behind() -> CaseResult {
         let machine = &mut fixture.machine;
         machine.guest().hold("memory", "freed", BALLOON / 2, 71)?;
         machine.guest().release_area("freed")?;
-        let all = machine.execute("query-balloon", json!({}))?;
-        let all = all["actual"].as_u64().context("query-balloon")?;
+        let all = machine.actual_memory()?;
         let counts = Counts::now()?;
         machine.execute("balloon", json!({ "value": all - BALLOON }))?;
         let made = || counts.grown("memfile.invalidate");
@@ -1317,8 +1315,7 @@ fn balloon_says_that_it_frees_no_huge_page() -> CaseResult {
     let config = Config::new(Memory::dimm(Kind::Huge, SMALL)).with_balloon(false);
     let mut machine = Machine::start(&lab, &config)?;
     machine.boot()?;
-    let all = machine.execute("query-balloon", json!({}))?;
-    let all = all["actual"].as_u64().context("query-balloon")?;
+    let all = machine.actual_memory()?;
     let before = expect_of_the_pool(&machine, &pool)?;
     machine.balloon(all - 64 * MIB)?;
     let after = expect_of_the_pool(&machine, &pool)?;

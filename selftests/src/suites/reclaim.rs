@@ -12,6 +12,7 @@ use crate::pattern::Pattern;
 use crate::pressure::{self, Accounts, Cgroup, Counts, Disk, Failing, Setting, Swap, Trace};
 use crate::support::setup::{BOTH, GUEST, RECLAIMABLE, SLOT, Setup};
 use crate::sys::*;
+use crate::uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE;
 use crate::vm::Exit;
 use crate::{MIB, PAGE, suite};
 
@@ -176,12 +177,24 @@ fn unreadable_page_is_eio_until_it_is_punched() -> CaseResult {
     host.swap_out(&s, SIZE)?;
     host.cgroup.forget(SIZE)?;
     host.swap.disk().fail(PAGE, true)?;
-    s.vcpu.expect_no_page(gpa, Errno::EIO)?;
+    let exit = s.vcpu.start(Command::Load, &[gpa + 8])?;
+    let wanted = Exit::MemoryFault {
+        errno: Errno::EIO,
+        gpa,
+        size: PAGE,
+        flags: KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    };
+    ensure!(exit == wanted, "{exit:x?}");
     // A lost page stays lost, even if the disk works again.
     host.swap.disk().fail(PAGE, false)?;
-    s.vcpu.expect_no_page(gpa, Errno::EIO)?;
+    for _ in 0..2 {
+        let exit = s.vcpu.run()?;
+        ensure!(exit == wanted, "{exit:x?}");
+    }
     expect_errno("a pre-fault", s.vcpu.raw_pre_fault(gpa, PAGE).0, &[Errno::EIO])?;
     punch(&s.fd, 0, PAGE).context("punch")?;
+    let exit = s.vcpu.run()?;
+    ensure!(exit == Exit::Done && s.vcpu.result(0) == 0, "{exit:x?}");
     s.vcpu.verify(gpa, PAGE, Pattern::ZERO)
 }
 
