@@ -109,6 +109,8 @@ distclean:	## also remove built kernels, sources and logs, not downloads, tools 
 # The kernel's Rust comes first and keeps one core busy: cargo takes the other.
 .PHONY: all
 all: setup
-	@scripts/build-selftests & trap "kill $$!" INT TERM; \
-	scripts/build-kernel $(KERNEL) || { rc=$$?; wait; exit $$rc; }; \
-	wait $$! && scripts/build-module $(KERNEL)
+	@scripts/build-selftests & programs=$$!; scripts/build-kernel $(KERNEL) & kernel=$$!; \
+	stop() { kill $$programs $$kernel 2>/dev/null; wait; exit $$1; }; \
+	trap 'stop 129' HUP; trap 'stop 130' INT; trap 'stop 143' TERM; \
+	wait $$kernel || { rc=$$?; wait; exit $$rc; }; \
+	wait $$programs && scripts/build-module $(KERNEL)

@@ -228,6 +228,8 @@ locks() {
 take_turn() {
 	local fd folder
 	folder=$(locks)
+	[ ! -e "$folder/checkout" ] || [ -w "$folder/checkout" ] ||
+		die "$folder/checkout is another user's: name another cache with MEMFILE_CACHE"
 	exec {fd}<>"$folder/checkout"
 	(cd "$ROOT/scripts" && exec python3 -EBm memfile.turn "$fd" "$PROG") || exit
 }
@@ -243,21 +245,30 @@ lock() {
 	}
 }
 
+# stop_logged CODE: for logged, whose variables these are.
+stop_logged() {
+	stopped=$1
+	[ -z "$pid" ] || kill -- "-$pid" 2>/dev/null || true
+}
+
 # logged FILE TITLE COMMAND...: runs it with its output in FILE and a line
-# about every 30 s; on failure shows the errors and the end of the file. A signal ends
-# it with all that it has started, and this script.
+# about every 30 s; on failure shows the errors and the end of the file. A signal, or the
+# end of the terminal, ends it with all that it has started, and this script.
 logged() {
-	local file=$1 title=$2 pid start rc=0 stopped=0
+	local file=$1 title=$2 pid='' start rc=0 stopped=0
 	shift 2
 	mkdir -p "$(dirname "$file")"
 	start=$SECONDS
+	trap 'stop_logged 129' HUP
+	trap 'stop_logged 130' INT
+	trap 'stop_logged 143' TERM
 	# A group of processes of its own.
 	set -m
 	"$@" >"$file" 2>&1 </dev/null &
 	pid=$!
 	set +m
-	trap 'stopped=130; kill -- "-$pid" 2>/dev/null || true' INT
-	trap 'stopped=143; kill -- "-$pid" 2>/dev/null || true' TERM
+	# The signal may have come before there was one.
+	[ "$stopped" = 0 ] || stop_logged "$stopped"
 	while kill -0 "$pid" 2>/dev/null; do
 		# Wakes when the command ends, and at once for a trap, because it is not a command itself.
 		timeout 30 tail -s 0.2 --pid="$pid" -f /dev/null &
@@ -267,7 +278,7 @@ logged() {
 		say "  $title: $((SECONDS - start)) s, $(wc -l <"$file") lines: $(tail -n 1 "$file" | cut -c1-80)"
 	done
 	wait "$pid" || rc=$?
-	trap - INT TERM
+	trap - HUP INT TERM
 	[ "$stopped" = 0 ] || exit "$stopped"
 	if [ "$rc" -ne 0 ]; then
 		grep -nE '(error|Error|undefined|\*\*\*)' "$file" | head -n 20 >&2 || true

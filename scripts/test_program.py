@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 from memfile import paths, program, turn
-from memfile.check import guest
+from memfile.check import controls, guest, host
 from memfile.check.kernel_log import SPLAT
 from memfile.check.session import Check
 from memfile.ktap import Case
@@ -32,7 +32,7 @@ from memfile.upstream.programs import Program
 from memfile.upstream.results import Result
 
 # What a shell in the background has ignored cannot be trapped.
-DEFAULT = ["env", "--default-signal=INT,TERM"]
+DEFAULT = ["env", "--default-signal=HUP,INT,TERM"]
 
 
 class Scratch(unittest.TestCase):
@@ -93,10 +93,11 @@ class Ends(Scratch):
         self.ends("program.fail('there is no kernel')", 2, "some: there is no kernel\n")
 
     def test_signal_ends_the_children_of_all_threads_as_well(self) -> None:
-        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        for number in program.SIGNALS:
             process = self.python(f"""
 import concurrent.futures
 def wait(name):
+    program.refuse_if_ending()
     command = '{self.child("NAME")}'.replace('NAME', name)
     program.refuse_if_stopped(subprocess.run(['sh', '-c', command]).returncode)
     print('it goes on', flush=True)
@@ -108,7 +109,7 @@ program.run(main)""")
             first = self.number("first")
             process.send_signal(number)
             said, _ = process.communicate(timeout=20)
-            self.assertEqual((process.returncode, said), (code, ""))
+            self.assertEqual((process.returncode, said), (128 + number, ""))
             self.expect_gone(first)
             # A child that could begin is one of a program that has ended.
             with contextlib.suppress(FileNotFoundError):
@@ -137,28 +138,38 @@ program.run(main)
 class Logged(Scratch):
     """What lib.sh runs with its output in a file."""
 
-    def test_signal_ends_all_that_the_command_has_started(self) -> None:
-        script = self.folder / "some"
-        script.write_text(f"""#!/bin/bash -p
+    def setUp(self) -> None:
+        super().setUp()
+        self.script = self.folder / "some"
+        self.script.write_text(f"""#!/bin/bash -p
 . {paths.SCRIPTS}/lib.sh
 lock some
 command() {{ bash -c '{self.child("inner")}' & {self.child("outer").replace("$$", "$BASHPID")}; }}
 logged {self.folder}/log "a title" command || exit 2
 """)
-        shutil.copytree(paths.SCRIPTS, self.folder / "scripts", ignore=shutil.ignore_patterns("test_*"))
-        script.chmod(0o755)
-        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-            process = self.start(str(script))
-            inner, outer = self.number("inner"), self.number("outer")
-            process.send_signal(number)
-            said, _ = process.communicate(timeout=20)
-            self.assertEqual((process.returncode, said), (code, ""))
-            self.expect_gone(inner)
-            self.expect_gone(outer)
-            # What looks whether the command has ended sees it soon: then nobody holds the lock.
-            subprocess.run(["flock", "-w", "20", str(self.folder / "cache/locks/some"), "true"], check=True)
-            for name in ("inner", "outer"):
-                (self.folder / name).unlink()
+        self.script.chmod(0o755)
+
+    def ended_by(self, process: subprocess.Popen[str], number: int) -> None:
+        """A signal for the process ends the command as well, all of it."""
+        inner, outer = self.number("inner"), self.number("outer")
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=20)
+        self.assertEqual((process.returncode, said), (128 + number, ""))
+        self.expect_gone(inner)
+        self.expect_gone(outer)
+        # What looks whether the command has ended sees it soon: then nobody holds the lock.
+        subprocess.run(["flock", "-w", "20", str(self.folder / "cache/locks/some"), "true"], check=True)
+        for name in ("inner", "outer"):
+            (self.folder / name).unlink()
+
+    def test_signal_ends_all_that_the_command_has_started(self) -> None:
+        for number in program.SIGNALS:
+            self.ended_by(self.start(str(self.script)), number)
+
+    def test_signal_for_the_program_that_runs_the_script_ends_it_as_well(self) -> None:
+        for number in program.SIGNALS:
+            text = f"program.run(lambda argv: subprocess.run(['{self.script}']).returncode)"
+            self.ended_by(self.python(text), number)
 
     def test_cache_that_cannot_be_written_is_named(self) -> None:
         process = self.start("bash", "-pc", ". ./lib.sh; lock some", "some", MEMFILE_CACHE="/proc/nothing")
@@ -217,6 +228,25 @@ class Turns(Scratch):
         os.close(self.take("a"))
         self.assertFalse(self.known.exists())
 
+    def test_who_waits_ends_without_a_word_and_leaves_nobody_waiting(self) -> None:
+        # The turn of another checkout.
+        (self.folder / "cache/locks").mkdir(parents=True)
+        owner = (self.folder / "cache/locks/checkout").open("w+")
+        self.addCleanup(owner.close)
+        owner.write("/elsewhere 1\n")
+        owner.flush()
+        fcntl.flock(owner, fcntl.LOCK_SH)
+        for number in program.SIGNALS:
+            process = self.start("bash", "-pc", ". ./lib.sh; take_turn", "some")
+            assert process.stdout is not None
+            self.assertIn("waiting for a run of /elsewhere", process.stdout.readline())
+            [waits] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            # As from a terminal, or a kill of the script alone.
+            os.kill(process.pid if number == signal.SIGTERM else int(waits), number)
+            said, _ = process.communicate(timeout=20)
+            self.assertNotIn("Traceback", said)
+            self.expect_gone(int(waits))
+
     def test_another_checkout_waits_until_the_last_run_has_ended(self) -> None:
         first, second = self.take("a"), self.take("a")
         said, taken = io.StringIO(), threading.Event()
@@ -274,6 +304,22 @@ class Boots(Scratch):
 
     def test_boot_that_fails_by_itself_has_no_second_one(self) -> None:
         self.assertEqual(self.boots(program.EXIT_TOOL), 1)
+
+    def test_signal_ends_the_tests_on_the_host(self) -> None:
+        begun = []
+
+        def command(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+            begun.append(1)
+            return subprocess.CompletedProcess([], -signal.SIGTERM, "")
+
+        with unittest.mock.patch("subprocess.run", command):
+            with self.assertRaises(program.Stopped) as stopped:
+                host.host_tests(self.check)
+        self.assertEqual((stopped.exception.code, begun, self.check.outcome.cases), (143, [1], []))
+        with unittest.mock.patch.object(program, "_ending", [130]):
+            for job in (lambda: host.host_tests(self.check), *controls.controls(self.check, controls.CONTROLS)):
+                with self.assertRaises(program.Stopped):
+                    job()
 
     def test_signal_ends_the_programs_that_are_compared(self) -> None:
         (self.folder / "code").write_text("130")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """How the programs in Python begin and end: as lib.sh says it for the others.
 
-A program ends with 2 and one sentence if the user has to mend something, with 130 after Ctrl-C and
-with 143 after a plain kill. Its children end with it.
+A program ends with 2 and one sentence if the user has to mend something, with 130 after Ctrl-C, with
+143 after a plain kill, and with 129 if its terminal is closed. Its children end before it does.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 EXIT_FAILED, EXIT_TOOL, EXIT_SPLAT, EXIT_TIMEOUT, EXIT_DIED = 1, 2, 3, 124, 255
-# The codes after Ctrl-C and after a plain kill.
-EXIT_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+# A closed terminal, Ctrl-C and a plain kill, and the codes after them.
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+EXIT_STOPPED = tuple(128 + number for number in SIGNALS)
 PR_SET_PDEATHSIG = 1
 
 
@@ -54,8 +55,8 @@ def die_with_parent() -> None:
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
     """Runs a program, and ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Not where a parent has it ignored: that is a job in the background.
+    for number in SIGNALS:
+        # Not where a parent has it ignored: that is a job in the background, or one of nohup.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _end)
     try:
@@ -86,24 +87,34 @@ def refuse_if_ending() -> None:
 def refuse_if_stopped(code: int) -> None:
     """Called with the code of a child: what ended because of a signal has failed at nothing."""
     refuse_if_ending()
-    if code in EXIT_STOPPED or -code in (signal.SIGINT, signal.SIGTERM):
+    if code in EXIT_STOPPED or -code in SIGNALS:
         raise Stopped(code if code > 0 else 128 - code)
 
 
 def _end(number: int, _frame: object) -> NoReturn:
     # A second Ctrl-C ends this program at once. A plain kill is what the children of one that is ended
-    # by Ctrl-C get as well.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # by another signal get as well. It is not ignored, which a child that begins now would inherit.
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else lambda *_: None)
     _ending.append(128 + number)
-    for child in _children():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGTERM)
+    ended: set[int] = set()
+    # Again, because a thread may have been about to begin one.
+    while children := _children() - ended:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGTERM)
+        # Each ends its own. subprocess.run(), in which this may be, would kill it before it has.
+        for child in children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        ended |= children
     sys.exit(128 + number)
 
 
-def _children() -> Iterator[int]:
+def _children() -> set[int]:
     """Those of all threads."""
+    found: set[int] = set()
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            yield from map(int, path.read_text().split())
+            found.update(map(int, path.read_text().split()))
+    return found

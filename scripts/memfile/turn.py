@@ -16,16 +16,12 @@ import sys
 from memfile import paths, program
 
 OWNER = paths.CACHE / "locks/checkout"
-# A turn lasts as long as this program.
-_held: list[int] = []
 
 
 def take() -> None:
-    """Waits for the turn of this checkout."""
+    """Waits for the turn of this checkout, which lasts as long as this program."""
     OWNER.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(OWNER, os.O_RDWR | os.O_CREAT, 0o666)
-    _held.append(descriptor)
-    take_with(descriptor)
+    take_with(os.open(OWNER, os.O_RDWR | os.O_CREAT, 0o666))
 
 
 def take_with(descriptor: int) -> None:
@@ -56,8 +52,13 @@ def forget_programs() -> None:
         shutil.rmtree(known, ignore_errors=True)
 
 
+def main(argv: list[str]) -> int:
+    descriptor, sys.argv[0] = argv
+    # The turn is that of the script.
+    program.die_with_parent()
+    take_with(int(descriptor))
+    return 0
+
+
 if __name__ == "__main__":
-    descriptor = int(sys.argv[1])
-    # The name of the script.
-    sys.argv = sys.argv[2:]
-    take_with(descriptor)
+    program.run(main)

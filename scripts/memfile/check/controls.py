@@ -7,6 +7,7 @@ import functools
 import subprocess
 from collections.abc import Iterable
 
+from memfile import program
 from memfile.check.outcome import exit_code_case
 from memfile.check.session import Check, Job
 from memfile.ktap import FAIL, PASS, Case, Parser
@@ -43,7 +44,9 @@ def controls(check: Check, names: Iterable[str]) -> list[Job]:
         log = check.log / f"runner-{name}"
         line = [str(SCRIPTS / "check"), "--kernel", check.flavour, "--log", str(log)]
         line += ["--timeout", str(timeout), "--run", command]
+        program.refuse_if_ending()
         process = subprocess.run(line, capture_output=True, text=True, check=False, errors="replace")
+        program.refuse_if_stopped(process.returncode)
         output = process.stdout + process.stderr
         (log / "check.log").write_text(output)
         case = Case(f"runner.{name}", PASS)

@@ -181,7 +181,7 @@ def guest_boot(
     # testing.rst. The remaining cases then run in another one, once, and the output says so.
     stops = "--emulator" in options and not name.endswith(AGAIN)
     result = check.boot(name, command, machine, timeout, on_line, SILENCE if stops else 0)
-    stopped = result["code"] in (EXIT_TIMEOUT, EXIT_DIED) or result["code"] in program.EXIT_STOPPED
+    stopped = result["code"] in (EXIT_TIMEOUT, EXIT_DIED, *program.EXIT_STOPPED)
     if stops and stopped and not result.get("finished") and not check.splats(name):
         done = {case.name for case in seen}
         left = [test for test in guest_cases(tests) if f"{prefix}{test}" not in done]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from memfile import paths
+from memfile import paths, program
 from memfile.check.session import Check
 from memfile.ktap import FAIL, PASS, SKIP, Case
 from memfile.paths import ROOT, SCRIPTS
@@ -33,10 +33,12 @@ def run_tests(
 ) -> None:
     if not (check.wanted(name) or any(test.startswith("host") for test in check.args.tests)):
         return
+    program.refuse_if_ending()
     run = subprocess.run(
         command, cwd=cwd, env={**os.environ, **env}, check=False, text=True, errors="replace",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
+    program.refuse_if_stopped(run.returncode)
     (check.log / f"{name}.log").write_text(run.stdout)
     cases = [Case(f"{name}.{case}", status) for case, status in read(run.stdout)]
     cases = [case for case in cases if check.wanted(case.name) or check.wanted(name)]

@@ -31,12 +31,17 @@ class Watch:
     def __init__(self, seconds: float, then: Callable[[], None]) -> None:
         self._seconds, self._then = seconds, then
         self._timer: threading.Timer | None = None
+        self.done = False
         self.again()
+
+    def _over(self) -> None:
+        self.done = True
+        self._then()
 
     def again(self) -> None:
         self.end()
         if self._seconds:
-            self._timer = threading.Timer(self._seconds, self._then)
+            self._timer = threading.Timer(self._seconds, self._over)
             self._timer.daemon = True
             self._timer.start()
 
@@ -100,17 +105,12 @@ class Check:
         log.mkdir(parents=True, exist_ok=True)
         errors = log / "boot.log"
         with errors.open("w") as stderr:
-            silent = threading.Event()
             with subprocess.Popen(
                 line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True,
                 errors="replace",
             ) as process:
-                def end() -> None:
-                    silent.set()
-                    process.terminate()
-
                 assert process.stdout is not None
-                watch = Watch(silence * self.slow, end)
+                watch = Watch(silence * self.slow, process.terminate)
                 for text in process.stdout:
                     watch.again()
                     if on_line:
@@ -123,7 +123,7 @@ class Check:
         if (log / "result.json").exists():
             result: dict[str, object] = json.loads((log / "result.json").read_text())
             return result
-        if not silent.is_set():
+        if not watch.done:
             program.refuse_if_stopped(code)
         return {"code": code, "reason": read_text(errors).strip() or "scripts/boot failed"}
 
