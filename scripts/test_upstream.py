@@ -14,7 +14,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 from memfile.ktap import FAIL, PASS, SKIP
-from memfile.upstream.guest import Reader, run_all, script
+from memfile.upstream.guest import BAD_CLOCK, Reader, run_all, script
 from memfile.upstream.programs import BadList, Expected, Program, Programs, build_lines, fitted, read_list, unnamed
 from memfile.upstream.results import DIED, KILLED, Result
 from memfile.upstream.verdicts import judge, summary
@@ -161,11 +161,13 @@ class Guest(unittest.TestCase):
 
     def boots(self, *outputs: str) -> tuple[list[tuple[str, list[str]]], list[tuple[str, int]]]:
         left = list(outputs)
+        self.scripts: list[str] = []
         booted: list[tuple[str, list[str]]] = []
         came: list[tuple[str, int]] = []
 
         def boot(name: str, programs: list[Program], script: str, on_line: Callable[[str], None]) -> None:
             booted.append((name, [program.name for program in programs]))
+            self.scripts.append(script)
             for line in left.pop(0).splitlines():
                 on_line(line)
 
@@ -176,6 +178,13 @@ class Guest(unittest.TestCase):
         booted, came = self.boots("@@ begin one\n", "@@ begin two\n@@ end two 0 1 x\n")
         self.assertEqual(booted, [("m", ["one", "two"]), ("m-1", ["two"])])
         self.assertEqual(came, [("one", DIED), ("two", 0)])
+
+    def test_machine_with_a_bad_clock_is_booted_again_some_times(self) -> None:
+        bad = f"{BAD_CLOCK}\n"
+        booted, came = self.boots(bad, bad, bad, "@@ begin one\n@@ end one 0 1 x\n@@ begin two\n@@ end two 0 1 x\n")
+        self.assertEqual([name for name, _ in booted], ["m", "m-1", "m-2", "m-3"])
+        self.assertEqual([BAD_CLOCK in script for script in self.scripts], [True, True, True, False])
+        self.assertEqual(came, [("one", 0), ("two", 0)])
 
     def test_machine_in_which_nothing_begins_is_not_booted_for_ever(self) -> None:
         self.assertEqual(self.boots("no kernel\n"), ([("m", ["one", "two"])], []))
