@@ -8,6 +8,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use crate::consumer::{Consumer, Mode, Span};
 use crate::guest::{self, Command};
 use crate::knobs::Setting;
 use crate::ktap::{CaseResult, Suite};
@@ -19,7 +20,7 @@ use crate::support::setup::{
 use crate::sys::*;
 use crate::uapi::*;
 use crate::vm::{ConvertBy, Exit, Private, Vcpu, Vm, VmType};
-use crate::{GIB, MIB, PAGE, suite};
+use crate::{GIB, HUGE, MIB, PAGE, suite};
 
 pub static SUITE: Suite = suite!(
     "kvmaccess",
@@ -50,6 +51,7 @@ pub static SUITE: Suite = suite!(
         clock_and_steal_time_are_right_while_their_pages_are_punched: 120,
         clock_and_steal_time_leave_alone_what_the_guest_writes_beside_them: 120,
         clock_and_steal_time_go_where_a_conversion_beside_says: 120,
+        clock_and_steal_time_wait_for_no_hole_elsewhere,
         hyperv_assist_page_is_in_private_memory,
         access_is_right_while_pages_move: 240,
         access_is_right_while_pages_are_swapped: 240,
@@ -922,6 +924,30 @@ fn clock_and_steal_time_go_where_a_conversion_beside_says() -> CaseResult {
         expect_steal_time(&mut s.vcpu, gpa + PAGE, "at last")?;
     }
     Ok(())
+}
+
+/// An observer delays a hole after KVM's callback. It is not in the same huge page.
+fn clock_and_steal_time_wait_for_no_hole_elsewhere() -> CaseResult {
+    let mut s = Setup::used_by_kvm(PINNED, true, 2 * HUGE)?;
+    let (gpa, last) = (s.slot.gpa, s.slot.size - PAGE);
+    let (fd, vcpu) = (&s.fd, &mut s.vcpu);
+    let observer = Consumer::bound(fd, Mode::Observer, Span::same(last / PAGE, 1))?;
+    vcpu.store(gpa + last, 1)?;
+    observer.block(true)?;
+    thread::scope(|scope| {
+        let puncher = scope.spawn(|| punch(fd, last, PAGE));
+        let result = observer.wait_until_called().and_then(|()| {
+            set_clock(vcpu, gpa)?;
+            expect_clock(vcpu, gpa, "beside a hole")?;
+            expect_steal_time(vcpu, gpa + PAGE, "beside a hole")
+        });
+        let hole_is_open = !puncher.is_finished();
+        observer.block(false)?;
+        puncher.join().map_err(|_| anyhow!("the puncher panicked"))?.context("punch")?;
+        result?;
+        ensure!(hole_is_open, "the hole has ended");
+        Ok(())
+    })
 }
 
 const MSR_HV_VP_ASSIST_PAGE: u32 = 0x4000_0073;
