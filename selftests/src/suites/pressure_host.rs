@@ -12,19 +12,20 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::ktap::{CaseResult, Suite, skip};
 use crate::pressure::{self, Cgroup, Counts, Disk, MOVED, Pool, Setting, Swap};
 use crate::support::backend::HUGE;
-use crate::support::setup::{BOTH, LAYOUTS, Setup};
+use crate::support::setup::{BOTH, GUEST, LAYOUTS, Setup};
 use crate::support::stress::{Action, Bench, EVERYTHING, Host, Length, Other, PAGES};
 use crate::sys::{self, lock_own_memory};
-use crate::{MIB, PAGE, mem, suite};
+use crate::vm::Exit;
+use crate::{MIB, PAGE, guest, mem, suite};
 
 pub static SUITE: Suite = suite!(
     "pressure_host",
@@ -40,6 +41,8 @@ pub static SUITE: Suite = suite!(
         pages_of_hugetlbfs_beside_files_that_come_and_go: 240,
         calls_of_an_ordinary_user_on_memfiles: 240,
         calls_of_an_ordinary_user_on_memfiles_of_hugetlbfs: 240,
+        calls_of_an_ordinary_user_on_memfiles_that_it_may_write: 240,
+        calls_of_an_ordinary_user_on_memfiles_of_hugetlbfs_that_it_may_write: 240,
     ],
     hidden = true
 );
@@ -243,27 +246,83 @@ fn calls_made(said: &str) -> Result<(u64, u64)> {
     numbers.next().zip(numbers.next()).with_context(|| format!("trinity: {ran}"))
 }
 
-/// Every system call with arguments by chance, on descriptors of a memfile that a guest uses: the
-/// guest's content stays, for no call of another process may change it but one that punches.
+/// What a call of another user may do to the file.
+#[derive(Clone, Copy, PartialEq)]
+enum May {
+    /// Nothing to its content: no call of another process may change that but one that punches.
+    Read,
+    /// All that its descriptor is for: allocate, punch, resize, seal.
+    Write,
+}
+
+/// Every system call with arguments by chance, on descriptors of a memfile that a guest uses meanwhile:
+/// its content stays.
 fn calls_of_an_ordinary_user_on_memfiles() -> CaseResult {
-    calls_on(Setup::with_flags(BOTH, PAGES * PAGE)?)
+    calls_on(Setup::with_flags(BOTH, PAGES * PAGE)?, May::Read)
 }
 
 fn calls_of_an_ordinary_user_on_memfiles_of_hugetlbfs() -> CaseResult {
     let _pool = Pool::of(crate::HUGE)?.fill(4)?;
-    calls_on(Setup::with_flags_on(&HUGE, BOTH, 4 * crate::HUGE)?)
+    calls_on(Setup::with_flags_on(&HUGE, BOTH, 4 * crate::HUGE)?, May::Read)
 }
 
-fn calls_on(mut s: Setup) -> CaseResult {
-    let trinity = program("trinity")?;
+/// The guest goes on, with what the calls have left of its memory.
+fn calls_of_an_ordinary_user_on_memfiles_that_it_may_write() -> CaseResult {
+    calls_on(Setup::with_flags(BOTH, PAGES * PAGE)?, May::Write)
+}
+
+fn calls_of_an_ordinary_user_on_memfiles_of_hugetlbfs_that_it_may_write() -> CaseResult {
+    let _pool = Pool::of(crate::HUGE)?.fill(8)?;
+    calls_on(Setup::with_flags_on(&HUGE, BOTH, 4 * crate::HUGE)?, May::Write)
+}
+
+/// The guest reads all of its memory again and again until `ended`. Returns how often it did.
+fn guest_reads(s: &mut Setup, ended: &AtomicBool) -> Result<u64> {
+    let mut rounds = 0;
+    while !ended.load(Ordering::Relaxed) {
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+        rounds += 1;
+    }
+    Ok(rounds)
+}
+
+/// The guest writes all of its memory until `ended`. Where the file gives it no page now, it begins
+/// again. Returns how many pages it has written.
+fn guest_writes(s: &mut Setup, ended: &AtomicBool) -> Result<u64> {
+    let (pages, mut written, mut refused) = (s.slot.size / PAGE, 0, 0_u64);
+    'all: for page in (0..pages).cycle() {
+        let mut exit = s.vcpu.start(guest::Command::Store, &[s.slot.gpa + page * PAGE, page])?;
+        while exit != Exit::Done {
+            ensure!(matches!(exit, Exit::MemoryFault { .. }), "page {page}: {exit:x?}");
+            refused += 1;
+            if ended.load(Ordering::Relaxed) {
+                break 'all;
+            }
+            exit = s.vcpu.run()?;
+        }
+        written += 1;
+        if ended.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    println!("the guest has been refused a page {refused} times");
+    Ok(written)
+}
+
+fn calls_on(mut s: Setup, may: May) -> CaseResult {
+    let program = program("trinity")?;
     let folder = Path::new("/tmp/memfile-trinity");
     let _ = fs::remove_dir_all(folder);
     fs::create_dir(folder).context("a folder")?;
-    // For reading only, also if it is opened by its path: then no call punches.
-    let reader = sys::reopen(&s.fd, libc::O_RDONLY).context("open the file for reading")?;
-    let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
-    fs::set_permissions(path, PermissionsExt::from_mode(0o444)).context("the file's mode")?;
-    s.vcpu.fill(s.slot.gpa, s.slot.size, crate::support::setup::GUEST)?;
+    // Also if it is opened by its path.
+    let (flags, mode) = match may {
+        May::Read => (libc::O_RDONLY, 0o444),
+        May::Write => (libc::O_RDWR, 0o666),
+    };
+    let file = sys::reopen(&s.fd, flags).context("open the file")?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).context("the file's mode")?;
+    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
     // Files that trinity makes for its calls: it may not remove these, and so opens the memfile.
     for number in 1..=4 {
         let file = folder.join(format!("trinity-testfile{number}"));
@@ -271,25 +330,41 @@ fn calls_on(mut s: Setup) -> CaseResult {
     }
     let calls = CALLS_PER_SECOND * duration().as_secs();
     // No call has another descriptor. The kernel has no 32-bit programs.
-    let output = Command::new(&trinity)
+    let mut trinity = Command::new(program);
+    trinity
         .args(["-q", "-l", "off", "-a", "64", "--enable-fds=testfile", "-C", "2", "-N"])
         .arg(calls.to_string())
-        .stdin(Stdio::from(reader))
+        .stdin(Stdio::from(file))
         .stderr(Stdio::inherit())
         .current_dir(folder)
         .env("HOME", folder)
         .uid(NOBODY)
-        .gid(NOBODY)
-        .output()
-        .context("start trinity")?;
+        .gid(NOBODY);
+    let ended = AtomicBool::new(false);
+    let (output, guest) = thread::scope(|scope| {
+        let guest = scope.spawn(|| match may {
+            May::Read => guest_reads(&mut s, &ended),
+            May::Write => guest_writes(&mut s, &ended),
+        });
+        let output = trinity.output().context("start trinity");
+        ended.store(true, Ordering::Relaxed);
+        (output, guest.join())
+    });
+    let (output, guest) = (output?, guest.map_err(|_| anyhow!("the guest's thread panicked"))?);
     let said = String::from_utf8_lossy(&output.stdout);
     let last: Vec<_> = said.lines().rev().take(10).collect();
     for line in said.lines().filter(|line| line.contains("seed")).chain(last.into_iter().rev()) {
         println!("{line}");
     }
+    let progress = guest.context("the guest beside trinity")?;
+    println!("beside it the guest has done {progress} rounds or pages");
     ensure!(output.status.success(), "trinity: {}", output.status);
     ensure!(said.contains("fd providers. initialized:1."), "trinity has not opened the memfile");
     let (made, succeeded) = calls_made(&said)?;
     ensure!(made >= calls && succeeded > 0, "{made} calls, {succeeded} of them succeeded");
-    s.vcpu.verify(s.slot.gpa, s.slot.size, crate::support::setup::GUEST)
+    ensure!(progress > 0, "the guest has done nothing beside trinity");
+    if may == May::Read {
+        s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+    }
+    Ok(())
 }
