@@ -26,6 +26,7 @@ KNOBS = """/proc/sys/vm/nr_overcommit_hugepages /proc/sys/vm/overcommit_memory
 /sys/kernel/mm/lru_gen/enabled /sys/kernel/mm/ksm/run /sys/kernel/mm/ksm/merge_across_nodes
 /sys/kernel/mm/ksm/use_zero_pages /sys/kernel/mm/ksm/pages_to_scan /sys/kernel/mm/ksm/sleep_millisecs
 /sys/kernel/mm/ksm/max_page_sharing
+/sys/module/kvm/parameters/force_emulation_prefix
 /sys/module/kvm/parameters/nx_huge_pages /sys/module/kvm/parameters/nx_huge_pages_recovery_ratio
 /sys/module/kvm/parameters/nx_huge_pages_recovery_period_ms"""
 

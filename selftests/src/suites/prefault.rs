@@ -23,13 +23,9 @@ conformance!(
         unaligned_or_empty_range_is_refused,
         works_at_every_layout,
         runs_against_punch,
-    ],
-    converting: [
-        private_range_without_backing_is_efault,
-        // In a VM without private memory all mappings go with a slot, and a pre-fault that meets that
-        // does not return before a signal.
         runs_against_slot_deletion,
     ],
+    converting: [private_range_without_backing_is_efault],
     huge: all,
     small: [maps_private_memory, allocates_what_was_asked_for],
     // The others are about the range that is asked for, and not about pages.
