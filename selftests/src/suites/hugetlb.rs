@@ -1318,27 +1318,38 @@ fn pinning_waits_for_no_allocation_of_another_file(page: u64) -> CaseResult {
     // So that it takes long.
     let _pages = pressure::base_pages()?;
     let (_pool, _filled) = pool(page, 2)?;
-    let size = 512 * MIB;
     for allocate_first in [false, true] {
-        let other = memfile(size)?;
-        let fd = file(page, 2)?;
-        if allocate_first {
-            allocate(&fd, 0, page)?;
+        // This thread may get no turn while the other one allocates. If it had to wait, it is never in
+        // time.
+        let mut tries = 0;
+        while !pinned_beside_an_allocation(page, allocate_first)
+            .with_context(|| format!("allocated first: {allocate_first}"))?
+        {
+            tries += 1;
+            ensure!(tries < 8, "the binding always comes after the other file is allocated");
         }
-        let vm = vm_with_flags(PINNED)?;
-        thread::scope(|scope| -> CaseResult {
-            let allocation = scope.spawn(|| allocate(&other, 0, size));
-            while allocated(&other)? == 0 && !allocation.is_finished() {
-                thread::yield_now();
-            }
-            let slot = vm.add_private(SLOT, 4 * GIB, 2 * page, Private::Memfile, &fd, 0);
-            let ended = allocation.is_finished();
-            allocation.join().map_err(|_| anyhow!("the thread panicked"))??;
-            slot.context("bind")?;
-            ensure!(!ended, "the binding came after the other file was allocated");
-            Ok(())
-        })
-        .with_context(|| format!("allocated first: {allocate_first}"))?;
     }
     Ok(())
+}
+
+/// Whether a binding that pins has returned while another file is being allocated.
+fn pinned_beside_an_allocation(page: u64, allocate_first: bool) -> Result<bool> {
+    let size = 512 * MIB;
+    let other = memfile(size)?;
+    let fd = file(page, 2)?;
+    if allocate_first {
+        allocate(&fd, 0, page)?;
+    }
+    let vm = vm_with_flags(PINNED)?;
+    thread::scope(|scope| {
+        let allocation = scope.spawn(|| allocate(&other, 0, size));
+        while allocated(&other)? == 0 && !allocation.is_finished() {
+            thread::yield_now();
+        }
+        let slot = vm.add_private(SLOT, 4 * GIB, 2 * page, Private::Memfile, &fd, 0);
+        let ended = allocation.is_finished();
+        allocation.join().map_err(|_| anyhow!("the thread panicked"))??;
+        slot.context("bind")?;
+        Ok(!ended)
+    })
 }

@@ -432,10 +432,11 @@ fn other_seals_are_independent() -> CaseResult {
 fn no_hole_is_filled_once_the_seal_is_added() -> CaseResult {
     let _pages = pressure::base_pages()?;
     drop(sealed()?);
-    let (pages, rounds) = (256, 40);
+    let pages = 256;
     let mut rng = Rng::new(seed());
-    let (mut filled, mut refused) = (0, 0);
-    for round in 0..rounds {
+    let (mut filled, mut refused, mut round) = (0, 0, 0);
+    // How often the two meet depends on the machine.
+    while round < 40 || filled == 0 || refused == 0 {
         let fd = sealable(pages * PAGE)?;
         let view = Mapping::shared(&fd, 0, pages * PAGE)?;
         let (reached, seal_at) = (AtomicU64::new(0), rng.below(pages));
@@ -466,8 +467,8 @@ fn no_hole_is_filled_once_the_seal_is_added() -> CaseResult {
             Ok(())
         })?;
         expect_allocated(&fd, 0, &format!("round {round}, sealed and punched"))?;
+        round += 1;
     }
-    println!("{filled} holes were filled, in {refused} of {rounds} rounds the seal stopped it");
-    ensure!(filled > 0 && refused > 0, "there was no race");
+    println!("{filled} holes were filled, in {refused} of {round} rounds the seal stopped it");
     Ok(())
 }
