@@ -119,6 +119,16 @@ pub fn unpoison(pfn: u64) -> Result<()> {
     write("/sys/kernel/debug/hwpoison/unpoison-pfn", &format!("{pfn:#x}"))
 }
 
+/// Undo [`poison`] in a page frame that may be a part of a huge page of the pool.
+///
+/// The pool keeps a broken huge page as a whole, and the kernel mends it by its first frame only.
+/// An additional one, or one that was moved away from, is given back in parts.
+pub fn mend(pfn: u64) {
+    // Only one of the two is broken, or neither.
+    let _ = unpoison(pfn & !(HUGE / PAGE - 1));
+    let _ = unpoison(pfn);
+}
+
 /// Ask the kernel to do without a page frame: it moves what is there and takes the frame out of use.
 pub fn soft_offline(pfn: u64) -> Result<()> {
     write("/sys/devices/system/memory/soft_offline_page", &format!("{:#x}", pfn * PAGE))

@@ -61,8 +61,8 @@ pub fn run(script: &Script, system: &System, probe: &dyn Probe) -> Result<End> {
         }
         end => end,
     };
-    let left = system.left()?;
     system.set_back()?;
+    let left = system.left()?;
     Ok(match (end, left) {
         (End::Well | End::Killed(_), Some(left)) => End::Wrong(left),
         (end, _) => end,

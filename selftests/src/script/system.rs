@@ -134,7 +134,7 @@ impl System {
         }
         for pfn in fs::read_to_string(&self.lost).unwrap_or_default().lines() {
             // Some frames stay out of use.
-            let _ = pfn.parse().map_err(anyhow::Error::from).and_then(pressure::unpoison);
+            let _ = pfn.parse().map(pressure::mend);
         }
         let _ = fs::remove_file(&self.lost);
         if self.pool.is_some() {
@@ -144,14 +144,12 @@ impl System {
         Ok(())
     }
 
-    /// The resources that a script left behind, once it is over and its files are gone; none if
-    /// all is well.
+    /// The resources that a script left behind, once it is over, its files are gone, and the
+    /// system is set back; none if all is well.
     pub(super) fn left(&self) -> Result<Option<String>> {
         let Some((pool, _)) = &self.pool else { return Ok(None) };
         let usage = pool.usage()?;
-        // A page with an error is not free.
-        let lost = self.lost.exists();
-        let well = usage.reserved == 0 && (usage.free == usage.total || lost);
+        let well = usage.reserved == 0 && usage.free == usage.total;
         Ok((!well).then(|| format!("the pool of huge pages is left with {usage:?}")))
     }
 

@@ -213,9 +213,7 @@ fn breaking(s: &Setup, flags: u64, moving: Arc<Mutex<()>>) -> Result<Other> {
         punch(&s.fd, layout.offset, HUGE).context("give the page up")?;
         s.vcpu.verify_pages(gpa, HUGE, Pattern::ZERO)?;
         punch(&s.fd, layout.offset, HUGE).context("give the new page up")?;
-        // The pool keeps a broken huge page as a whole, and gives an additional one back in parts.
-        let _ = pressure::unpoison(place & !(HUGE / PAGE - 1));
-        let _ = pressure::unpoison(place);
+        pressure::mend(place);
         Ok(())
     }))
 }
