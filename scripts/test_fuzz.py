@@ -97,6 +97,37 @@ class Runs(unittest.TestCase):
         self.run_once("== run-1\n0 a\n== kept-7\n0 a\n", 0, "ok")
         self.assertEqual(fuzz.KEPT.read_text(), "== kept-5-7\n0 a\n")
 
+    def leaked(self, record: str, needed: set[str]) -> Any:
+        """Memory leaks whenever all of these steps run."""
+        run = self.run_once(record, 0, "ok")
+        run.boots = 1
+
+        def replay(files: list[Path], times: int) -> list[str]:
+            there = {line for file in files for line in file.read_text().splitlines()}
+            return [f"{fuzz.LEAK}: unreferenced object"] if needed <= there else []
+
+        with mock.patch.object(run, "replay", replay), contextlib.redirect_stdout(io.StringIO()):
+            run.leaked("unreferenced object", [note.text for note in fuzz.read_record(record) if note.kind == "run"])
+        return run.wrong[0].read_text().splitlines()
+
+    def test_leak_is_the_one_script_that_leaks_made_shorter(self) -> None:
+        record = "".join(f"== run-{n}\n0 a{n}\n0 b{n}\n" for n in range(9))
+        self.assertEqual(self.leaked(record, {"0 b6"}), ["# unreferenced object", "0 b6"])
+
+    def test_leak_may_take_several_scripts(self) -> None:
+        record = "".join(f"== run-{n}\n0 a{n}\n" for n in range(9))
+        said = self.leaked(record, {"0 a2", "0 a7"})
+        self.assertEqual(said, ["# unreferenced object", "== 1", "0 a2", "== 2", "0 a7"])
+
+    def test_leak_that_does_not_come_again_keeps_all_scripts(self) -> None:
+        said = self.leaked("== run-1\n0 a\n== run-2\n0 b\n", {"0 c"})
+        self.assertEqual(said[1:], ["# not again by the same scripts", "== 1", "0 a", "== 2", "0 b"])
+
+    def test_machine_that_leaks_is_looked_into(self) -> None:
+        with mock.patch.object(fuzz.Fuzz, "leaked") as leaked, mock.patch.object(fuzz, "leak", return_value="object"):
+            self.run_once("== run-1\n0 a\n", 0, "ok")
+        leaked.assert_called_once_with("object", ["0 a\n"])
+
     def test_machine_that_does_not_start_is_no_result(self) -> None:
         with self.assertRaises(fuzz.ToolError):
             self.run_once("", 255, "the guest never reached its init")
