@@ -162,8 +162,15 @@ class Differences(unittest.TestCase):
 
     def test_page_has_differences_and_problems(self) -> None:
         page = self.folder / "page"
+        self.run_on("--complete", "--write")
+        record = json.loads((self.folder / "differences.json").read_text())
+        record["seen"]["a.kept"] = {"": {"open": "works"}, "_b": {"open": "works"}}
+        (self.folder / "differences.json").write_text(json.dumps(record))
         self.run_on("--html", str(page))
         self.assertIn("<td class=word>EINVAL</td>", page.read_text())
+        # What the demo does not run is that of the record.
+        self.assertIn("<td class=word>a.kept</td><td class=word>open: works</td><td class=word>b</td>", page.read_text())
+        self.assertIn("<p>b has one.</p>", page.read_text())
         self.run_on("--html", str(page), does="ENO<DEV")
         self.assertIn("<strong>a_b.read: read: ENO&lt;DEV", page.read_text())
 

@@ -56,6 +56,23 @@ def names_of(reason: Reason, kinds: Iterable[Kind]) -> list[str]:
     return [names[suffix] for suffix in reason.on]
 
 
+def alike(seen: Seen, kinds: Iterable[Kind]) -> dict[str, list[list[str]]]:
+    """By suite: case, what all of the kinds do, and the kinds that do the same as a memfile."""
+    names = {kind.suffix: kind.name for kind in kinds}
+    different = {(d.case, d.suffix) for d in differences(seen)}
+    suites: dict[str, list[list[str]]] = {}
+    for case, found in seen.items():
+        same = [suffix for suffix in found if suffix and (case, suffix) not in different]
+        if same:
+            does = "; ".join(f"{what}: {does}" for what, does in found[""].items())
+            suites.setdefault(case.partition(".")[0], []).append(
+                [case, does, "; ".join(names[suffix] for suffix in same)])
+    return suites
+
+
+ALIKE = "Each of these tests passes on the kinds that are named, with the same result."
+
+
 def document(record: Record, reasons: Reasons) -> str:
     lines = [
         ".. SPDX-License-Identifier: GPL-2.0",
@@ -80,19 +97,11 @@ def document(record: Record, reasons: Reasons) -> str:
             cells = [[f"``{row[0]}``", *row[1:]] for row in rows]
             lines += table(["Test", "Operation", "memfile", *names_of(reason, reasons.kinds)], cells)
     lines += [*heading("Alike", "-"), *paragraph(
-        "Each of these tests passes on the kinds that are named, with the same result. Where no call is named, the "
-        "test is about something that no kind may get wrong, such as the content that a guest reads.")]
-    names = {kind.suffix: kind.name for kind in reasons.kinds}
-    different = {(d.case, d.suffix) for d in differences(record.seen)}
-    suites: dict[str, list[list[str]]] = {}
-    for case, found in record.seen.items():
-        same = [suffix for suffix in found if suffix and (case, suffix) not in different]
-        if same:
-            does = "; ".join(f"{what}: {does}" for what, does in found[""].items())
-            row = [f"``{case}``", does, "; ".join(names[suffix] for suffix in same)]
-            suites.setdefault(case.partition(".")[0], []).append(row)
-    for suite, rows in suites.items():
-        lines += [*heading(suite, "~"), *table(["Test", "Result", "The same on"], rows)]
+        f"{ALIKE} Where no call is named, the test is about something that no kind may get wrong, such as the content "
+        "that a guest reads.")]
+    for suite, rows in alike(record.seen, reasons.kinds).items():
+        cells = [[f"``{row[0]}``", *row[1:]] for row in rows]
+        lines += [*heading(suite, "~"), *table(["Test", "Result", "The same on"], cells)]
     lines += heading("Tests that do not run on every kind", "-")
     for reason in reasons.missing:
         lines += heading(reason.title, "~")
@@ -101,26 +110,39 @@ def document(record: Record, reasons: Reasons) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def section(seen: Seen, reasons: Reasons) -> str:
-    """A part of the demo's page."""
+def section(now: Seen, kept: Seen, reasons: Reasons) -> str:
+    """A part of the demo's page: the tests of its own run, and those that are kept from `make check`."""
     def cells(tag: str, row: Iterable[str]) -> str:
         return "".join(f"<{tag} class=word>{html.escape(cell)}</{tag}>" for cell in row)
 
+    def rows_with(head: list[str], rows: list[list[str]]) -> list[str]:
+        out = [f"<div class=scroll><table><tr>{cells('th', head)}</tr>"]
+        return [*out, *(f"<tr>{cells('td', row)}</tr>" for row in rows), "</table></div>"]
+
+    seen = {**kept, **now}
     out = [
         "<h2>memfile and guest_memfd, call by call</h2>",
-        f"<p id=differences>{len(seen)} tests ran on a memfile and on guest_memfd. These are the differences, and "
-        "their reasons.</p>",
+        f"<p id=differences>{len(now)} tests ran on a memfile and on guest_memfd for this page. It has {len(seen)}: "
+        f"the results of the others are those of the <code>make check</code> that {RECORD.name} was made of. These "
+        "are the differences, and their reasons.</p>",
     ]
     for reason in reasons.differences:
         rows = rows_of(reason, seen)
         if rows:
-            head = cells("th", ["test", "operation", "memfile", *names_of(reason, reasons.kinds)])
             out.append(f"<h3>{html.escape(reason.title)}</h3><p>{html.escape(' '.join(reason.why.split()))}</p>")
-            out.append(f"<div class=scroll><table><tr>{head}</tr>")
-            out += [f"<tr>{cells('td', row)}</tr>" for row in rows]
-            out.append("</table></div>")
-    for problem in problems(Record(seen, {}), reasons, False):
+            out += rows_with(["test", "operation", "memfile", *names_of(reason, reasons.kinds)], rows)
+    for problem in problems(Record(now, {}), reasons, False):
         out.append(f"<p><strong>{html.escape(problem)}</strong></p>")
+    out.append(f"<h3>Alike</h3><p>{ALIKE}</p>")
+    for suite, rows in alike(seen, reasons.kinds).items():
+        out.append(f"<details><summary>{html.escape(suite)}: {len(rows)} tests</summary>")
+        out += [*rows_with(["test", "result", "the same on"], rows), "</details>"]
+    out.append("<h3>Tests that do not run on every kind</h3>")
+    for reason in reasons.missing:
+        kinds = " and ".join(names_of(reason, reasons.kinds))
+        out.append(f"<details><summary>{html.escape(reason.title)}: not on {html.escape(kinds)}</summary>")
+        out.append(f"<p>{html.escape(' '.join(reason.why.split()))}</p>")
+        out.append(f"<p>{html.escape(', '.join(reason.tests))}</p></details>")
     return "\n".join(out) + "\n"
 
 
