@@ -41,7 +41,7 @@ pub use image::Image;
 pub use memory::{Memory, word};
 pub use pool::{Pool, Usage};
 pub use swap::Swap;
-pub use trace::{Event, Frame, Isolation, Pipe, Trace, frames, moved};
+pub use trace::{ENTRY_CHANGED, Event, Frame, Isolation, Pipe, Trace, frames, mapped_at, moved};
 
 const MEMFILE_COUNTERS: &str = "/sys/kernel/debug/memfile/counters";
 

@@ -14,10 +14,13 @@ use anyhow::{Context, Result, ensure};
 
 use super::{drop_caches, raw_write, read, write};
 use crate::PAGE;
-use crate::sys::{fstat, require_root};
+use crate::sys::{fstat, require_root, thread_id};
 use crate::vm::{Slot, Vcpu};
 
 const INSTANCES: &str = "/sys/kernel/tracing/instances";
+
+/// An entry of a guest's page table changed: by a fault, or because its accessed bit was cleared.
+pub const ENTRY_CHANGED: &str = "kvmmmu:kvm_tdp_mmu_spte_changed";
 
 /// A tracing instance, until it is dropped.
 pub struct Trace {
@@ -230,6 +233,52 @@ pub fn frames(vcpu: &Vcpu, slot: &Slot, fd: impl AsFd) -> Result<BTreeMap<u64, F
     Ok(frames)
 }
 
+/// The frame that KVM maps at `gpa`, whatever kind of memory it is of. `work` runs a vCPU on the calling
+/// thread, and has it touch the page, which KVM has not mapped before.
+pub fn mapped_at(gpa: u64, work: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let trace = Trace::of_thread(ENTRY_CHANGED, thread_id())?;
+    work()?;
+    let entries = trace.events()?.iter().filter_map(Entry::of).collect::<Vec<_>>();
+    let last = entries.iter().rfind(|entry| entry.covers(gpa / PAGE));
+    let frame = last.and_then(|entry| entry.frame(gpa / PAGE));
+    frame.with_context(|| format!("of {} entries, none maps {gpa:#x}", entries.len()))
+}
+
+/// An entry of a guest's page table after a change, at a level of 1 for small pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    gfn: u64,
+    level: u64,
+    value: u64,
+}
+
+impl Entry {
+    /// `as id 0 gfn 1f level 1 old_spte 0 new_spte 8c3`, of [`ENTRY_CHANGED`]. The level has one digit.
+    fn of(event: &Event) -> Option<Entry> {
+        let number = |key| event.hex_after(key);
+        Some(Entry { gfn: number("gfn")?, level: number("level")?, value: number("new_spte")? })
+    }
+
+    /// How many pages it is for.
+    fn pages(&self) -> u64 {
+        1 << (9 * self.level.saturating_sub(1))
+    }
+
+    fn covers(&self, gfn: u64) -> bool {
+        (self.gfn..self.gfn + self.pages()).contains(&gfn)
+    }
+
+    /// The frame of one of its pages, if it maps them and does not lead to another table.
+    fn frame(&self, gfn: u64) -> Option<u64> {
+        /// KVM's own mark.
+        const PRESENT: u64 = 1 << 11;
+        const LARGE: u64 = 1 << 7;
+        const ADDRESS: u64 = (1 << 52) - PAGE;
+        let maps = self.value & PRESENT != 0 && (self.level == 1 || self.value & LARGE != 0);
+        maps.then_some((self.value & ADDRESS) / PAGE + (gfn - self.gfn))
+    }
+}
+
 /// How many pages have moved.
 pub fn moved(before: &BTreeMap<u64, Frame>, after: &BTreeMap<u64, Frame>) -> u64 {
     let elsewhere =
@@ -306,5 +355,29 @@ mod tests {
         let line = "   a-63      [000] ...1.     7.9: contention_begin: 00000000b4aac53d (flags=SPIN|READ)";
         let event = Event::parse(line).unwrap();
         assert_eq!((event.depth, event.field("flags")), (1, Some("SPIN|READ")));
+    }
+
+    #[test]
+    fn reads_the_frame_of_an_entry() {
+        let entry = |text: &str| {
+            let head = "   a-7  [001] ...2.     3.1: kvm_tdp_mmu_spte_changed: as id 0 ";
+            Entry::of(&Event::parse(&format!("{head}{text}")).unwrap()).unwrap()
+        };
+        let small = entry("gfn 100025 level 1 old_spte 0 new_spte 86000001a2b3c877");
+        assert_eq!(
+            [0x100024, 0x100025, 0x100026].map(|gfn| small.covers(gfn)),
+            [false, true, false]
+        );
+        assert_eq!(small.frame(0x100025), Some(0x1a2b3c));
+        let huge = entry("gfn 100200 level 2 old_spte 0 new_spte 86000000456008f7");
+        assert_eq!(
+            [0x1001ff, 0x1003ff, 0x100400].map(|gfn| huge.covers(gfn)),
+            [false, true, false]
+        );
+        assert_eq!(huge.frame(0x100225), Some(0x45625));
+        let table = entry("gfn 100200 level 2 old_spte 0 new_spte 7654867");
+        assert_eq!((table.covers(0x100225), table.frame(0x100225)), (true, None));
+        let gone = entry("gfn 100025 level 1 old_spte 86000001a2b3c877 new_spte 1a0");
+        assert_eq!((gone.covers(0x100025), gone.frame(0x100025)), (true, None));
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::consumer::{Consumer, Event, Mode, Span};
 use crate::ktap::{CaseResult, Suite};
-use crate::pressure::{self, Frame, Idle, Trace, frames};
+use crate::pressure::{self, ENTRY_CHANGED, Frame, Idle, Trace, frames};
 use crate::skip::skip;
 use crate::support::setup::{BOTH, GUEST, PINNED, SHARED, SLOT, Setup, fill_view, vm_with_flags};
 use crate::sys::*;
@@ -31,8 +31,6 @@ pub static SUITE: Suite = suite!(
 );
 
 const SIZE: u64 = 4 * MIB;
-/// An entry of a guest's page table changed: by a fault, or because its accessed bit was cleared.
-const CHANGED: &str = "kvmmmu:kvm_tdp_mmu_spte_changed";
 
 fn guest(flags: u64) -> Result<(Setup, BTreeMap<u64, Frame>)> {
     let s = Setup::filled(flags, SIZE)?;
@@ -45,7 +43,7 @@ fn asks_without_mmu_lock() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let idle = Idle::open()?;
     for flags in [PINNED, BOTH] {
-        let trace = Trace::start(&[CHANGED])?;
+        let trace = Trace::start(&[ENTRY_CHANGED])?;
         let (s, frames) = guest(flags)?;
         let (gfn, pages) = (s.slot.gpa / PAGE, SIZE / PAGE);
         let depths = || -> Result<Vec<u32>> {
