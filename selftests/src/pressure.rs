@@ -27,7 +27,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::knobs::raw_write;
 use crate::skip::skip;
-use crate::sys::{Mapping, check, require_root};
+use crate::sys::{Errno, Mapping, SysResult, check, require_root};
 use crate::{HUGE, PAGE, mem};
 
 pub use crate::knobs::{Setting, Settings, read, read_number, write};
@@ -110,8 +110,17 @@ pub fn gigantic_pages(count: u64) -> Result<u64> {
 
 /// Inject a memory error into a page frame.
 pub fn poison(pfn: u64) -> Result<()> {
+    raw_poison(pfn)?.with_context(|| format!("inject a memory error into frame {pfn:#x}"))
+}
+
+/// The same; whether the kernel says that it has dealt with it. The frame may be broken if it has not.
+pub fn raw_poison(pfn: u64) -> Result<SysResult<()>> {
+    const PATH: &str = "/sys/kernel/debug/hwpoison/corrupt-pfn";
     require_root()?;
-    write("/sys/kernel/debug/hwpoison/corrupt-pfn", &format!("{pfn:#x}"))
+    match raw_write(Path::new(PATH), &format!("{pfn:#x}")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => skip(format!("the kernel has no {PATH}")),
+        result => Ok(result.map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))),
+    }
 }
 
 /// Undo [`poison`]. The page frame must not be in use any more.

@@ -126,7 +126,7 @@ static SUBJECTS: &[&[Suite]] = &[
     one(&crash_dump::SUITE),
     one(&hibernation::SUITE),
     one(&hardware_error::SUITE),
-    one(&poison::SUITE),
+    poison::SUITES,
     one(&overcommit::SUITE),
     one(&qemu::SUITE),
     one(&qemu::LONG),

@@ -9,30 +9,33 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::consumer::{Consumer, Mode, Span};
 use crate::guest::Command;
-use crate::ktap::{CaseResult, Suite, skip};
+use crate::ktap::{CaseResult, skip};
 use crate::pattern::Pattern;
 use crate::pressure::{
     self, Accounts, Cgroup, Counts, Disk, Failing, KPF_DIRTY, KPF_HWPOISON, KPF_LOCKED, KPF_LRU,
-    KPF_SWAPCACHE, KPF_WRITEBACK, MovableZone, Setting, Swap, frames,
+    KPF_SWAPCACHE, KPF_WRITEBACK, MovableZone, Setting, Swap, frames, mapped_at,
 };
+use crate::support::backend::Backend;
 use crate::support::directmap::{Hidden, memory, pfns};
 use crate::support::setup::{BOTH, GUEST, HIDDEN, MOVABLE, PINNED, RECLAIMABLE, Setup};
 use crate::sys::*;
-use crate::vm::Exit;
-use crate::{HUGE, MIB, PAGE, mem, suite};
+use crate::vm::{Exit, Private, Vcpu};
+use crate::{HUGE, MIB, PAGE, conformance, mem};
 
-pub static SUITE: Suite = suite!(
+conformance!(
     "poison",
     [
         next_access_exits_and_the_rest_lives_on,
-        page_of_a_huge_page_goes_alone,
-        page_of_a_huge_page_that_cannot_be_split,
         hole_and_touch_give_a_fresh_page,
         every_vcpu_loses_the_page,
         prefault_stops_there,
-        poisoned_page_is_neither_moved_nor_swapped,
-        shared_side_is_another_page,
         teardown_leaves_the_frame_out_of_use,
+    ],
+    converting: [shared_side_is_another_page],
+    memfile: [
+        page_of_a_huge_page_goes_alone,
+        page_of_a_huge_page_that_cannot_be_split,
+        poisoned_page_is_neither_moved_nor_swapped,
         page_that_nobody_has_written_is_not_cleared: 120,
         page_of_a_huge_page_that_nobody_has_written_is_not_cleared: 120,
         hole_in_a_huge_page_does_not_touch_the_broken_page,
@@ -42,7 +45,8 @@ pub static SUITE: Suite = suite!(
         swapoff_ends_at_a_page_with_a_memory_error: 120,
         error_in_a_page_that_is_isolated_is_told: 120,
         block_with_a_broken_page_does_not_go_offline: 120,
-    ]
+    ],
+    // Those with huge pages of hugetlbfs are in the suite hugetlb.
 );
 
 const SIZE: u64 = 4 * MIB;
@@ -61,24 +65,72 @@ impl Drop for Broken {
     }
 }
 
-/// Inject the error into the frame of [`BROKEN`]. Field order: the guest ends before the frame
-/// works again.
+/// A guest that has lost the page at [`BROKEN`]. Field order: the guest ends before the frame works
+/// again.
 struct Victim {
     s: Setup,
     frame: Broken,
 }
 
-fn break_page(flags: u64) -> Result<Victim> {
-    let mut s = Setup::with_flags(flags, SIZE)?;
-    s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
-    let frames = frames(&s.vcpu, &s.slot, &s.fd)?;
-    let pfn = frames.get(&BROKEN).context("the page has no frame")?.pfn;
-    let counts = Counts::now()?;
-    pressure::poison(pfn)?;
+impl Victim {
+    /// See [`expect_lost`].
+    fn expect_lost(&mut self) -> CaseResult {
+        expect_lost(self.s.on, &mut self.s.vcpu, self.s.slot.gpa + BROKEN)
+    }
+}
+
+/// What VMs choose for their memfiles, one after the other. For other memory there is no choice.
+fn choices(on: &Backend, flags: &[u64]) -> Vec<Option<u64>> {
+    match on.kind {
+        Private::Memfile => flags.iter().copied().map(Some).collect(),
+        Private::GuestMemfd => vec![None],
+    }
+}
+
+/// The settings of huge pages. Other memory than a memfile has no huge pages.
+fn page_sizes(on: &Backend) -> &'static [&'static str] {
+    match on.kind {
+        Private::Memfile => &["never", "always"],
+        Private::GuestMemfd => &["never"],
+    }
+}
+
+/// A guest whose VM makes this choice.
+fn guest(on: &'static Backend, choice: Option<u64>) -> Result<Setup> {
+    match choice {
+        Some(flags) => Setup::with_flags_on(on, flags, SIZE),
+        None => Setup::new(on, SIZE),
+    }
+}
+
+/// Inject an error into a frame that the guest uses.
+fn break_frame(on: &Backend, pfn: u64) -> Result<Broken> {
+    let counts = match on.kind {
+        Private::Memfile => Some(Counts::now()?),
+        Private::GuestMemfd => None,
+    };
+    on.works("injected memory error", pressure::raw_poison(pfn)?)?;
     let frame = Broken(pfn);
-    counts.expect_grown(&["memfile.poison", "memfile.invalidate"], 1)?;
+    if let Some(counts) = counts {
+        counts.expect_grown(&["memfile.poison", "memfile.invalidate"], 1)?;
+    }
     ensure!(pressure::page_flags(pfn)? & KPF_HWPOISON != 0, "frame {pfn:#x} is not poisoned");
-    Ok(Victim { s, frame })
+    Ok(frame)
+}
+
+/// Let the guest fill its memory, and break [`BROKEN`].
+fn break_page(on: &'static Backend, choice: Option<u64>) -> Result<Victim> {
+    let mut s = guest(on, choice)?;
+    let gpa = s.slot.gpa;
+    let pfn = mapped_at(gpa + BROKEN, || s.vcpu.fill(gpa, SIZE, GUEST))?;
+    Ok(Victim { frame: break_frame(on, pfn)?, s })
+}
+
+/// The guest touches the broken page at `gpa`. It gets no content, and the exit names the page.
+fn expect_lost(on: &Backend, vcpu: &mut Vcpu, gpa: u64) -> CaseResult {
+    let exit = vcpu.touch_no_page(gpa)?;
+    let lost = "memory fault exit, private, EHWPOISON";
+    on.expect("access to the broken page", exit.told(), lost.to_owned())
 }
 
 /// The guest has all but the page that is `broken`.
@@ -88,32 +140,32 @@ fn expect_rest(s: &mut Setup, broken: u64) -> Result<()> {
     s.vcpu.verify(gpa + after, s.slot.size - after, GUEST)
 }
 
-fn loses_one_page() -> CaseResult {
-    for flags in CHOICES {
-        let mut v = break_page(flags)?;
+fn loses_one_page(on: &'static Backend) -> CaseResult {
+    for choice in choices(on, &CHOICES) {
+        let mut v = break_page(on, choice)?;
         let gpa = v.s.slot.gpa;
-        v.s.vcpu.expect_lost(gpa + BROKEN)?;
+        v.expect_lost()?;
         expect_rest(&mut v.s, BROKEN)?;
         v.s.vcpu.fill(gpa, BROKEN, Pattern::Generation(5))?;
         v.s.vcpu.verify(gpa, BROKEN, Pattern::Generation(5))?;
-        v.s.vcpu.expect_lost(gpa + BROKEN)?;
+        v.expect_lost()?;
     }
     Ok(())
 }
 
-fn next_access_exits_and_the_rest_lives_on() -> CaseResult {
-    loses_one_page()
+fn next_access_exits_and_the_rest_lives_on(on: &'static Backend) -> CaseResult {
+    loses_one_page(on)
 }
 
-fn page_of_a_huge_page_goes_alone() -> CaseResult {
+fn page_of_a_huge_page_goes_alone(on: &'static Backend) -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
     let counts = Counts::now()?;
-    loses_one_page()?;
+    loses_one_page(on)?;
     counts.expect_grown(&["thp_split_page"], CHOICES.len() as u64)
 }
 
 /// The neighbours stay accessible, and no mapping reaches over the broken page.
-fn page_of_a_huge_page_that_cannot_be_split() -> CaseResult {
+fn page_of_a_huge_page_that_cannot_be_split(_: &'static Backend) -> CaseResult {
     let _huge = pressure::shmem_huge("always")?;
     for flags in [PINNED, HIDDEN, BOTH] {
         let mut s = Setup::with_flags(flags, SIZE)?;
@@ -133,23 +185,22 @@ fn page_of_a_huge_page_that_cannot_be_split() -> CaseResult {
     Ok(())
 }
 
-fn hole_and_touch_give_a_fresh_page() -> CaseResult {
-    for huge in ["never", "always"] {
+fn hole_and_touch_give_a_fresh_page(on: &'static Backend) -> CaseResult {
+    for huge in page_sizes(on) {
         let _huge = pressure::shmem_huge(huge)?;
-        for flags in CHOICES {
+        for choice in choices(on, &CHOICES) {
             let corrupted = mem::meminfo("HardwareCorrupted")?;
-            let mut v = break_page(flags)?;
+            let mut v = break_page(on, choice)?;
             let gpa = v.s.slot.gpa;
             let now = mem::meminfo("HardwareCorrupted")?;
             ensure!(now == corrupted + PAGE, "HardwareCorrupted went from {corrupted} to {now}");
-            v.s.vcpu.expect_lost(gpa + BROKEN)?;
-            expect_allocated(&v.s.fd, SIZE, "before the hole")?;
+            v.expect_lost()?;
+            on.check_allocated(&v.s.fd, SIZE, "before the hole")?;
             punch(&v.s.fd, BROKEN, PAGE).context("punch")?;
-            expect_allocated(&v.s.fd, SIZE - PAGE, "after the hole")?;
-            v.s.vcpu.verify(gpa + BROKEN, PAGE, Pattern::ZERO)?;
-            expect_allocated(&v.s.fd, SIZE, "touched again")?;
-            let frames = frames(&v.s.vcpu, &v.s.slot, &v.s.fd)?;
-            let pfn = frames.get(&BROKEN).context("no frame")?.pfn;
+            on.check_allocated(&v.s.fd, SIZE - PAGE, "after the hole")?;
+            let touch = || v.s.vcpu.verify(gpa + BROKEN, PAGE, Pattern::ZERO);
+            let pfn = mapped_at(gpa + BROKEN, touch)?;
+            on.check_allocated(&v.s.fd, SIZE, "touched again")?;
             ensure!(pfn != v.frame.0, "the broken frame {pfn:#x} was given out again");
             v.s.vcpu.fill(gpa + BROKEN, PAGE, GUEST)?;
             v.s.vcpu.verify(gpa, SIZE, GUEST)?;
@@ -161,43 +212,43 @@ fn hole_and_touch_give_a_fresh_page() -> CaseResult {
     Ok(())
 }
 
-fn every_vcpu_loses_the_page() -> CaseResult {
-    for (huge, flags) in [("never", BOTH), ("always", BOTH), ("never", HIDDEN), ("always", HIDDEN)]
-    {
+fn every_vcpu_loses_the_page(on: &'static Backend) -> CaseResult {
+    for huge in page_sizes(on) {
         let _huge = pressure::shmem_huge(huge)?;
-        let mut s = Setup::with_flags(flags, SIZE)?;
-        s.vcpu.fill(s.slot.gpa, s.slot.size, GUEST)?;
-        let mut others = (1..4).map(|id| s.vm.vcpu(id)).collect::<Result<Vec<_>>>()?;
-        for vcpu in &mut others {
-            vcpu.verify(s.slot.gpa, s.slot.size, GUEST)?;
+        for choice in choices(on, &[BOTH, HIDDEN]) {
+            let mut s = guest(on, choice)?;
+            let gpa = s.slot.gpa;
+            let mut others = (1..4).map(|id| s.vm.vcpu(id)).collect::<Result<Vec<_>>>()?;
+            let pfn = mapped_at(gpa + BROKEN, || {
+                s.vcpu.fill(gpa, SIZE, GUEST)?;
+                others.iter_mut().try_for_each(|vcpu| vcpu.verify(gpa, SIZE, GUEST))
+            })?;
+            let frame = break_frame(on, pfn)?;
+            for vcpu in &mut others {
+                expect_lost(on, vcpu, gpa + BROKEN)?;
+                vcpu.verify(gpa, BROKEN, GUEST)?;
+            }
+            drop((others, s));
+            drop(frame);
         }
-        let pfn = frames(&s.vcpu, &s.slot, &s.fd)?.get(&BROKEN).context("no frame")?.pfn;
-        pressure::poison(pfn)?;
-        let frame = Broken(pfn);
-        for vcpu in &mut others {
-            vcpu.expect_lost(s.slot.gpa + BROKEN)?;
-            vcpu.verify(s.slot.gpa, BROKEN, GUEST)?;
-        }
-        drop((others, s));
-        drop(frame);
     }
     Ok(())
 }
 
-fn prefault_stops_there() -> CaseResult {
-    for flags in [PINNED, HIDDEN] {
-        let v = break_page(flags)?;
+fn prefault_stops_there(on: &'static Backend) -> CaseResult {
+    for choice in choices(on, &[PINNED, HIDDEN]) {
+        let v = break_page(on, choice)?;
         let (result, left) = v.s.vcpu.raw_pre_fault(v.s.slot.gpa, SIZE);
-        expect_errno("pre-fault", result, &[Errno::EHWPOISON])?;
+        on.errno("pre-fault", result, &[Errno::EHWPOISON])?;
         ensure!(left == SIZE - BROKEN, "{left:#x} bytes are left");
     }
     Ok(())
 }
 
-fn poisoned_page_is_neither_moved_nor_swapped() -> CaseResult {
+fn poisoned_page_is_neither_moved_nor_swapped(on: &'static Backend) -> CaseResult {
     lock_own_memory()?;
     let (cgroup, swap) = (Cgroup::enter()?, Swap::on(64 * MIB)?);
-    let mut v = break_page(BOTH)?;
+    let mut v = break_page(on, Some(BOTH))?;
     let gpa = v.s.slot.gpa;
     for _ in 0..4 {
         pressure::compact()?;
@@ -205,38 +256,39 @@ fn poisoned_page_is_neither_moved_nor_swapped() -> CaseResult {
     }
     ensure!(swap.used()? <= SIZE - PAGE, "{} bytes in swap", swap.used()?);
     ensure!(swap.used()? > 0, "nothing was swapped");
-    v.s.vcpu.expect_lost(gpa + BROKEN)?;
+    v.expect_lost()?;
     expect_rest(&mut v.s, BROKEN)?;
     punch(&v.s.fd, 0, SIZE)?;
     swap.expect_used(0, "all punched")?;
     v.s.vcpu.verify(gpa, SIZE, Pattern::ZERO)
 }
 
-fn shared_side_is_another_page() -> CaseResult {
-    for flags in [BOTH, HIDDEN] {
-        let mut v = break_page(flags)?;
+fn shared_side_is_another_page(on: &'static Backend) -> CaseResult {
+    for choice in choices(on, &[BOTH, HIDDEN]) {
+        let mut v = break_page(on, choice)?;
         let (gpa, pattern) = (v.s.slot.gpa + BROKEN, Pattern::Generation(6));
         v.s.vm.set_shared(gpa, PAGE)?;
         v.s.vcpu.fill(gpa, PAGE, pattern)?;
         v.s.vcpu.verify(gpa, PAGE, pattern)?;
         v.s.vm.set_private(gpa, PAGE)?;
-        v.s.vcpu.expect_lost(gpa)?;
+        v.expect_lost()?;
     }
     Ok(())
 }
 
-fn teardown_leaves_the_frame_out_of_use() -> CaseResult {
-    for (huge, flags) in [("never", BOTH), ("always", BOTH), ("never", HIDDEN), ("always", HIDDEN)]
-    {
+fn teardown_leaves_the_frame_out_of_use(on: &'static Backend) -> CaseResult {
+    for huge in page_sizes(on) {
         let _huge = pressure::shmem_huge(huge)?;
-        drop(break_page(flags)?);
-        let before = Accounts::now()?;
-        let Victim { s, frame } = break_page(flags)?;
-        drop(s);
-        let state = pressure::page_flags(frame.0)?;
-        ensure!(state & KPF_HWPOISON != 0, "the frame has flags {state:#x}");
-        drop(frame);
-        before.expect_back(MIB)?;
+        for choice in choices(on, &[BOTH, HIDDEN]) {
+            drop(break_page(on, choice)?);
+            let before = Accounts::now()?;
+            let Victim { s, frame } = break_page(on, choice)?;
+            drop(s);
+            let state = pressure::page_flags(frame.0)?;
+            ensure!(state & KPF_HWPOISON != 0, "the frame has flags {state:#x}");
+            drop(frame);
+            before.expect_back(MIB)?;
+        }
     }
     Ok(())
 }
@@ -332,7 +384,7 @@ enum First {
 
 const FIRST: [First; 4] = [First::Guest, First::Fallocate, First::Prefault, First::Neighbour];
 
-fn page_that_nobody_has_written_is_not_cleared() -> CaseResult {
+fn page_that_nobody_has_written_is_not_cleared(_: &'static Backend) -> CaseResult {
     let _pages = pressure::base_pages()?;
     // Where pages leave the direct map, fallocate() clears them before that.
     let mut unwritten = CHOICES.iter().filter(|flags| **flags != HIDDEN);
@@ -348,7 +400,7 @@ fn leaves_freed_pages_alone() -> Result<()> {
     Ok(())
 }
 
-fn page_of_a_huge_page_that_nobody_has_written_is_not_cleared() -> CaseResult {
+fn page_of_a_huge_page_that_nobody_has_written_is_not_cleared(_: &'static Backend) -> CaseResult {
     leaves_freed_pages_alone()?;
     let _huge = pressure::shmem_huge("always")?;
     for failing in [false, true] {
@@ -372,7 +424,7 @@ fn break_unsplit(pfn: u64) -> Result<Broken> {
 }
 
 /// A hole in a part of a huge page zeroes that part first, in case the page cannot be split.
-fn hole_in_a_huge_page_does_not_touch_the_broken_page() -> CaseResult {
+fn hole_in_a_huge_page_does_not_touch_the_broken_page(_: &'static Backend) -> CaseResult {
     leaves_freed_pages_alone()?;
     let _huge = pressure::shmem_huge("always")?;
     for flags in [PINNED, BOTH] {
@@ -408,7 +460,7 @@ fn hole_in_a_huge_page_does_not_touch_the_broken_page() -> CaseResult {
 /// A hole in a part of a huge page that is out of the direct map clears that part outside, in case
 /// the page cannot be split. An error that was injected can be taken back, so the broken page is
 /// cleared as well, and comes back with the others if the hole takes it.
-fn hole_around_a_broken_page_brings_no_neighbour_into_the_map() -> CaseResult {
+fn hole_around_a_broken_page_brings_no_neighbour_into_the_map(_: &'static Backend) -> CaseResult {
     let (memory, hidden) = (memory()?, Hidden::now()?);
     let _huge = pressure::shmem_huge("always")?;
     let (start, len) = (BROKEN - 2 * PAGE, 5 * PAGE);
@@ -458,7 +510,7 @@ const SMALL: u64 = 16 * PAGE;
 const SMALL_BROKEN: u64 = 5 * PAGE;
 
 /// A page that was written to swap and is still in memory: the disk has the same content.
-fn broken_copy_of_a_swapped_page_is_replaced() -> CaseResult {
+fn broken_copy_of_a_swapped_page_is_replaced(_: &'static Backend) -> CaseResult {
     let (_pages, _lists) = (pressure::base_pages()?, pressure::no_generations()?);
     lock_own_memory()?;
     // Reclaim has given up before the disk is ready, and so leaves the pages where they are.
@@ -539,7 +591,7 @@ impl Stranded {
     }
 }
 
-fn broken_page_that_swap_could_not_take_is_lost() -> CaseResult {
+fn broken_page_that_swap_could_not_take_is_lost(_: &'static Backend) -> CaseResult {
     let mut stranded = Stranded::new()?;
     let Stranded { s, frame, content, .. } = &mut stranded;
     let gpa = s.slot.gpa;
@@ -555,7 +607,7 @@ fn broken_page_that_swap_could_not_take_is_lost() -> CaseResult {
 }
 
 /// No signal ends swapoff while it looks at a file, nor can the file be closed meanwhile.
-fn swapoff_ends_at_a_page_with_a_memory_error() -> CaseResult {
+fn swapoff_ends_at_a_page_with_a_memory_error(_: &'static Backend) -> CaseResult {
     const LIMIT: Duration = Duration::from_secs(20);
     for punched in [true, false] {
         let mut stranded = Stranded::new()?;
@@ -595,7 +647,7 @@ fn swapoff_ends_at_a_page_with_a_memory_error() -> CaseResult {
 
 /// Reclaim has taken the page from its list, with others of which it writes one: the kernel notes the
 /// error in such a page and does no more. The guest must learn of it all the same.
-fn error_in_a_page_that_is_isolated_is_told() -> CaseResult {
+fn error_in_a_page_that_is_isolated_is_told(_: &'static Backend) -> CaseResult {
     let (_pages, _lists) = (pressure::base_pages()?, pressure::no_generations()?);
     let _swap = Swap::on(64 * MIB)?;
     let cgroup = Cgroup::enter()?;
@@ -660,10 +712,10 @@ fn error_in_a_page_that_is_isolated_is_told() -> CaseResult {
 }
 
 /// The file keeps its page, so memory management must keep the struct page.
-fn block_with_a_broken_page_does_not_go_offline() -> CaseResult {
+fn block_with_a_broken_page_does_not_go_offline(on: &'static Backend) -> CaseResult {
     let zone = MovableZone::make(1)?;
     let block = zone.blocks.first().context("no block")?;
-    let mut v = break_page(MOVABLE)?;
+    let mut v = break_page(on, Some(MOVABLE))?;
     ensure!(zone.holds(v.frame.0)?, "the guest is not in the block for movable memory");
     let result = block.raw_offline();
     if result.is_ok() {
@@ -671,7 +723,7 @@ fn block_with_a_broken_page_does_not_go_offline() -> CaseResult {
     }
     expect_errno("offline", result, &[Errno::EBUSY])?;
     let gpa = v.s.slot.gpa;
-    v.s.vcpu.expect_lost(gpa + BROKEN)?;
+    v.expect_lost()?;
     expect_rest(&mut v.s, BROKEN)?;
     punch(&v.s.fd, BROKEN, PAGE)?;
     v.s.vcpu.verify(gpa + BROKEN, PAGE, Pattern::ZERO)?;

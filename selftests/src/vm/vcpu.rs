@@ -146,13 +146,25 @@ impl Vcpu {
     /// The guest touches a private page that its file cannot give: the exit has its address and
     /// the error.
     pub fn expect_no_page(&mut self, gpa: u64, errno: Errno) -> Result<()> {
-        let exit = self.start(Command::Load, &[gpa + 8])?;
+        let exit = self.touch_no_page(gpa)?;
         let flags = KVM_MEMORY_EXIT_FLAG_PRIVATE;
         let wanted = Exit::MemoryFault { errno, gpa, size: PAGE, flags };
         ensure!(exit == wanted, "the access ended with {exit:x?}");
+        Ok(())
+    }
+
+    /// The guest touches a page that its file cannot give, of any kind of memory: the exit, which has
+    /// its address.
+    pub fn touch_no_page(&mut self, gpa: u64) -> Result<Exit> {
+        let exit = self.start(Command::Load, &[gpa + 8])?;
+        match exit {
+            Exit::MemoryFault { gpa: at, size: PAGE, .. } if at == gpa => {}
+            _ => bail!("the access ended with {exit:x?}"),
+        }
         // The next KVM_RUN gives the same result.
         ensure!(self.run()? == exit, "the second try ends otherwise");
-        self.restart()
+        self.restart()?;
+        Ok(exit)
     }
 
     /// Drop the command that a memory fault interrupted, so that another can follow.
