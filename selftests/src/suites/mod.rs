@@ -89,7 +89,7 @@ static SUBJECTS: &[&[Suite]] = &[
     prefault::SUITES,
     one(&populate::SUITE),
     one(&kvmaccess::SUITE),
-    one(&nested::SUITE),
+    nested::SUITES,
     one(&fdinfo::SUITE),
     fault::SUITES,
     sharing::SUITES,

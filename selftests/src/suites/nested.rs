@@ -10,9 +10,10 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::guest::Command;
-use crate::ktap::{CaseResult, Suite};
+use crate::ktap::CaseResult;
 use crate::pattern::Pattern;
 use crate::pressure::{Idle, base_pages, frames, mapped_frames};
+use crate::support::backend::Backend;
 use crate::support::nested::{self, EXIT_HLT, EXIT_NPF};
 use crate::support::setup::{
     GUEST, LAYOUTS, Layout, PINNED, PORT, SHARED, SLOT, Setup, fill_view_part,
@@ -20,21 +21,32 @@ use crate::support::setup::{
 use crate::support::uffd::Userfault;
 use crate::support::wait::{sleeps_in, wait_until};
 use crate::sys::*;
-use crate::vm::{CONVERT_BY, Exit, Private, small_pages};
-use crate::{MIB, PAGE, suite};
+use crate::vm::{Exit, small_pages};
+use crate::{MIB, PAGE, conformance};
 
-pub static SUITE: Suite = suite!(
+conformance!(
     "nested",
-    [
+    [],
+    converting: [
         nested_guest_runs_in_private_memory,
         nested_guest_gets_no_shared_page_beside_a_shared_one,
+        hole_beside_the_first_shadow_root_and_a_deletion,
+        nested_guest_runs_while_other_pages_go: 120,
+    ],
+    memfile: [
         look_at_a_shared_page_does_not_hide_what_a_nested_guest_uses,
         control_block_in_private_memory_is_refused,
         private_page_tables_are_not_shadowed,
         private_page_tables_are_not_walked_without_access,
+    ],
+    // The others count small pages, or convert them.
+    huge: [nested_guest_runs_in_private_memory],
+    // The other one frees thousands of pages, which come back into the direct map one by one.
+    hidden: [
+        nested_guest_runs_in_private_memory,
+        nested_guest_gets_no_shared_page_beside_a_shared_one,
         hole_beside_the_first_shadow_root_and_a_deletion,
-        nested_guest_runs_while_other_pages_go: 120,
-    ]
+    ],
 );
 
 const SIZE: u64 = MIB;
@@ -48,22 +60,23 @@ fn hypervisor(access: bool) -> Result<Setup> {
     Ok(s)
 }
 
-/// The same, without access, at [`LOW`].
-fn hypervisor_low() -> Result<Setup> {
-    let mut s = Setup::at(Private::Memfile, SIZE, LOW)?;
+/// The same on any kind of memory, which KVM may not use, at [`LOW`].
+fn hypervisor_low(on: &'static Backend, size: u64) -> Result<Setup> {
+    let mut s = Setup::at(on, size, LOW)?;
     nested::enable(&mut s.vcpu)?;
     Ok(s)
 }
 
-fn nested_guest_runs_in_private_memory() -> CaseResult {
-    let mut s = hypervisor_low()?;
+fn nested_guest_runs_in_private_memory(on: &'static Backend) -> CaseResult {
+    let mut s = hypervisor_low(on, on.whole())?;
     let gpa = s.slot.gpa;
     s.vcpu.store(gpa, nested::HLT)?;
+    s.expect_whole()?;
     nested::prepare(&s.vm, gpa, nested::TABLES);
     let exit = nested::run(&s.vm, &mut s.vcpu)?;
     ensure!(exit == EXIT_HLT, "the nested guest exits with {exit:#x}");
     // KVM follows its rmaps when the page goes.
-    punch(&s.fd, LOW.offset, PAGE)?;
+    punch(&s.fd, LOW.offset, on.page)?;
     s.vcpu.store(gpa, nested::HLT)?;
     let exit = nested::run(&s.vm, &mut s.vcpu)?;
     ensure!(exit == EXIT_HLT, "in a new page the nested guest exits with {exit:#x}");
@@ -80,7 +93,7 @@ fn access(s: &mut Setup, gpa: u64, word: Option<u32>) -> Result<u32> {
 
 /// With a page that a nested guest uses, KVM maps those beside it that are in memory. Here they are,
 /// as the VMM has written to them, but some are private.
-fn nested_guest_gets_no_shared_page_beside_a_shared_one() -> CaseResult {
+fn nested_guest_gets_no_shared_page_beside_a_shared_one(on: &'static Backend) -> CaseResult {
     /// As many pages KVM looks at, from a multiple of it on.
     const BESIDE: u64 = 8;
     // CAST: The nested guest loads the lower half of a word.
@@ -88,7 +101,7 @@ fn nested_guest_gets_no_shared_page_beside_a_shared_one() -> CaseResult {
     // Shared pages. The nested guest uses the first of them first, then all in their order.
     let cases: [&[u64]; 7] =
         [&[0, 1], &[7, 0], &[3, 4], &[3, 0], &[2], &[0, 2], &[4, 0, 1, 5, 6, 7]];
-    let mut s = hypervisor_low()?;
+    let mut s = hypervisor_low(on, SIZE)?;
     let gpa = s.slot.gpa;
     s.fill_both()?;
     for (n, shared) in (0..).zip(cases) {
@@ -127,10 +140,12 @@ fn nested_guest_gets_no_shared_page_beside_a_shared_one() -> CaseResult {
 
 /// The host asks for the page that the VMM has at the address of a private one. See
 /// `aging.look_at_a_shared_page_does_not_make_the_private_one_idle`.
-fn look_at_a_shared_page_does_not_hide_what_a_nested_guest_uses() -> CaseResult {
+fn look_at_a_shared_page_does_not_hide_what_a_nested_guest_uses(
+    on: &'static Backend,
+) -> CaseResult {
     let idle = Idle::open()?;
     let _pages = base_pages()?;
-    let mut s = hypervisor_low()?;
+    let mut s = hypervisor_low(on, SIZE)?;
     s.fill_both()?;
     let places = frames(&s.vcpu, &s.slot, &s.fd)?;
     let shared = mapped_frames(&s.slot.view)?;
@@ -158,7 +173,7 @@ fn look_at_a_shared_page_does_not_hide_what_a_nested_guest_uses() -> CaseResult 
 }
 
 /// No notifier would remove the mapping when the page leaves the file.
-fn control_block_in_private_memory_is_refused() -> CaseResult {
+fn control_block_in_private_memory_is_refused(_: &'static Backend) -> CaseResult {
     let mut s = hypervisor(true)?;
     let gpa = s.slot.gpa;
     nested::prepare(&s.vm, nested::CODE, nested::TABLES);
@@ -177,7 +192,7 @@ fn private_page_tables(s: &mut Setup) -> CaseResult {
     Ok(())
 }
 
-fn private_page_tables_are_not_shadowed() -> CaseResult {
+fn private_page_tables_are_not_shadowed(_: &'static Backend) -> CaseResult {
     let mut s = hypervisor(true)?;
     private_page_tables(&mut s)?;
     let exit = s.vcpu.start(Command::Vmrun, &[nested::VMCB])?;
@@ -196,7 +211,7 @@ fn private_page_tables_are_not_shadowed() -> CaseResult {
 }
 
 /// For KVM nothing is mapped.
-fn private_page_tables_are_not_walked_without_access() -> CaseResult {
+fn private_page_tables_are_not_walked_without_access(_: &'static Backend) -> CaseResult {
     let mut s = hypervisor(false)?;
     private_page_tables(&mut s)?;
     let exit = nested::run(&s.vm, &mut s.vcpu)?;
@@ -207,23 +222,23 @@ fn private_page_tables_are_not_walked_without_access() -> CaseResult {
 /// A nested guest executes page after page of private memory, and each tells which content it had. Its
 /// pages are punched and written anew between runs. Meanwhile others at both sides are filled, punched
 /// and converted, and a slot of the same file is deleted and made again.
-fn nested_guest_runs_while_other_pages_go() -> CaseResult {
+fn nested_guest_runs_while_other_pages_go(on: &'static Backend) -> CaseResult {
     const ROUNDS: u64 = 24;
     // Of the slot: pages that the nested guest executes, with others around them.
     const CODE: Range<u64> = 64..80;
     const REBOUND: u64 = 16 * PAGE;
     const SPARE: u64 = 16 * PAGE;
-    let mut s = hypervisor_low()?;
+    let mut s = hypervisor_low(on, SIZE)?;
     let mut other = s.vm.vcpu(1)?;
     let gpa = s.slot.gpa;
     let second = (gpa + SIZE, LOW.offset + SIZE);
-    let rebound =
-        s.vm.add_private(SLOT + 1, second.0, REBOUND, Private::Memfile, &s.fd, second.1)?;
+    let rebound = s.vm.add_private(SLOT + 1, second.0, REBOUND, on.kind, &s.fd, second.1)?;
     let mut rebound = Some(rebound);
     s.vm.set_private(second.0, REBOUND)?;
     let (runs, over) = (AtomicU64::new(0), AtomicBool::new(false));
     let Setup { vm, vcpu, fd, slot, .. } = &mut s;
     let (vm, fd, slot) = (&*vm, &*fd, &*slot);
+    let conversions = vm.conversions();
     thread::scope(|scope| -> CaseResult {
         let nested = scope.spawn(|| -> CaseResult {
             let (mut n, mut taken) = (0, Vec::new());
@@ -236,7 +251,7 @@ fn nested_guest_runs_while_other_pages_go() -> CaseResult {
                 for number in [0x1000_0000 + n as u32, 0x2000_0000 + n as u32] {
                     punch(fd, LOW.offset + page * PAGE, PAGE).context("punch the code")?;
                     // The new page must not be the old one, which was freed last.
-                    let spare = memfile(SPARE)?;
+                    let spare = on.create(vm, SPARE)?;
                     allocate(&spare, 0, SPARE)?;
                     taken.truncate(64);
                     taken.insert(0, spare);
@@ -264,7 +279,7 @@ fn nested_guest_runs_while_other_pages_go() -> CaseResult {
                     let (start, len) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
                     other.fill(gpa + start, len, mine)?;
                     let half = len / 2;
-                    for by in CONVERT_BY {
+                    for &by in conversions {
                         vm.convert(by, gpa + start, half, false)?;
                         fill_view_part(slot, start, half, theirs);
                         other.verify(gpa + start, half, theirs).context("shared")?;
@@ -277,7 +292,7 @@ fn nested_guest_runs_while_other_pages_go() -> CaseResult {
                 }
                 other.fill(second.0, REBOUND, mine)?;
                 let view = vm.delete(rebound.take().context("the slot is gone")?)?;
-                let private = Some((Private::Memfile, fd.as_fd(), second.1));
+                let private = Some((on.kind, fd.as_fd(), second.1));
                 rebound = Some(vm.add(SLOT + 1, second.0, view, private)?);
                 other.verify(second.0, REBOUND, mine).context("bound again")?;
             }
@@ -296,9 +311,9 @@ fn nested_guest_runs_while_other_pages_go() -> CaseResult {
 ///
 /// The deletion waits as long as another vCPU is in the middle of an access by KVM to memory that the
 /// VMM does not give.
-fn hole_beside_the_first_shadow_root_and_a_deletion() -> CaseResult {
+fn hole_beside_the_first_shadow_root_and_a_deletion(on: &'static Backend) -> CaseResult {
     let _pages = base_pages()?;
-    let mut s = hypervisor_low()?;
+    let mut s = hypervisor_low(on, SIZE)?;
     let mut second = s.vm.vcpu(1)?;
     s.vcpu.store(s.slot.gpa, 1)?;
     nested::prepare(&s.vm, nested::CODE, nested::TABLES);
@@ -333,7 +348,7 @@ fn hole_beside_the_first_shadow_root_and_a_deletion() -> CaseResult {
         ensure!(exit == Exit::Port { port: PORT as u16, write: true }, "{exit:x?}");
         result?.join().map_err(|_| anyhow!("the deleting thread panicked"))?.context("delete")
     })?;
-    expect_allocated(&s.fd, 0, "punched")?;
+    on.check_allocated(&s.fd, 0, "punched")?;
     // The slot has rmaps from the start when it is made anew.
     s.bind_again()?;
     s.vcpu.store(s.slot.gpa, nested::HLT)?;
