@@ -13,7 +13,7 @@ use crate::guest::{self, Command};
 use crate::knobs::Setting;
 use crate::ktap::{CaseResult, Suite};
 use crate::pattern::{Pattern, Rng, seed};
-use crate::pressure::{self, Cgroup, Counts, MovableZone, Swap};
+use crate::pressure::{self, Cgroup, Counts, Failing, MovableZone, Swap};
 use crate::support::setup::{
     BOTH, GUEST, LAYOUTS, MOVABLE, PINNED, PORT, SHARED, SLOT, Setup, check_view, fill_view_part,
 };
@@ -41,6 +41,7 @@ pub static SUITE: Suite = suite!(
         page_walk_sets_exact_bits_while_page_tables_move_and_are_swapped: 240,
         page_walk_finds_punched_page_tables_empty: 120,
         page_walk_and_guest_change_one_entry_at_once: 120,
+        data_of_a_device_waits_for_memory,
         clock_is_in_private_memory,
         clock_follows_its_page,
         clock_follows_a_conversion,
@@ -363,6 +364,64 @@ fn access_to_a_poisoned_page_ends_kvm_run_with_its_errno() -> CaseResult {
     ensure!(write == fault, "KVM writes: {write:x?}");
     ensure!(!matches!(gone, Exit::MemoryFault { .. } | Exit::Error(_)), "no slot: {gone:x?}");
     Ok(())
+}
+
+/// KVM completes an access to the private page at `gpa` when there is memory for it, and not before.
+fn completes_with_memory(s: &mut Setup, gpa: u64) -> CaseResult {
+    refuse(s, gpa)?;
+    let exit = s.vcpu.run()?;
+    ensure!(exit == Exit::Done, "with memory: {exit:x?}");
+    Ok(())
+}
+
+/// The same, as far as there is none.
+fn refuse(s: &mut Setup, gpa: u64) -> CaseResult {
+    let failing = Failing::pages(100, 100_000)?;
+    // Without an alarm: a timer needs memory as well.
+    let (exit, again) = (s.vcpu.enter(), s.vcpu.enter());
+    drop(failing);
+    let flags = u64::from(kvm_bindings::KVM_MEMORY_EXIT_FLAG_PRIVATE);
+    let wanted = Exit::MemoryFault { errno: Errno::ENOMEM, gpa, size: PAGE, flags };
+    ensure!(exit == Ok(wanted) && again == exit, "without memory: {exit:x?} and {again:x?}");
+    Ok(())
+}
+
+/// Let the guest ask a device for a string, and give it `content`.
+fn supply(vcpu: &mut Vcpu, gpa: u64, content: &[u8]) -> CaseResult {
+    let exit = vcpu.start(Command::Input, &[gpa, content.len() as u64 / 4, PORT])?;
+    ensure!(exit == Exit::Port { port: PORT as u16, write: false }, "{exit:x?}");
+    let data = vcpu.port_data();
+    ensure!(data.len() == content.len(), "{} bytes are wanted", data.len());
+    data.copy_from_slice(content);
+    Ok(())
+}
+
+/// A device gives its data once. So the instruction goes on with them when there is memory.
+fn data_of_a_device_waits_for_memory() -> CaseResult {
+    let _pages = pressure::base_pages()?;
+    let mut s = Setup::used_by_kvm(PINNED, true, SIZE)?;
+    let (gpa, given) = (s.slot.gpa, Pattern::Generation(3));
+    // From here on KVM has the memory that it needs for itself.
+    s.vcpu.store(gpa, 1)?;
+    let at = gpa + PAGE;
+    supply(&mut s.vcpu, at, &bytes(given, at, 64))?;
+    completes_with_memory(&mut s, at)?;
+    s.vcpu.verify(at, 64, given)?;
+    s.vcpu.verify(at + 64, PAGE - 64, Pattern::ZERO)?;
+
+    let at = gpa + 2 * PAGE;
+    let exit = s.vcpu.start(Command::Copy, &[at, MMIO, 1])?;
+    ensure!(exit == Exit::Mmio { gpa: MMIO, write: false }, "{exit:x?}");
+    s.vcpu.mmio_data().copy_from_slice(&given.word(at).to_le_bytes());
+    completes_with_memory(&mut s, at)?;
+    s.vcpu.verify(at, 8, given)?;
+
+    // A VMM may give the instruction up.
+    let at = gpa + 3 * PAGE;
+    supply(&mut s.vcpu, at, &bytes(given, at, 64))?;
+    refuse(&mut s, at)?;
+    s.vcpu.restart()?;
+    s.vcpu.verify(at, PAGE, Pattern::ZERO)
 }
 
 /// The emulator must not begin again for ever, as it does where a descriptor is in MMIO.

@@ -63,6 +63,8 @@ pub static SUITE: Suite = suite!(
         conversions_of_one_page_follow_each_other: 600,
         guest_of_two_cpus_converts_from_both_at_once: 600,
         dump_of_the_guest_is_refused: 300,
+        dimm_that_is_plugged_again_has_nothing_shared: 300,
+        shared_page_costs_one_page_where_huge_pages_are_on: 600,
         dimm_that_kvm_refuses_is_an_error_and_the_guest_continues: 300,
         seal_on_the_shared_side_finds_stray_accesses: 300,
         guest_that_does_not_come_up_says_why_and_ends_with_125: 120,
@@ -465,13 +467,19 @@ fn memfiles_of(machine: &Machine, bytes: u64) -> Result<usize> {
 }
 
 /// KVM keeps no log of what is written to private memory. QEMU, told to read one, had none to read.
+/// Nor can QEMU sample it: it would allocate the shared side.
 fn has_no_dirty_log_and_qemu_continues(kind: Kind) -> CaseResult {
     with_guest(kind, |fixture| {
         let machine = &mut fixture.machine;
-        machine.execute("calc-dirty-rate", json!({ "calc-time": 1, "mode": "dirty-bitmap" }))?;
-        while machine.execute("query-dirty-rate", json!({}))?["status"] != "measured" {
-            thread::yield_now();
+        let shared = machine.shared()?;
+        for mode in ["dirty-bitmap", "page-sampling"] {
+            machine.execute("calc-dirty-rate", json!({ "calc-time": 1, "mode": mode }))?;
+            while machine.execute("query-dirty-rate", json!({}))?["status"] != "measured" {
+                thread::yield_now();
+            }
         }
+        let now = machine.shared()?;
+        ensure!(now == shared, "{now} bytes are shared, not {shared}");
         machine.guest().hold("memory", "log", MIB, 85)?;
         machine.guest().verify("log", 85)?;
         machine.guest().release_area("log")
@@ -540,6 +548,61 @@ fn dimm_that_kvm_refuses_is_an_error_and_the_guest_continues() -> CaseResult {
     })?;
     // Other cases have one DIMM.
     give_up(&mut *slot()?)
+}
+
+/// All of a DIMM is private when it is plugged. What the guest shared in its first life must not be
+/// found in the second, nor stay allocated.
+fn dimm_that_is_plugged_again_has_nothing_shared() -> CaseResult {
+    const MORE: u64 = 128 * MIB;
+    with_guest(Kind::BOTH, |fixture| {
+        let machine = &mut fixture.machine;
+        let backend =
+            json!({ "qom-type": "memory-backend-memfd-private", "id": "more", "size": MORE });
+        let device = json!({ "driver": "pc-dimm", "id": "second", "memdev": "more" });
+        machine.execute("object-add", backend)?;
+        machine.execute("device_add", device.clone())?;
+        let devices = machine.execute("query-memory-devices", json!({}))?;
+        let all = devices.as_array().context("no memory devices")?;
+        let second = all.iter().find(|device| device["data"]["id"] == "second");
+        let gpa = second.and_then(|device| device["data"]["addr"].as_u64()).context("no DIMM")?;
+        let shared = machine.shared()?;
+        machine.guest().convert(gpa / PAGE, 1, 0)?;
+        machine.shared_words(gpa, PAGE)?;
+        let now = machine.shared()?;
+        ensure!(now == shared + PAGE, "{now} bytes are shared, {shared} before");
+
+        machine.execute("device_del", json!({ "id": "second" }))?;
+        while machine.event("DEVICE_DELETED")?["device"] != "second" {}
+        let now = machine.shared()?;
+        ensure!(now == shared, "without the DIMM {now} bytes are shared, {shared} before it");
+        machine.execute("device_add", device)?;
+        machine.guest().hold("memory", "after", MIB, 88)?;
+        machine.guest().verify("after", 88)?;
+        machine.guest().release_area("after")
+    })?;
+    // Other cases have one DIMM.
+    give_up(&mut *slot()?)
+}
+
+/// A guest shares a page here and there, so a huge page would be memory for nothing.
+fn shared_page_costs_one_page_where_huge_pages_are_on() -> CaseResult {
+    give_up(&mut *slot()?)?;
+    for policy in ["always", "advise"] {
+        let _huge = pressure::shmem_huge(policy)?;
+        let config = Config::new(Memory::dimm(Kind::BOTH, SMALL));
+        let mut machine = Machine::start(&lab()?, &config)?;
+        machine.boot()?;
+        machine.guest().hold("locked", "one", PAGE, 9)?;
+        let frames = machine.guest().frames("one")?;
+        let frame = *frames.first().context("no frame")?;
+        let shared = machine.shared()?;
+        machine.guest().convert(frame, 1, 0)?;
+        machine.guest().fill("one", 10)?;
+        let grown = machine.shared()? - shared;
+        ensure!(grown == PAGE, "{policy}: {} KiB of shared memory more", grown >> 10);
+        machine.kill()?;
+    }
+    Module::memfile()?.expect_unused()
 }
 
 /// An access goes where the attribute says, so KVM tells QEMU of none. It would if the side that the
@@ -1086,10 +1149,17 @@ fn settings_that_private_memory_cannot_follow_are_refused() -> CaseResult {
         let arguments = ["-object", "thread-context,id=tc", option, &value];
         does_not_start(&lab, &config.clone().with(arguments), why).context(value)?;
     }
+    let vm = ["-object", "sw-protected-vm,id=other,guest-memfd=on,movable=on"];
+    let other = config.clone().with(vm).with(["-machine", "confidential-guest-support=other"]);
+    does_not_start(&lab, &other, "neither movable nor reclaimable")?;
     // Nor does a VM that exists.
     let mut machine = Machine::start(&lab, &config)?;
     let change = json!({ "path": "/objects/vm", "property": "movable", "value": false });
     ensure!(machine.execute("qom-set", change).is_err(), "the VM's memory was movable");
+    let change = json!({ "path": "/objects/ram", "property": "prealloc", "value": true });
+    expect_refusal(&mut machine, "qom-set", change, "may be shared")?;
+    let allocated = machine.private_pages()?;
+    ensure!(allocated == 0, "{allocated} pages were allocated");
     machine.kill()?;
     Module::memfile()?.expect_unused()
 }
