@@ -174,7 +174,7 @@ impl Vcpu {
             rsp: guest::stack_top(self.id),
             r15: self.mailbox,
             rflags: 2,
-            ..Default::default()
+            ..self.fd.get_regs().context("KVM_GET_REGS")?
         };
         self.fd.set_regs(&regs).context("KVM_SET_REGS")?;
         // The program exits once before its first command.
