@@ -35,7 +35,8 @@
  *	registration of the consumer returns.  May sleep.
  * @migrate_folio: move @src to @dst, both locked; called by
  *	memfile_node_migrate_folio(), while no consumer has a page of @src
- *	mapped.  May sleep, does not allocate.
+ *	mapped.  -EAGAIN if anybody else has a reference to @src.  May sleep, does
+ *	not allocate.
  *
  * @lookup and @get_page are mandatory, and are called only while a reference to
  * the file is held: the file's f_op->owner keeps the store's module.
@@ -48,7 +49,9 @@
  * memfile_node_invalidate_end(), and @get_page does not return it any more when
  * the latter is called.  A page that it returned before stays allocated until
  * its reference is released; a consumer that gets it too late does not map
- * it.
+ * it.  As long as a consumer has the reference it may read and write the page, as
+ * KVM does for itself: so nothing but a hole or an error takes the page out of its
+ * file meanwhile, neither a migration nor a way to swap.
  *
  * Three things are fixed for stores of other modules.  Consumers map pages by at
  * most 2 MiB, also those of a larger folio.  No MEMFILE_F_* is inherent in the

@@ -392,7 +392,8 @@ impl Node {
     /// fallocate(2), in bytes. Sleeps, takes the inode lock.
     ///
     /// The store does the work. When it punches a hole, it calls [`Self::invalidate_start`] and
-    /// [`Self::invalidate_end`] around that, once for the whole hole (rule 14). Allocation takes no
+    /// [`Self::invalidate_end`] around that, once for the whole hole (rule 14), unless reclaim takes a
+    /// folio that the hole cuts before it is cut. Allocation takes no
     /// page away; when it fails, shmem removes only pages that are not uptodate, and each page that
     /// a consumer got is uptodate (rule 16, rule 22).
     #[inline(always)]
@@ -411,8 +412,8 @@ impl Node {
         self.allocate(pages, || {
             self.store.fallocate(file, mode, offset, len)?;
             if self.flags().kernel_inaccessible() {
-                // The pages are there. Those that stay in the direct map now leave it one by one
-                // when a consumer gets them; the consumer gets the errors.
+                // The new pages are there, and are zero. Those that stay in the direct map now leave
+                // it one by one when a consumer gets them; the consumer gets the errors.
                 let _ = self.store.hide(pages);
             }
             Ok(())
@@ -463,7 +464,11 @@ impl Node {
         trace::bind(&self.inode, notifier.span().pages());
 
         if hide {
-            self.hide_all().inspect_err(|_| self.unbind(notifier))?;
+            self.hide_all().inspect_err(|_| {
+                self.unbind(notifier);
+                let mut state = self.state.lock();
+                state.claim = state.claim.given_back();
+            })?;
         }
         Ok(())
     }
@@ -559,6 +564,9 @@ impl Node {
             state.touch(&self.store);
         }
         let hide = exclusive && state.flags.kernel_inaccessible() && !state.hidden;
+        if exclusive && !hide {
+            state.claim = state.claim.confirmed();
+        }
 
         file.hold_for(notifier);
         let birth = state.clock.tick();
@@ -591,8 +599,11 @@ impl Node {
         if let Some(pages) = Range::new(0, self.inode.pages()) {
             self.store.hide(pages)?;
         }
-        // Pages that come later are hidden before a consumer gets them.
-        self.state.lock().hidden = true;
+        // Pages that come later are hidden before a consumer gets them, and content that comes back
+        // from swap at once.
+        let mut state = self.state.lock();
+        state.hidden = true;
+        state.claim = state.claim.confirmed();
         Ok(())
     }
 

@@ -12,6 +12,8 @@ pub(crate) enum Claim {
     Anybody,
     /// The first consumer may bind.
     First,
+    /// The first consumer is about to bind, and may fail. Until then it is as with [`Self::Only`].
+    Trying(Option<NonZeroU64>),
     /// Only the consumer of this context may bind.
     Only(Option<NonZeroU64>),
 }
@@ -30,14 +32,30 @@ impl Claim {
     pub(crate) fn admits(self, context: Option<NonZeroU64>) -> bool {
         match self {
             Self::Anybody | Self::First => true,
-            Self::Only(owner) => owner.is_some() && owner == context,
+            Self::Trying(owner) | Self::Only(owner) => owner.is_some() && owner == context,
         }
     }
 
-    /// The claim after a consumer of this context has bound.
+    /// The claim after a consumer of this context has begun to bind.
     pub(crate) fn taken(self, context: Option<NonZeroU64>) -> Self {
         match self {
-            Self::First => Self::Only(context),
+            Self::First => Self::Trying(context),
+            other => other.confirmed(),
+        }
+    }
+
+    /// The claim after one has bound.
+    pub(crate) fn confirmed(self) -> Self {
+        match self {
+            Self::Trying(owner) => Self::Only(owner),
+            other => other,
+        }
+    }
+
+    /// The claim after one has failed to bind: nobody has had the file, if it was the first.
+    pub(crate) fn given_back(self) -> Self {
+        match self {
+            Self::Trying(_) => Self::First,
             other => other,
         }
     }
@@ -65,6 +83,18 @@ mod tests {
         assert!(claim.admits(A));
         assert!(!claim.admits(B) && !claim.admits(None));
         assert!(!claim.taken(B).admits(B));
+    }
+
+    #[test]
+    fn the_first_who_fails_leaves_it_to_anybody() {
+        let claim = Claim::new(true).taken(A);
+        assert!(!claim.admits(B) && !claim.admits(None));
+        assert!(claim.given_back().admits(B));
+        // Not if it has been bound, now or ever.
+        assert!(!claim.confirmed().given_back().admits(B));
+        assert!(!claim.taken(A).given_back().admits(B));
+        assert!(!claim.confirmed().taken(A).given_back().admits(B));
+        assert!(Claim::new(false).taken(A).given_back().admits(B));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use libc::{c_int, c_long, c_void};
 use crate::PAGE;
 use crate::skip::{missing_memfile, skip};
 use crate::uapi::{
-    F_SEAL_AUTO_ALLOCATE, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB, MFD_INACCESSIBLE,
+    F_SEAL_AUTO_ALLOCATE, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB, MFD_INACCESSIBLE, MFD_ONE_VM,
 };
 
 /// An errno.
@@ -157,6 +157,14 @@ pub fn memfile_unsized() -> Result<OwnedFd> {
         Err(Errno::EOPNOTSUPP) => missing_memfile("memfile.ko is not loaded"),
         Err(errno) => bail!("memfd_create(MFD_INACCESSIBLE): {errno}"),
     }
+}
+
+/// An inaccessible memfd of `size` bytes that one VM may bind.
+pub fn memfile_for_one_vm(size: u64) -> Result<OwnedFd> {
+    drop(memfile_unsized()?);
+    let fd = memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE | MFD_ONE_VM).context("MFD_ONE_VM")?;
+    ftruncate(&fd, size).context("set the size of a memfile for one VM")?;
+    Ok(fd)
 }
 
 /// Is this option on in the configuration of the kernel that runs?

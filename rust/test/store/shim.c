@@ -49,6 +49,11 @@ pgoff_t memfile_store_index(struct folio *folio)
 	return folio->index;
 }
 
+int memfile_store_references(struct folio *folio)
+{
+	return folio_ref_count(folio);
+}
+
 /* Both folios have one page. */
 void memfile_store_copy(struct folio *dst, struct folio *src)
 {

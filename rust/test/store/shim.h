@@ -11,6 +11,7 @@ void memfile_store_get_page(struct page *page);
 struct folio *memfile_store_lock(struct page *page, pgoff_t index);
 void memfile_store_unlock(struct folio *folio);
 pgoff_t memfile_store_index(struct folio *folio);
+int memfile_store_references(struct folio *folio);
 void memfile_store_copy(struct folio *dst, struct folio *src);
 int memfile_store_hard_error(unsigned long pfn);
 int memfile_store_pin(unsigned int fd);

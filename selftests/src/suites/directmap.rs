@@ -18,7 +18,7 @@ use crate::pressure::{self, Cgroup, Counts, Failing, Memory, Swap, expect_online
 use crate::support::directmap::{
     Flushes, Hidden, Reader, Splits, direct_map, memory, pfns, populate_hidden,
 };
-use crate::support::inject::{Injector, SHORTAGES};
+use crate::support::inject::{Injector, SHORTAGES, Shortage};
 use crate::support::setup::{
     BOTH, GUEST, HIDDEN, LAYOUTS, MOVABLE, PINNED, RECLAIMABLE, SLOT, Setup, content, vm_with_flags,
 };
@@ -45,6 +45,7 @@ pub static SUITE: Suite = suite!(
         part_beyond_the_end_of_the_file_comes_back,
         content_of_an_earlier_binding_leaves,
         hole_in_a_swapped_huge_page_brings_nothing_into_the_map,
+        fallocate_brings_no_content_into_the_map: 120,
         swapoff_brings_no_content_into_the_map,
         swapoff_without_memory_loses_nothing: 120,
         file_keeps_the_flag_as_long_as_it_has_pages,
@@ -59,6 +60,7 @@ pub static SUITE: Suite = suite!(
         allocation_that_fails_changes_nothing: 120,
         batch_without_memory_is_made_page_by_page: 240,
         binding_that_fails_can_be_repeated: 120,
+        binding_that_fails_does_not_claim_a_file_for_one_vm: 120,
         broken_page_does_not_come_back_with_others,
         page_does_not_move_when_its_block_is_wanted: 240,
         secret_is_nowhere_in_memory: 400,
@@ -445,6 +447,26 @@ fn swapoff_without_memory_loses_nothing() -> CaseResult {
     hidden.expect(0, "the VM is gone")
 }
 
+/// It fails for memory at any place, and has brought pages back from swap before.
+fn fallocate_brings_no_content_into_the_map() -> CaseResult {
+    lock_own_memory()?;
+    let memory = memory()?;
+    let _pages = pressure::base_pages()?;
+    let injector = Injector::new()?;
+    let swap = Swap::on(16 * MIB)?;
+    let hidden = Hidden::now()?;
+    let (_cgroup, mut s) = swapped_out_before(&swap, &hidden)?;
+    let call = |s: &mut Setup| allocate(&s.fd, 0, SIZE);
+    injector.sweep_that_fails("fallocate", &mut s, call, |s, _| {
+        hidden.expect(s.resident()?, "what is in memory")
+    })?;
+    hidden.expect(PAGES, "all came back, untouched")?;
+    s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
+    memory.expect_all(&pfns(&s)?, false, "after fallocate")?;
+    drop(s);
+    hidden.expect(0, "the VM is gone")
+}
+
 fn file_keeps_the_flag_as_long_as_it_has_pages() -> CaseResult {
     let _pages = pressure::base_pages()?;
     let memory = memory()?;
@@ -702,6 +724,34 @@ fn allocation_that_fails_changes_nothing() -> CaseResult {
         return skip("the direct map has no large entries here");
     }
     ensure!(failed > 0, "no allocation was needed");
+    Ok(())
+}
+
+/// Nobody has had the file, so anybody may try.
+fn binding_that_fails_does_not_claim_a_file_for_one_vm() -> CaseResult {
+    let injector = Injector::new()?;
+    let span = Span::same(0, PAGES);
+    let mut failures = 0;
+    for n in 1.. {
+        let fd = memfile_for_one_vm(SIZE)?;
+        allocate(&fd, 0, SIZE).context("fallocate")?;
+        let first = Consumer::new()?;
+        let bind = || first.bind(&fd, Mode::Mapper(HIDDEN), span);
+        let (result, failed) = injector.call(Shortage::Once, n, bind, |result| result.is_err())?;
+        if result.is_err() {
+            failures += 1;
+            expect_errno("bind", result, &[Errno::ENOMEM])?;
+            first.bind(&fd, Mode::Mapper(HIDDEN), span).context("the next attempt")?;
+        }
+        first.unbind()?;
+        let other = Consumer::new()?.bind(&fd, Mode::Mapper(HIDDEN), span);
+        expect_errno("another consumer, once it was bound", other, &[Errno::EPERM])?;
+        if !failed {
+            break;
+        }
+    }
+    println!("{failures} attempts failed");
+    ensure!(failures > 0, "none has failed");
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use crate::consumer::{Consumer, Mode, Span};
 use crate::guest::Command;
 use crate::ktap::{CaseResult, Suite};
 use crate::mem::{self, counter};
@@ -41,6 +42,7 @@ pub static SUITES: &[Suite] = &[
             hole_between_allocated_pages_needs_no_memory,
             hole_in_a_huge_page_needs_no_memory,
             hole_that_cannot_read_what_it_cuts_changes_nothing,
+            hole_that_reclaim_overtakes_leaves_no_content,
             binding_that_fails_changes_nothing,
             deletion_that_fails_changes_nothing,
             conversion_that_fails_changes_nothing,
@@ -391,6 +393,57 @@ fn hole_that_cannot_read_what_it_cuts_changes_nothing(_on: &'static Backend) -> 
         s.vcpu.verify_pages(gpa, at, GUEST)?;
         s.vcpu.verify_pages(gpa + at, len, Pattern::ZERO)?;
         s.vcpu.verify_pages(gpa + at + len, HUGE - at - len, GUEST)?;
+    }
+    Ok(())
+}
+
+/// Reclaim takes the huge page that the hole cuts when consumers have been told, and before it is cut.
+fn hole_that_reclaim_overtakes_leaves_no_content(_on: &'static Backend) -> CaseResult {
+    const LEN: u64 = 100 * PAGE;
+    lock_own_memory()?;
+    let _policy = shmem_huge("always")?;
+    let swap = Swap::on(16 * MIB)?;
+    let cgroup = Cgroup::enter()?;
+    for has_memory in [true, false] {
+        let mut s = Setup::with_flags(RECLAIMABLE, 2 * HUGE)?;
+        let gpa = s.slot.gpa + HUGE;
+        s.vcpu.fill(gpa, HUGE, GUEST)?;
+        // It knows nothing of the huge page, so it holds up the hole alone.
+        let beside = Span::same(HUGE / PAGE - 1, 1);
+        let observer = Consumer::bound(&s.fd, Mode::Observer, beside)?;
+        observer.block(true)?;
+        let hole = thread::scope(|scope| -> Result<_> {
+            let hole = scope.spawn(|| -> Result<_> {
+                let failing = if has_memory { None } else { Some(Failing::pages(100, 1000)?) };
+                let result = punch(&s.fd, HUGE - PAGE, LEN + PAGE);
+                drop(failing);
+                Ok(result)
+            });
+            let meanwhile = || -> CaseResult {
+                observer.wait_until_called()?;
+                let counts = Counts::now()?;
+                s.swap_out(&cgroup, HUGE)?;
+                cgroup.forget(HUGE)?;
+                counts.expect_grown(&["thp_swpout"], 1)?;
+                swap.expect_used(HUGE, "the huge page is in swap")
+            };
+            let result = meanwhile();
+            observer.block(false)?;
+            let hole = hole.join().map_err(|_| anyhow!("the thread panicked"))?;
+            result.and(hole)
+        })?;
+        let mut left = GUEST;
+        if has_memory {
+            hole.context("punch")?;
+            left = Pattern::ZERO;
+        } else {
+            expect_errno("punch", hole, &[Errno::ENOMEM])?;
+        }
+        s.vcpu.verify_pages(gpa, LEN, left)?;
+        s.vcpu.verify_pages(gpa + LEN, HUGE - LEN, GUEST)?;
+        punch(&s.fd, HUGE - PAGE, LEN + PAGE).context("once there is memory")?;
+        s.vcpu.verify_pages(gpa, LEN, Pattern::ZERO)?;
+        s.vcpu.verify_pages(gpa + LEN, HUGE - LEN, GUEST)?;
     }
     Ok(())
 }

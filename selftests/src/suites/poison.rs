@@ -602,6 +602,7 @@ fn broken_page_that_swap_could_not_take_is_lost(_: &'static Backend) -> CaseResu
     let (result, left) = s.vcpu.raw_pre_fault(gpa, SMALL);
     expect_errno("pre-fault", result, &[Errno::EHWPOISON])?;
     ensure!(left == SMALL - SMALL_BROKEN, "{left:#x} bytes are left");
+    expect_errno("fallocate", allocate(&s.fd, 0, SMALL), &[Errno::EHWPOISON])?;
     stranded.expect_lost("after pre-fault")?;
     stranded.expect_replaced()
 }

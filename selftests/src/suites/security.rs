@@ -3,7 +3,7 @@
 //! The suites `access` and `property` test access through the file itself.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -58,15 +58,8 @@ fn another_vm_gets_the_content_through_the_descriptor() -> CaseResult {
     s.vcpu.verify(s.slot.gpa, s.slot.size, GUEST)
 }
 
-fn one_vm_file() -> Result<OwnedFd> {
-    drop(memfile_unsized()?);
-    let fd = memfd_create(MFD_CLOEXEC | MFD_INACCESSIBLE | MFD_ONE_VM).context("MFD_ONE_VM")?;
-    ftruncate(&fd, SIZE + HUGE)?;
-    Ok(fd)
-}
-
 fn file_for_one_vm_is_refused_to_all_others() -> CaseResult {
-    let fd = one_vm_file()?;
+    let fd = memfile_for_one_vm(SIZE + HUGE)?;
     let first = Setup::on_file(Vm::protected()?, Private::Memfile, fd, SIZE, LAYOUTS[0])?;
     let fd = first.fd.try_clone()?;
     let other = Vm::protected()?;
@@ -88,7 +81,7 @@ fn file_for_one_vm_is_refused_to_all_others() -> CaseResult {
 }
 
 fn file_for_one_vm_is_that_of_the_vm_that_bound_it() -> CaseResult {
-    let fd = one_vm_file()?;
+    let fd = memfile_for_one_vm(SIZE + HUGE)?;
     let mut s = Setup::on_file(Vm::protected()?, Private::Memfile, fd, SIZE, LAYOUTS[0])?;
     s.fill_both()?;
     for _ in 0..3 {

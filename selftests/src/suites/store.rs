@@ -36,6 +36,7 @@ pub static SUITE: Suite = suite!(
         memory_comes_back,
         gets_the_flags_that_consumers_want,
         pages_migrate_unless_they_are_pinned,
+        page_that_a_consumer_uses_does_not_migrate,
         consumer_is_asked_before_swap_and_notified_of_it,
         broken_page_is_lost_until_it_is_punched,
         error_that_no_consumer_knows_is_eio,
@@ -289,6 +290,19 @@ fn pages_migrate_unless_they_are_pinned() -> CaseResult {
         expect_errno("a hole", hole, &[Errno::ENOENT])?;
     }
     Ok(())
+}
+
+/// KVM writes to a page to which it has a reference, of which no mapping tells.
+fn page_that_a_consumer_uses_does_not_migrate() -> CaseResult {
+    let stores = Stores::new()?;
+    let file = stores.file()?;
+    let user = Consumer::bound(&file, Mode::Mapper(MOVABLE), ALL)?;
+    let page = user.hold(5).context("hold")?;
+    expect_errno("a page that is used", store::migrate(&file, 5), &[Errno::EAGAIN])?;
+    let again = user.get(5).context("get")?;
+    ensure!(again.pfn == page.pfn, "the page is at {:#x}, not at {:#x}", again.pfn, page.pfn);
+    // The end of an invalidation ends its use: here it is that of the attempt.
+    store::migrate(&file, 5).context("a page that nobody uses")
 }
 
 fn consumer_is_asked_before_swap_and_notified_of_it() -> CaseResult {
