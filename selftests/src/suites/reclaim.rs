@@ -194,7 +194,7 @@ fn unreadable_page_is_eio_until_it_is_punched() -> CaseResult {
     expect_errno("a pre-fault", s.vcpu.raw_pre_fault(gpa, PAGE).0, &[Errno::EIO])?;
     expect_errno("fallocate", allocate(&s.fd, 0, SIZE), &[Errno::EIO])?;
     punch(&s.fd, 0, PAGE).context("punch")?;
-    allocate(&s.fd, 0, SIZE).context("fallocate, without the page")?;
+    allocate(&s.fd, 0, PAGE).context("fallocate of a page in its place")?;
     let exit = s.vcpu.run()?;
     ensure!(exit == Exit::Done && s.vcpu.result(0) == 0, "{exit:x?}");
     s.vcpu.verify(gpa, PAGE, Pattern::ZERO)

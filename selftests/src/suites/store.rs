@@ -297,11 +297,19 @@ fn page_that_a_consumer_uses_does_not_migrate() -> CaseResult {
     let stores = Stores::new()?;
     let file = stores.file()?;
     let user = Consumer::bound(&file, Mode::Mapper(MOVABLE), ALL)?;
-    let page = user.hold(5).context("hold")?;
-    expect_errno("a page that is used", store::migrate(&file, 5), &[Errno::EAGAIN])?;
-    let again = user.get(5).context("get")?;
-    ensure!(again.pfn == page.pfn, "the page is at {:#x}, not at {:#x}", again.pfn, page.pfn);
-    // The end of an invalidation ends its use: here it is that of the attempt.
+    let given = mem::counter("get_pfn")?;
+    let (used, attempt) = thread::scope(|scope| -> Result<_> {
+        // Until the end of the invalidation that is the attempt's.
+        let use_it = scope.spawn(|| user.hold(5));
+        while mem::counter("get_pfn")? == given && !use_it.is_finished() {
+            thread::yield_now();
+        }
+        let attempt = store::migrate(&file, 5);
+        Ok((use_it.join().map_err(|_| anyhow!("the thread panicked"))?, attempt))
+    })?;
+    expect_errno("a page that is used", attempt, &[Errno::EAGAIN])?;
+    let (used, now) = (used.context("hold")?, user.get(5).context("get")?);
+    ensure!(now.pfn == used.pfn, "the page is at {:#x}, not at {:#x}", now.pfn, used.pfn);
     store::migrate(&file, 5).context("a page that nobody uses")
 }
 
