@@ -33,6 +33,8 @@ pub static SUITE: Suite = suite!(
     [
         // First, because it wants entries of the direct map that are whole.
         page_that_cannot_leave_the_map_is_not_given_out: 240,
+        // Likewise.
+        binding_that_fails_does_not_claim_a_file_for_one_vm: 120,
         page_is_there_without_the_flag,
         page_is_not_there_whatever_made_it,
         kcore_does_not_have_the_content,
@@ -60,7 +62,6 @@ pub static SUITE: Suite = suite!(
         allocation_that_fails_changes_nothing: 120,
         batch_without_memory_is_made_page_by_page: 240,
         binding_that_fails_can_be_repeated: 120,
-        binding_that_fails_does_not_claim_a_file_for_one_vm: 120,
         broken_page_does_not_come_back_with_others,
         page_does_not_move_when_its_block_is_wanted: 240,
         secret_is_nowhere_in_memory: 400,
@@ -439,7 +440,9 @@ fn swapoff_without_memory_loses_nothing() -> CaseResult {
     let (_cgroup, mut s) = swapped_out_before(&swap, &hidden)?;
     let device = CString::new(swap.device())?;
     let off = |swap: &mut Swap| swap.raw_off(&device);
-    injector.sweep_that_fails("swapoff", &mut swap, off, |_, _| Ok(()))?;
+    injector.sweep_that_fails("swapoff", &mut swap, off, |_, _| {
+        hidden.expect(s.resident()?, "what has come back, untouched")
+    })?;
     s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
     hidden.expect(PAGES, "all came back, and were touched")?;
     memory.expect_all(&pfns(&s)?, false, "after swapoff")?;
@@ -447,19 +450,23 @@ fn swapoff_without_memory_loses_nothing() -> CaseResult {
     hidden.expect(0, "the VM is gone")
 }
 
-/// It fails for memory at any place, and has brought pages back from swap before.
+/// It fails half-way, and has brought pages back from swap before.
 fn fallocate_brings_no_content_into_the_map() -> CaseResult {
     lock_own_memory()?;
     let memory = memory()?;
     let _pages = pressure::base_pages()?;
-    let injector = Injector::new()?;
     let swap = Swap::on(16 * MIB)?;
     let hidden = Hidden::now()?;
     let (_cgroup, mut s) = swapped_out_before(&swap, &hidden)?;
-    let call = |s: &mut Setup| allocate(&s.fd, 0, SIZE);
-    injector.sweep_that_fails("fallocate", &mut s, call, |s, _| {
-        hidden.expect(s.resident()?, "what is in memory")
-    })?;
+    let failing = Failing::after_pages(PAGES / 2)?;
+    let result = allocate(&s.fd, 0, SIZE);
+    drop(failing);
+    expect_errno("fallocate", result, &[Errno::ENOMEM])?;
+    let read = s.resident()?;
+    println!("{read} pages are in memory");
+    ensure!(read > 0 && read < PAGES, "it did not fail half-way");
+    hidden.expect(read, "what has come back, untouched")?;
+    allocate(&s.fd, 0, SIZE).context("fallocate, with memory")?;
     hidden.expect(PAGES, "all came back, untouched")?;
     s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
     memory.expect_all(&pfns(&s)?, false, "after fallocate")?;
@@ -729,30 +736,34 @@ fn allocation_that_fails_changes_nothing() -> CaseResult {
 
 /// Nobody has had the file, so anybody may try.
 fn binding_that_fails_does_not_claim_a_file_for_one_vm() -> CaseResult {
+    let _huge = pressure::shmem_huge("always")?;
     let injector = Injector::new()?;
+    let splits = Splits::now()?;
     let span = Span::same(0, PAGES);
-    let mut failures = 0;
-    for n in 1.. {
+    // The pages of each stay, so that the next one gets whole entries of the direct map.
+    let mut files = Vec::new();
+    let mut refused = 0;
+    for n in 1..100 {
         let fd = memfile_for_one_vm(SIZE)?;
         allocate(&fd, 0, SIZE).context("fallocate")?;
-        let first = Consumer::new()?;
+        let (first, begun) = (Consumer::new()?, mem::counter("bind")?);
         let bind = || first.bind(&fd, Mode::Mapper(HIDDEN), span);
         let (result, failed) = injector.call(Shortage::Once, n, bind, |result| result.is_err())?;
         if result.is_err() {
-            failures += 1;
             expect_errno("bind", result, &[Errno::ENOMEM])?;
+            // It had begun, and could not hide the pages.
+            refused += u32::from(mem::counter("bind")? > begun);
             first.bind(&fd, Mode::Mapper(HIDDEN), span).context("the next attempt")?;
         }
         first.unbind()?;
         let other = Consumer::new()?.bind(&fd, Mode::Mapper(HIDDEN), span);
         expect_errno("another consumer, once it was bound", other, &[Errno::EPERM])?;
+        files.push(fd);
         if !failed {
             break;
         }
     }
-    println!("{failures} attempts failed");
-    ensure!(failures > 0, "none has failed");
-    Ok(())
+    splits.expect_failures(refused)
 }
 
 fn binding_that_fails_can_be_repeated() -> CaseResult {
