@@ -433,21 +433,25 @@ fn swapoff_brings_no_content_into_the_map() -> CaseResult {
 fn swapoff_without_memory_loses_nothing() -> CaseResult {
     lock_own_memory()?;
     let memory = memory()?;
-    let _pages = pressure::base_pages()?;
     let injector = Injector::new()?;
-    let mut swap = Swap::on(16 * MIB)?;
-    let hidden = Hidden::now()?;
-    let (_cgroup, mut s) = swapped_out_before(&swap, &hidden)?;
-    let device = CString::new(swap.device())?;
-    let off = |swap: &mut Swap| swap.raw_off(&device);
-    injector.sweep_that_fails("swapoff", &mut swap, off, |_, _| {
-        hidden.expect(s.resident()?, "what has come back, untouched")
-    })?;
-    s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
-    hidden.expect(PAGES, "all came back, and were touched")?;
-    memory.expect_all(&pfns(&s)?, false, "after swapoff")?;
-    drop(s);
-    hidden.expect(0, "the VM is gone")
+    for huge in ["never", "always"] {
+        let _huge = pressure::shmem_huge(huge)?;
+        let mut swap = Swap::on(16 * MIB)?;
+        let (hidden, splits) = (Hidden::now()?, Splits::now()?);
+        let (_cgroup, mut s) = swapped_out_before(&swap, &hidden)?;
+        let device = CString::new(swap.device())?;
+        let off = |swap: &mut Swap| swap.raw_off(&device);
+        injector.sweep_that_fails("swapoff", &mut swap, off, |_, _| {
+            hidden.expect(s.resident()?, "what has come back, untouched")
+        })?;
+        println!("huge pages {huge}: {} splits", splits.since()?);
+        hidden.expect(PAGES, "all came back, untouched")?;
+        s.vcpu.verify(s.slot.gpa, SIZE, GUEST)?;
+        memory.expect_all(&pfns(&s)?, false, "after swapoff")?;
+        drop(s);
+        hidden.expect(0, "the VM is gone")?;
+    }
+    Ok(())
 }
 
 /// It fails half-way, and has brought pages back from swap before.
@@ -740,15 +744,17 @@ fn binding_that_fails_does_not_claim_a_file_for_one_vm() -> CaseResult {
     let injector = Injector::new()?;
     let splits = Splits::now()?;
     let span = Span::same(0, PAGES);
-    // The pages of each stay, so that the next one gets whole entries of the direct map.
+    /// The allocation of a binding that splits an entry of the direct map.
+    const SPLIT: u32 = 2;
+    // The pages of each stay, so that the next one gets whole entries of the direct map some time.
     let mut files = Vec::new();
     let mut refused = 0;
-    for n in 1..100 {
+    while refused == 0 && files.len() < 24 {
         let fd = memfile_for_one_vm(SIZE)?;
         allocate(&fd, 0, SIZE).context("fallocate")?;
         let (first, begun) = (Consumer::new()?, mem::counter("bind")?);
         let bind = || first.bind(&fd, Mode::Mapper(HIDDEN), span);
-        let (result, failed) = injector.call(Shortage::Once, n, bind, |result| result.is_err())?;
+        let (result, _) = injector.call(Shortage::Once, SPLIT, bind, |result| result.is_err())?;
         if result.is_err() {
             expect_errno("bind", result, &[Errno::ENOMEM])?;
             // It had begun, and could not hide the pages.
@@ -759,9 +765,6 @@ fn binding_that_fails_does_not_claim_a_file_for_one_vm() -> CaseResult {
         let other = Consumer::new()?.bind(&fd, Mode::Mapper(HIDDEN), span);
         expect_errno("another consumer, once it was bound", other, &[Errno::EPERM])?;
         files.push(fd);
-        if !failed {
-            break;
-        }
     }
     splits.expect_failures(refused)
 }
