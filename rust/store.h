@@ -35,8 +35,8 @@
  *	registration of the consumer returns.  May sleep.
  * @migrate_folio: move @src to @dst, both locked; called by
  *	memfile_node_migrate_folio(), while no consumer has a page of @src
- *	mapped.  -EAGAIN if anybody else has a reference to @src.  May sleep, does
- *	not allocate.
+ *	mapped.  -EAGAIN if anybody else has a reference to @src; @get_page makes
+ *	none while this is decided.  May sleep, does not allocate.
  *
  * @lookup and @get_page are mandatory, and are called only while a reference to
  * the file is held: the file's f_op->owner keeps the store's module.

@@ -224,9 +224,11 @@ impl Session {
         let binding = binding.as_ref().ok_or(EINVAL)?;
         match cmd {
             GET | HOLD => {
+                // One may end as soon as others can see that there is a page.
+                let ends = self.log.ends();
                 let page = binding.get_pfn(frame)?;
                 if cmd == HOLD {
-                    self.log.wait_for_end()?;
+                    self.log.wait_for_end(ends)?;
                 }
                 Ok([frame, page.pfn(), u64::from(page.order())])
             }

@@ -108,10 +108,14 @@ impl Log {
         self.changed.notify_all();
     }
 
-    /// Waits for the next invalidation to end. `EINTR` if a signal comes first.
-    pub(crate) fn wait_for_end(&self) -> Result {
+    /// How many invalidations have ended.
+    pub(crate) fn ends(&self) -> u64 {
+        self.state.lock().ends()
+    }
+
+    /// Waits until more than `before` invalidations have ended. `EINTR` if a signal comes first.
+    pub(crate) fn wait_for_end(&self, before: u64) -> Result {
         let mut state = self.state.lock();
-        let before = state.ends();
         while state.ends() == before {
             if self.changed.wait_interruptible(&mut state) {
                 return Err(EINTR);

@@ -505,13 +505,14 @@ unsafe extern "C" fn migrate_folio(
         let (body, index) = unsafe { (body((*mapping).host), bindings::memfile_store_index(src)) };
         // A folio of one page is where its page is.
         let is_it = |from: &Page, to: &Page| {
-            core::ptr::addr_eq(from.as_ptr(), src) && core::ptr::addr_eq(to.as_ptr(), dst)
+            // SAFETY: By the safety requirements of this function.
+            let references = unsafe { bindings::memfile_store_references(src) };
+            // Ours and that of `Body::migrate()`: a consumer that has one may write to the page. It
+            // gets none now.
+            core::ptr::addr_eq(from.as_ptr(), src)
+                && core::ptr::addr_eq(to.as_ptr(), dst)
+                && references == 2
         };
-        // Ours and that of `Body::migrate()`: a consumer that has one may write to the page.
-        // SAFETY: By the safety requirements of this function.
-        if unsafe { bindings::memfile_store_references(src) } != 2 {
-            return Err(EAGAIN);
-        }
         // SAFETY: By the safety requirements of this function.
         let copy = || unsafe { bindings::memfile_store_copy(dst, src) };
         body.memory.succeed(index, is_it, copy)?;

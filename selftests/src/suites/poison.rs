@@ -109,8 +109,9 @@ fn break_frame(on: &Backend, pfn: u64) -> Result<Broken> {
         Private::Memfile => Some(Counts::now()?),
         Private::GuestMemfd => None,
     };
-    on.works("injected memory error", pressure::raw_poison(pfn)?)?;
+    let result = pressure::raw_poison(pfn)?;
     let frame = Broken(pfn);
+    on.works("injected memory error", result)?;
     if let Some(counts) = counts {
         counts.expect_grown(&["memfile.poison", "memfile.invalidate"], 1)?;
     }
