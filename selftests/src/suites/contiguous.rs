@@ -49,6 +49,7 @@ pub static SUITE: Suite = suite!(
         movable_pages_of_hugetlbfs_leave_the_area,
         pinned_pages_of_hugetlbfs_are_never_in_the_area,
         gigantic_page_of_the_area_is_for_movable_memory: 300,
+        broken_part_of_a_huge_page_is_not_copied,
     ]
 );
 
@@ -497,7 +498,7 @@ fn gigantic_page_of_the_area_is_for_movable_memory() -> CaseResult {
     let area = Area::find()?;
     empty(&area)?;
     let pool = Pool::of(GIB)?;
-    let _filled = pool.fill(1)?;
+    let filled = pool.fill(1)?;
     let mut guest = Guest::new(PINNED, GIB, 1)?;
     let exit = guest.vcpu.start(Command::Store, &[guest.gpa, 7])?;
     let empty = matches!(exit, Exit::MemoryFault { errno: Errno::ENOSPC, .. });
@@ -510,5 +511,47 @@ fn gigantic_page_of_the_area_is_for_movable_memory() -> CaseResult {
     pool.expect_used(1, "for a movable file")?;
     let frame = *frames_of(&guest)?.get(&0).context("the page has no frame")?;
     ensure!(area.holds(frame.pfn), "the page is not in the area: {frame:x?}");
+    drop((guest, filled));
+
+    // Nor one that the pool may take from there when it needs it.
+    let _more = pool.overcommit(1)?;
+    let mut guest = Guest::new(PINNED, GIB, 1)?;
+    let exit = guest.vcpu.start(Command::Store, &[guest.gpa, 7])?;
+    let none = matches!(exit, Exit::MemoryFault { errno: Errno::ENOSPC, .. });
+    ensure!(none, "a pinned file got a page from the area: {exit:x?}");
+    drop(guest);
+    let mut guest = Guest::new(MOVABLE, GIB, 1)?;
+    guest.vcpu.store(guest.gpa, 7)?;
+    let frame = *frames_of(&guest)?.get(&0).context("the page has no frame")?;
+    ensure!(area.holds(frame.pfn), "the new page is not in the area: {frame:x?}");
     Ok(())
+}
+
+/// The kernel would read it to copy it; with an error that is injected the guest would get it back.
+fn broken_part_of_a_huge_page_is_not_copied() -> CaseResult {
+    const BROKEN: u64 = 37 * PAGE;
+    let area = Area::find()?;
+    let _huge = shmem_huge("always")?;
+    let (mut s, before) = guest_inside(&area, MOVABLE, SIZE)?;
+    let gpa = s.slot.gpa;
+    let frame = *before.get(&BROKEN).context("no frame")?;
+    ensure!(frame.order > 0 && area.holds(frame.pfn), "it is not in a huge page of the area");
+    let mut work = || -> CaseResult {
+        let counts = Counts::now()?;
+        let failing = Failing::splits()?;
+        let noted = pressure::raw_poison(frame.pfn)?;
+        drop(failing);
+        println!("poison: {noted:?}");
+        counts.expect_grown(&["thp_split_page_failed", "memfile.poison"], 1)?;
+        s.vcpu.expect_lost(gpa + BROKEN)?;
+        let taken = area.raw_take().map(drop);
+        ensure!(taken.is_err(), "the area is free, and had a broken page");
+        s.vcpu.expect_lost(gpa + BROKEN)?;
+        s.vcpu.verify_pages(gpa, BROKEN, GUEST)?;
+        s.vcpu.verify_pages(gpa + BROKEN + PAGE, SIZE - BROKEN - PAGE, GUEST)
+    };
+    let result = work();
+    drop(s);
+    pressure::unpoison(frame.pfn)?;
+    result
 }

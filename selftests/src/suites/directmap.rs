@@ -744,17 +744,18 @@ fn binding_that_fails_does_not_claim_a_file_for_one_vm() -> CaseResult {
     let injector = Injector::new()?;
     let splits = Splits::now()?;
     let span = Span::same(0, PAGES);
-    /// The allocation of a binding that splits an entry of the direct map.
-    const SPLIT: u32 = 2;
+    /// One of the first allocations of a binding splits an entry of the direct map.
+    const FIRST: usize = 8;
     // The pages of each stay, so that the next one gets whole entries of the direct map some time.
     let mut files = Vec::new();
     let mut refused = 0;
-    while refused == 0 && files.len() < 24 {
+    while refused == 0 && files.len() < 3 * FIRST {
+        let n = 1 + (files.len() % FIRST) as u32;
         let fd = memfile_for_one_vm(SIZE)?;
         allocate(&fd, 0, SIZE).context("fallocate")?;
         let (first, begun) = (Consumer::new()?, mem::counter("bind")?);
         let bind = || first.bind(&fd, Mode::Mapper(HIDDEN), span);
-        let (result, _) = injector.call(Shortage::Once, SPLIT, bind, |result| result.is_err())?;
+        let (result, _) = injector.call(Shortage::Once, n, bind, |result| result.is_err())?;
         if result.is_err() {
             expect_errno("bind", result, &[Errno::ENOMEM])?;
             // It had begun, and could not hide the pages.
